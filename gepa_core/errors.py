@@ -1,0 +1,33 @@
+"""The errors a user can cause or meet. Everything else is a bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """Bad input. The message says what is wrong, where (file, line or key), and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration value, or a combination of values, is not allowed."""
+
+
+class DataError(UserError):
+    """Shards, tokenizer or text are missing, corrupt, or do not fit each other."""
+
+
+class ArtifactError(UserError):
+    """A compressed model is corrupt, foreign, or does not fit the configuration."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, truncated or altered."""
+
+
+class DivergedError(Exception):
+    """The loss or the weights are no longer finite: the run's result, not a fault of the machine."""
+
+    def __init__(self, step: int, what: str = "training loss") -> None:
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step = step
+        self.what = what
+
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, str]]:
+        return type(self), (self.step, self.what)
