@@ -1,0 +1,262 @@
+"""What a launch needs of its data: where it lies, and the fingerprints that enter a run's identity.
+
+A prepared (or fetched) folder holds shards, a tokenizer and manifest.json with the SHA-256 of each file, made when
+the folder was. Opening one checks names, sizes, headers and the manifest's consistency, but reads no token;
+`verify` rehashes. Bare glob patterns work too: without a manifest, shards are hashed once and the digests kept
+beside them in .fingerprints.json, keyed by size and modification time.
+"""
+
+import contextlib
+import glob
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gepa_core.config import DataConfig, DataPaths
+from gepa_core.data.shards import Shard, ShardSet, check_vocab, combine, file_sha256, open_shards
+from gepa_core.data.tokenizer import load_tokenizer
+from gepa_core.errors import DataError
+
+MANIFEST = "manifest.json"
+FORMAT = "gepa-sweeps data"
+FORMAT_VERSION = 1
+CACHE = ".fingerprints.json"
+SPLITS = ("train", "val")
+LAUNCH_SAMPLE_TOKENS = 65_536
+"""Tokens looked at per training shard when a run starts; all of validation is looked at."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A train and a validation shard set with their tokenizer, opened and checked."""
+
+    paths: DataPaths
+    config: DataConfig
+    train: ShardSet
+    val: ShardSet
+    manifest: Mapping[str, Any] | None
+    """The manifest of a prepared folder; None for bare patterns."""
+
+    @property
+    def val_text(self) -> Mapping[str, int] | None:
+        """Of the validation text, if the manifest knows: text_bytes, zstd_22_bytes, xz_9e_bytes."""
+        split = (self.manifest or {}).get("val", {})
+        known = {key: split.get(key) for key in ("text_bytes", "zstd_22_bytes", "xz_9e_bytes")}
+        return known if all(isinstance(n, int) for n in known.values()) else None
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """manifest.json of a prepared folder. Raises DataError if it is missing, unreadable or inconsistent."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        what = (
+            "is not a prepared data folder (no manifest.json)" if path.parent.is_dir() else "does not exist"
+        )
+        raise DataError(
+            f"{folder}: {what}; make it with "
+            f"`python -m gepa_core.data prepare TEXT... --out {folder}` from any .txt, .jsonl or .parquet"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["version"] != FORMAT_VERSION:
+            raise DataError(f"{path}: not a manifest of format {FORMAT!r}, version {FORMAT_VERSION}")
+        for name in SPLITS:
+            split = manifest[name]
+            digests = [entry["sha256"] for entry in split["files"]]
+            if split["fingerprint"] != combine(digests):
+                raise DataError(
+                    f"{path}: the {name} fingerprint does not follow from its files' SHA-256; altered"
+                )
+            if split["tokens"] != sum(entry["tokens"] for entry in split["files"]):
+                raise DataError(f"{path}: the {name} token count is not the sum of its files'; altered")
+        tokenizer = manifest["tokenizer"]
+        for name in (tokenizer["file"], *(e["name"] for s in SPLITS for e in manifest[s]["files"])):
+            if Path(name).name != name:
+                raise DataError(f"{path}: {name!r} does not lie in the folder")
+        bytes.fromhex(tokenizer["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: unreadable manifest ({type(error).__name__}: {error}); prepare it again"
+        ) from error
+    return dict(manifest)
+
+
+def open_folder(folder: str | Path) -> Dataset:
+    """Opens a prepared folder; checks file names, sizes and headers against its manifest.
+
+    Raises DataError naming the file at fault.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    sets = {name: _open_split(folder, manifest, name) for name in SPLITS}
+    tokenizer = folder / manifest["tokenizer"]["file"]
+    digest = file_sha256(tokenizer)
+    if digest != manifest["tokenizer"]["sha256"]:
+        raise DataError(
+            f"{tokenizer}: not the tokenizer the shards were made with (SHA-256 differs from {MANIFEST})"
+        )
+    return Dataset(
+        paths=DataPaths(
+            train=_pattern(folder, manifest, "train"),
+            val=_pattern(folder, manifest, "val"),
+            tokenizer=str(tokenizer),
+        ),
+        config=DataConfig(
+            train=manifest["train"]["fingerprint"],
+            val=manifest["val"]["fingerprint"],
+            tokenizer=f"sha256:{digest}",
+        ),
+        train=sets["train"],
+        val=sets["val"],
+        manifest=manifest,
+    )
+
+
+def _pattern(folder: Path, manifest: Mapping[str, Any], split: str) -> str:
+    return str(Path(glob.escape(str(folder))) / manifest[split]["pattern"])
+
+
+def _open_split(folder: Path, manifest: Mapping[str, Any], split: str) -> ShardSet:
+    shards = open_shards(_pattern(folder, manifest, split))
+    listed = {entry["name"]: entry["tokens"] for entry in manifest[split]["files"]}
+    present = {shard.path.name: shard.tokens for shard in shards.shards}
+    for name in sorted(listed.keys() | present.keys()):
+        path = folder / name
+        if name not in present:
+            raise DataError(f"{path}: listed in {MANIFEST} but missing")
+        if name not in listed:
+            raise DataError(f"{path}: lies in the folder but is not listed in {MANIFEST}")
+        if listed[name] != present[name]:
+            raise DataError(f"{path}: {present[name]} tokens, {MANIFEST} says {listed[name]}")
+    return shards
+
+
+def open_patterns(train: str, val: str, tokenizer: str) -> Dataset:
+    """Opens bare shard sets by glob pattern. Hashes them if no manifest or cache beside them knows their digests.
+
+    Raises DataError naming the file at fault.
+    """
+    train_set, val_set = open_shards(train), open_shards(val)
+    load_tokenizer(tokenizer)
+    return Dataset(
+        paths=DataPaths(train=train, val=val, tokenizer=tokenizer),
+        config=DataConfig(
+            train=cached_fingerprint(train_set),
+            val=cached_fingerprint(val_set),
+            tokenizer=f"sha256:{file_sha256(Path(tokenizer))}",
+        ),
+        train=train_set,
+        val=val_set,
+        manifest=None,
+    )
+
+
+def cached_fingerprint(shards: ShardSet) -> str:
+    """Fingerprint of a shard set from manifest.json or .fingerprints.json beside the files, else by hashing.
+
+    A cached digest counts while size and modification time stand; where the folder is read-only, files are
+    hashed at each call.
+    """
+    by_folder: dict[Path, list[Shard]] = {}
+    for shard in shards.shards:
+        by_folder.setdefault(shard.path.parent, []).append(shard)
+    digests: dict[Path, str] = {}
+    for folder, members in by_folder.items():
+        digests |= _folder_digests(folder, members)
+    return combine(digests[path] for path in shards.paths)
+
+
+def _folder_digests(folder: Path, shards: list[Shard]) -> dict[Path, str]:
+    listed: dict[str, tuple[int, str]] = {}
+    if (folder / MANIFEST).is_file():
+        with contextlib.suppress(DataError):  # some other program's manifest.json
+            manifest = read_manifest(folder)
+            listed = {e["name"]: (e["tokens"], e["sha256"]) for s in SPLITS for e in manifest[s]["files"]}
+    cache = _read_cache(folder / CACHE)
+    digests: dict[Path, str] = {}
+    unknown: list[Shard] = []
+    for shard in shards:
+        name = shard.path.name
+        if name in listed and listed[name][0] == shard.tokens:
+            digests[shard.path] = listed[name][1]
+        elif name in cache and cache[name][:2] == _stamp(shard.path):
+            digests[shard.path] = cache[name][2]
+        else:
+            unknown.append(shard)
+    if unknown:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
+            for shard, digest in zip(unknown, pool.map(Shard.sha256, unknown), strict=True):
+                digests[shard.path] = digest
+                cache[shard.path.name] = [*_stamp(shard.path), digest]
+        with contextlib.suppress(OSError):
+            write_json(folder / CACHE, cache)
+    return digests
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_cache(path: Path) -> dict[str, list[Any]]:
+    try:
+        cache = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(cache, dict):
+        return {}
+    return {k: v for k, v in cache.items() if isinstance(v, list) and len(v) == 3}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.aside")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+
+
+def check_launch(dataset: Dataset, *, vocab_size: int, seq_len: int) -> None:
+    """Before anything starts: the tokenizer has the model's vocabulary, token ids fit it (all of validation, a sample
+    of each training shard), and validation holds a window. Raises DataError."""
+    pieces = load_tokenizer(dataset.paths.tokenizer).vocab_size()
+    if pieces != vocab_size:
+        raise DataError(
+            f"{dataset.paths.tokenizer}: the tokenizer has {pieces} pieces, model.vocab_size is {vocab_size}; "
+            f"set model.vocab_size to {pieces} or choose other data"
+        )
+    if dataset.val.total < seq_len + 1:
+        raise DataError(
+            f"{dataset.paths.val}: {dataset.val.total} validation tokens are less than one window of "
+            f"{seq_len} + 1; lower eval.seq_len or give more validation text"
+        )
+    check_vocab(dataset.val, vocab_size)
+    check_vocab(dataset.train, vocab_size, sample_tokens=LAUNCH_SAMPLE_TOKENS)
+
+
+def verify(folder: str | Path) -> Dataset:
+    """`open_folder`, then rehashes every shard and looks at every token id.
+
+    Raises DataError naming the first file whose content is not what the manifest says.
+    """
+    dataset = open_folder(folder)
+    manifest = dataset.manifest or {}
+    for split, shards in (("train", dataset.train), ("val", dataset.val)):
+        expected = {entry["name"]: entry["sha256"] for entry in manifest[split]["files"]}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for shard, digest in zip(shards.shards, pool.map(Shard.sha256, shards.shards), strict=True):
+                if digest != expected[shard.path.name]:
+                    raise DataError(f"{shard.path}: content altered (SHA-256 differs from {MANIFEST})")
+        check_vocab(shards, manifest["tokenizer"]["vocab_size"])
+    return dataset
