@@ -1,9 +1,9 @@
 """What a launch needs of its data: where it lies, and the fingerprints that enter a run's identity.
 
-A prepared (or fetched) folder holds shards, a tokenizer and manifest.json with the SHA-256 of each file, made when
-the folder was. Opening one checks names, sizes, headers and the manifest's consistency, but reads no token;
-`verify` rehashes. Bare glob patterns work too: without a manifest, shards are hashed once and the digests kept
-beside them in .fingerprints.json, keyed by size and modification time.
+A prepared (or fetched) folder holds shards, a tokenizer and manifest.json with the SHA-256 of each file, made
+when the folder was. Opening one checks names, sizes, headers and the manifest's consistency, but reads no
+token; `verify` rehashes. Bare glob patterns work too: without a manifest, shards are hashed once and the
+digests kept beside them in .fingerprints.json, keyed by size and modification time.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ def _open_split(folder: Path, manifest: Mapping[str, Any], split: str) -> ShardS
 
 
 def open_patterns(train: str, val: str, tokenizer: str) -> Dataset:
-    """Opens bare shard sets by glob pattern. Hashes them if no manifest or cache beside them knows their digests.
+    """Opens bare shard sets by glob pattern; hashes those whose digests no manifest or cache beside them holds.
 
     Raises DataError naming the file at fault.
     """
@@ -228,13 +228,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def check_launch(dataset: Dataset, *, vocab_size: int, seq_len: int) -> None:
-    """Before anything starts: the tokenizer has the model's vocabulary, token ids fit it (all of validation, a sample
-    of each training shard), and validation holds a window. Raises DataError."""
+    """Before anything starts: the tokenizer has the model's vocabulary, token ids fit it (all of validation, a
+    sample of each training shard), and validation holds a window. Raises DataError."""
     pieces = load_tokenizer(dataset.paths.tokenizer).vocab_size()
     if pieces != vocab_size:
         raise DataError(
-            f"{dataset.paths.tokenizer}: the tokenizer has {pieces} pieces, model.vocab_size is {vocab_size}; "
-            f"set model.vocab_size to {pieces} or choose other data"
+            f"{dataset.paths.tokenizer}: the tokenizer has {pieces} pieces, model.vocab_size is "
+            f"{vocab_size}; set model.vocab_size to {pieces} or choose other data"
         )
     if dataset.val.total < seq_len + 1:
         raise DataError(

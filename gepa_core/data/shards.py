@@ -1,4 +1,4 @@
-"""Token shards in the challenge's format: 256 little-endian int32 (magic, version, token count), then uint16 tokens."""
+"""Token shards in the challenge's format: 256 int32 (magic, version, token count), then uint16; little-endian."""
 
 import contextlib
 import glob
@@ -110,7 +110,8 @@ def open_shard(path: Path) -> Shard:
         raise DataError(f"{path}: odd number of token bytes ({payload}); a token takes {TOKEN_BYTES}")
     if payload != TOKEN_BYTES * tokens:
         raise DataError(
-            f"{path}: header says {tokens} tokens, the file holds {payload // TOKEN_BYTES}; truncated or altered"
+            f"{path}: header says {tokens} tokens, the file holds {payload // TOKEN_BYTES}; "
+            "truncated or altered"
         )
     if not tokens:
         raise DataError(f"{path}: shard without tokens")
@@ -118,8 +119,8 @@ def open_shard(path: Path) -> Shard:
 
 
 def open_shards(pattern: str | Path) -> ShardSet:
-    """Opens the shards a glob pattern names, in name order. Raises DataError if there are none or one is bad."""
-    found = sorted(Path(name) for name in glob.glob(str(pattern)))
+    """Opens the shards of a glob pattern, in name order. Raises DataError if there are none or one is bad."""
+    found = sorted(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207 (may be absolute)
     if not found:
         raise DataError(
             f"no shards match {str(pattern)!r}; make some with `python -m gepa_core.data prepare` or `fetch`"
@@ -128,7 +129,7 @@ def open_shards(pattern: str | Path) -> ShardSet:
 
 
 class TokenStream:
-    """Random access to a shard set as one endless stream. Memory-mapped and without state, so safe in threads."""
+    """Random access to a shard set as one endless stream. Memory-mapped, without state: safe in threads."""
 
     def __init__(self, shards: ShardSet) -> None:
         self.total = shards.total
@@ -136,7 +137,7 @@ class TokenStream:
         self._ends = np.cumsum(shards.counts)
 
     def span(self, start: int, length: int) -> Tokens:
-        """Tokens start .. start+length as a new uint16[length]; positions wrap round at the end of the data."""
+        """Tokens [start, start+length) as a new uint16[length]; positions wrap round at the end of the data."""
         if start < 0 or length < 0:
             raise ValueError(f"span({start}, {length}): both must be >= 0")
         out = np.empty(length, dtype=np.uint16)

@@ -18,7 +18,7 @@ class ByteTable:
     """Bytes per token id: the denominators of bits per byte.
 
     base_bytes: int16[V], bytes without a leading space. leading_space: bool[V], the piece starts with one.
-    boundary: bool[V], control, unknown and unused pieces, which stand for no bytes and swallow a space after them.
+    boundary: bool[V], control, unknown and unused pieces: they stand for no bytes and swallow the space after.
     """
 
     base_bytes: NDArray[np.int16]
@@ -30,7 +30,7 @@ class ByteTable:
         return len(self.base_bytes)
 
     def count_bytes(self, prev: NDArray[Any], cur: NDArray[Any]) -> NDArray[np.int64]:
-        """Bytes each target token `cur` stands for after `prev` (integer ids of one shape); int64 of that shape."""
+        """Bytes each token `cur` stands for after `prev` (integer ids of one shape); int64 of that shape."""
         return self.base_bytes[cur].astype(np.int64) + (self.leading_space[cur] & ~self.boundary[prev])
 
 
