@@ -219,7 +219,7 @@ class SmearGate(nn.Module):
 
 
 class GEPA(nn.Module):
-    """The model; `cfg` is a ModelConfig or has its attributes. Set weights by `init_weights` or a state dict."""
+    """The model; `cfg` is a ModelConfig or has its attributes. Weights come by init_weights or a state dict."""
 
     rotary: Tensor
 
@@ -291,10 +291,10 @@ class GEPA(nn.Module):
 
         Exact: with `last`, the last block spends queries, projections, MLP and norm on those positions alone.
         """
-        T = ids.shape[1]
-        table = self.rotary[:, :T]
-        if T > table.shape[1]:
-            table = self._rotary_table(T).to(ids.device)
+        length = ids.shape[1]
+        table = self.rotary[:, :length]
+        if length > table.shape[1]:
+            table = self._rotary_table(length).to(ids.device)
         cos, sin = table.to(self.dtype).unbind()
 
         x = self.tok_emb(ids).to(self.dtype) + self.bigram_emb(ids, self.dtype)
