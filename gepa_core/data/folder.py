@@ -136,7 +136,7 @@ def _open_split(folder: Path, manifest: Mapping[str, Any], split: str) -> ShardS
 
 
 def open_patterns(train: str, val: str, tokenizer: str) -> Dataset:
-    """Opens bare shard sets by glob pattern; hashes those whose digests no manifest or cache beside them holds.
+    """Opens bare shard sets by glob pattern; hashes what no manifest or cache beside them knows.
 
     Raises DataError naming the file at fault.
     """
@@ -228,8 +228,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def check_launch(dataset: Dataset, *, vocab_size: int, seq_len: int) -> None:
-    """Before anything starts: the tokenizer has the model's vocabulary, token ids fit it (all of validation, a
-    sample of each training shard), and validation holds a window. Raises DataError."""
+    """Before a launch: the tokenizer has the model's vocabulary, token ids fit it (all of validation, a
+    sample of each training shard), validation holds a window. Raises DataError."""
     pieces = load_tokenizer(dataset.paths.tokenizer).vocab_size()
     if pieces != vocab_size:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Token shards in the challenge's format: 256 int32 (magic, version, token count), then uint16; little-endian."""
+"""Token shards in the challenge's format: 256 int32 (magic, version, count), then uint16; little-endian."""
 
 import contextlib
 import glob
@@ -137,7 +137,7 @@ class TokenStream:
         self._ends = np.cumsum(shards.counts)
 
     def span(self, start: int, length: int) -> Tokens:
-        """Tokens [start, start+length) as a new uint16[length]; positions wrap round at the end of the data."""
+        """Tokens [start, start+length) as a new uint16[length], wrapping round at the end of the data."""
         if start < 0 or length < 0:
             raise ValueError(f"span({start}, {length}): both must be >= 0")
         out = np.empty(length, dtype=np.uint16)

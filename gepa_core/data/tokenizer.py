@@ -18,7 +18,7 @@ class ByteTable:
     """Bytes per token id: the denominators of bits per byte.
 
     base_bytes: int16[V], bytes without a leading space. leading_space: bool[V], the piece starts with one.
-    boundary: bool[V], control, unknown and unused pieces: they stand for no bytes and swallow the space after.
+    boundary: bool[V], control, unknown, unused pieces: they stand for no bytes and swallow the space after.
     """
 
     base_bytes: NDArray[np.int16]
