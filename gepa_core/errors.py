@@ -24,10 +24,10 @@ class CheckpointError(UserError):
 class DivergedError(Exception):
     """The loss or the weights are no longer finite: the run's result, not a fault of the machine."""
 
-    def __init__(self, step: int, what: str = "training loss") -> None:
-        super().__init__(f"{what} is not finite at step {step}")
+    def __init__(self, step: int | None, what: str = "training loss") -> None:
+        super().__init__(f"{what} is not finite" + (f" at step {step}" if step is not None else ""))
         self.step = step
         self.what = what
 
-    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int | None, str]]:
         return type(self), (self.step, self.what)

@@ -1,0 +1,116 @@
+"""The machine under a model: device, attention kernels, compilation, ranks. Changes rounding, never meaning."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gepa_core.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_HOPPER = (9, 0)  # from here on cuDNN's attention is the faster one; flash stays better on Ampere
+
+
+def resolve_device(exec_cfg: Any) -> torch.device:
+    """The device to run on; ConfigError if CUDA is asked for and there is none. Ranks take theirs by local rank."""
+    name = exec_cfg.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use cpu or auto")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) outside torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def share(count: int) -> slice:
+    """This rank's contiguous part of `count` things; the parts of all ranks cover them once."""
+    rank, world = rank_and_world()
+    return slice(count * rank // world, count * (rank + 1) // world)
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums in place over all ranks, if there are several."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def attention(exec_cfg: Any, device: torch.device) -> Iterator[None]:
+    """Selects the attention kernel: cuDNN on Hopper and later, flash before, torch's own choice on a CPU.
+
+    An `exec_cfg.attention` that was asked for is forced; a default falls back where its kernel cannot run.
+    """
+    if exec_cfg.attention is not None:
+        with sdpa_kernel(_BACKENDS[exec_cfg.attention]):
+            yield
+    elif device.type == "cuda":
+        fast = "cudnn" if torch.cuda.get_device_capability(device) >= _HOPPER else "flash"
+        order = [fast, *(name for name in ("flash", "efficient", "math") if name != fast)]
+        with sdpa_kernel([_BACKENDS[name] for name in order], set_priority=True):
+            yield
+    else:
+        yield
+
+
+def wants_compile(exec_cfg: Any, device: torch.device) -> bool:
+    """Compiling pays back its half minute on a GPU, rarely on a CPU."""
+    return device.type == "cuda" if exec_cfg.compile is None else bool(exec_cfg.compile)
+
+
+_compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def compiled(function: F) -> F:
+    """torch.compile of a module-level function, once a process, for static shapes."""
+    if function not in _compiled:
+        # A worker meets several models and shapes; past the limit torch would fall back to eager in silence.
+        torch._dynamo.config.recompile_limit = 64
+        _compiled[function] = torch.compile(function, dynamic=False)
+    return _compiled[function]  # type: ignore[return-value]
+
+
+class PhaseClock:
+    """Seconds spent in named phases, by CUDA events on a GPU: no wait before `seconds` is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._spans.append((name, start, self._now()))
+
+    def seconds(self, name: str) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+            return sum(a.elapsed_time(b) for n, a, b in self._spans if n == name) / 1000
+        return float(sum(b - a for n, a, b in self._spans if n == name))

@@ -1,0 +1,144 @@
+"""Legal, score-first test-time training: tokens are scored in order, by weights that have never seen them.
+
+The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is scored with
+the weights as they are, and only then trained on, for the benefit of those after it; the last one is only scored.
+
+Source: openai/parameter-golf, pull request 644. Unlike there, batches are global: ranks share each of them, and do
+not change the number of updates.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gepa_core.backend import PhaseClock, attention, compiled, share, sum_over_ranks, wants_compile
+from gepa_core.data.tokenizer import ByteTable
+from gepa_core.evaluate import Evaluation, Scorer, account, check_length, sliding_windows
+
+
+@dataclass(frozen=True)
+class TTTResult:
+    """The scores, and what they cost. tokens_trained counts every epoch; seconds are this rank's."""
+
+    evaluation: Evaluation
+    tokens_scored: int
+    tokens_trained: int
+    updates: int
+    score_seconds: float
+    train_seconds: float
+
+
+def chunk_lr(chunk: int, num_chunks: int, peak: float, warmup_fraction: float) -> float:
+    """Learning rate on a 0-based chunk: linear over the first `warmup_fraction` of chunks, then cosine to 0."""
+    warmup = int(num_chunks * warmup_fraction)
+    if chunk < warmup:
+        return peak * (chunk + 1) / warmup
+    t = (chunk - warmup) / max(num_chunks - 1 - warmup, 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * t))
+
+
+def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens: int) -> NDArray[np.int64]:
+    """int64[C + 1]: chunk c owns windows bounds[c]..bounds[c + 1], those whose first scored target lies in it."""
+    edges = np.arange(0, num_targets, chunk_tokens)
+    return np.append(np.searchsorted(first_scored, edges), len(first_scored))
+
+
+def loss_sum(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy (nats) of targets [B,L] after ids [B,L]."""
+    return model.loss(ids, targets) * targets.numel()
+
+
+class Adapter:
+    """SGD with momentum on chunks of the text, on flat gradients: one reduction over ranks a step.
+
+    Adapts the model in place. The first cfg.freeze_blocks blocks stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Any, scorer: Scorer, num_chunks: int) -> None:
+        self.model, self.cfg, self.scorer, self.num_chunks = model, cfg, scorer, num_chunks
+        frozen = tuple(f"blocks.{i}." for i in range(cfg.freeze_blocks))
+        self.params = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
+        self.frozen = [p for name, p in model.named_parameters() if name.startswith(frozen)]
+        sizes = [p.numel() for p in self.params]
+        self.gradient, self.momentum = torch.zeros(2, sum(sizes), device=scorer.device)
+        views = self.momentum.split(sizes)
+        self.velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
+        self.updates = self.tokens_trained = 0
+
+    def adapt(self, chunk: int) -> None:
+        """Trains on the whole sequences of a chunk for cfg.epochs epochs."""
+        cfg, seq_len = self.cfg, self.scorer.seq_len
+        first = chunk * cfg.chunk_tokens
+        end = min(first + cfg.chunk_tokens, len(self.scorer.tokens) - 1)
+        starts = np.arange(first, end - seq_len + 1, seq_len, dtype=np.int64)
+        lr = chunk_lr(chunk, self.num_chunks, cfg.lr, cfg.warmup_fraction)
+        for p in self.frozen:
+            p.requires_grad_(False)
+        for _ in range(cfg.epochs):
+            for i in range(0, len(starts), cfg.batch_seqs):
+                self.step(starts[i : i + cfg.batch_seqs], lr)
+        for p in self.frozen:
+            p.requires_grad_(True)
+
+    def step(self, starts: NDArray[np.int64], lr: float) -> None:
+        """One update on the sequences at `starts`, shared by the ranks. No wait for the device."""
+        exec_cfg, seq_len = self.scorer.exec_cfg, self.scorer.seq_len
+        function = compiled(loss_sum) if wants_compile(exec_cfg, self.scorer.device) else loss_sum
+        self.gradient.zero_()
+        mine = starts[share(len(starts))]
+        micro = exec_cfg.micro_batch_seqs or len(starts)
+        for i in range(0, len(mine), micro):
+            rows = self.scorer.rows(mine[i : i + micro], seq_len)
+            with attention(exec_cfg, self.scorer.device):
+                loss = function(self.model, rows[:, :-1], rows[:, 1:]) / (len(starts) * seq_len)
+                gradients = torch.autograd.grad(loss, self.params)
+            self.gradient += torch.cat([g.flatten() for g in gradients])
+        sum_over_ranks(self.gradient)
+        self._update(lr)
+        self.updates += 1
+        self.tokens_trained += len(starts) * seq_len
+
+    @torch.no_grad()
+    def _update(self, lr: float) -> None:
+        norm = self.gradient.norm()
+        clip = (self.cfg.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+        self.momentum.mul_(self.cfg.momentum).addcmul_(self.gradient, clip)
+        torch._foreach_add_(self.params, self.velocity, alpha=-lr)
+
+
+def test_time_train(
+    model: Any, tokens: NDArray[Any], table: ByteTable, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any
+) -> TTTResult:
+    """Scores tokens (uint16[N + 1]) in sliding windows, adapting the model, in place, to each chunk once scored.
+
+    With zero epochs nothing separates the chunks, and this is `evaluate_sliding`. Raises DataError as that does,
+    DivergedError if a score is not finite.
+    """
+    check_length(tokens, eval_cfg.seq_len)
+    num_targets = len(tokens) - 1
+    windows = sliding_windows(num_targets, eval_cfg.seq_len, eval_cfg.stride, eval_cfg.counting)
+    chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else num_targets
+    bounds = chunk_bounds(windows.first_scored, num_targets, chunk_tokens)
+    num_chunks = len(bounds) - 1
+    scorer = Scorer(model, tokens, windows, exec_cfg)
+    adapter = Adapter(model, ttt_cfg, scorer, num_chunks)
+    clock = PhaseClock(scorer.device)
+    for chunk in range(num_chunks):
+        with clock.phase("score"):
+            scorer.score(int(bounds[chunk]), int(bounds[chunk + 1]))
+        if chunk < num_chunks - 1:
+            with clock.phase("train"):
+                adapter.adapt(chunk)
+    scores = scorer.gather()
+    score_seconds, train_seconds = clock.seconds("score"), clock.seconds("train")
+    seconds = score_seconds + train_seconds
+    evaluation = account(scores, windows.targets(), tokens, table, eval_cfg.block_tokens, seconds)
+    return TTTResult(
+        evaluation, len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
+    )
