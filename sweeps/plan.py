@@ -1,0 +1,250 @@
+"""The smallest tree of segments that contains every run of a grid, and the stages after them. Pure.
+
+Runs that agree in everything but how long the constant phase lasts and what follows share one trunk: the
+states where their constant phases end are its branch points. Schedule shape, quantizer and TTT settings fork
+as late as they can. What a store already has is built upon, from the nearest earlier kept state.
+(The idea of merging shared prefixes: Hippo's stage tree, PVLDB 15(5), 2022.)
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+from gepa_core.config import RunConfig, digest
+from sweeps.cost import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
+from sweeps.spec import Sweep
+from sweeps.tree import KnownSegment, Plan, RunPlan, Segment, Stage, StageKind
+
+__all__ = ["KnownSegment", "Plan", "RunPlan", "Segment", "Stage", "StageKind", "make_plan"]
+
+
+def make_plan(
+    sweep: Sweep,
+    known: Iterable[KnownSegment] = (),
+    done_stages: Collection[str] = (),
+    *,
+    speeds: Speeds | None = None,
+    val_tokens: int = PUBLISHED_VAL_TOKENS,
+) -> Plan:
+    """Plan `sweep.runs` over a store that has the `known` segments and the `done_stages`.
+
+    A finished segment whose state is gone counts as done as long as nothing has to start from it.
+    `speeds` and `val_tokens` only serve the estimates of time.
+    """
+    planner = _Planner(sweep, known, done_stages)
+    trunks: dict[str, list[_Run]] = {}
+    for config in sweep.runs:
+        run_id = config.run_id
+        trunk_id = digest(config.trunk())[:16] if sweep.share else f"alone-{run_id[-10:]}"
+        trunks.setdefault(trunk_id, []).append((run_id, config))
+    for trunk_id, members in trunks.items():
+        planner.grow(trunk_id, members)
+    return Plan(
+        sweep=sweep,
+        runs={run_id: planner.runs[run_id] for members in trunks.values() for run_id, _ in members},
+        segments=planner.ordered(),
+        stages=planner.stages,
+        done=frozenset(planner.done),
+        speeds=speeds or (PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER),
+        val_tokens=val_tokens,
+    )
+
+
+def trunk_end(config: RunConfig) -> int:
+    """Steps a run spends at the full learning rate, which it can share."""
+    return config.steps if config.schedule == "constant" else config.peak_steps
+
+
+def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
+    """What a stage's result depends on besides the state (or artifact) it starts from."""
+    plain = {"block_tokens": config.eval.block_tokens}
+    sliding = plain | {"stride": config.eval.stride, "counting": config.eval.counting}
+    match kind:
+        case "float" | "ema" | "int6":
+            return plain
+        case "int6_sliding":
+            return sliding
+        case "ttt":
+            return sliding | config.ttt.model_dump(mode="json")
+        case "quantize":
+            quant = config.quant.model_dump(mode="json")
+            if config.quant.method != "rd":
+                del quant["budget_bytes"], quant["calibration_tokens"]
+            return quant
+
+
+def _segment_id(trunk_id: str, parent: str | None, start: int, stop: int, tail: list[object]) -> str:
+    lineage = {"trunk": trunk_id, "parent": parent, "start": start, "stop": stop, "tail": tail}
+    return f"{start}-{stop}-{digest(lineage)[:16]}"
+
+
+def _tail(config: RunConfig) -> list[object]:
+    """What the branch of a run depends on besides its trunk."""
+    return [config.schedule, config.steps, config.warmdown_steps, config.final_lr_fraction]
+
+
+AFTER_TRAINING: tuple[StageKind, ...] = ("float", "ema")
+AFTER_QUANTIZE: tuple[StageKind, ...] = ("int6", "int6_sliding", "ttt")
+_Run = tuple[str, RunConfig]
+
+
+class _Planner:
+    def __init__(self, sweep: Sweep, known: Iterable[KnownSegment], done_stages: Collection[str]) -> None:
+        self.sweep = sweep
+        self.known = {segment.id: segment for segment in known}
+        self.done_stages = frozenset(done_stages)
+        self.runs: dict[str, RunPlan] = {}
+        self.segments: dict[str, Segment] = {}
+        self.stages: dict[str, Stage] = {}
+        self.done: set[str] = set()
+        self.runs_at: dict[str, list[str]] = {}
+        # Finished trunk segments by trunk and stop.
+        self.finished: dict[str, dict[int, list[KnownSegment]]] = {}
+        whole: dict[str | None, bool] = {None: True}
+        for segment in sorted(self.known.values(), key=lambda s: (s.stop, s.id)):
+            # A chain with a missing link cannot be told to the end: not built upon.
+            whole[segment.id] = segment.trunk and whole.get(segment.parent, False)
+            if whole[segment.id]:
+                self.finished.setdefault(segment.trunk_id, {}).setdefault(segment.stop, []).append(segment)
+
+    def grow(self, trunk_id: str, members: list[_Run]) -> None:
+        """One trunk and the branches off it."""
+        by_point: dict[int, list[_Run]] = {}
+        for run_id, config in members:
+            by_point.setdefault(trunk_end(config) if self.sweep.share else 0, []).append((run_id, config))
+        finished = self.finished.get(trunk_id, {})
+        # States to start from, by step; every point is computed from the nearest one below it.
+        available: dict[int, str | None] = {0: None}
+        for stop, ends in finished.items():
+            kept = [segment.id for segment in ends if segment.kept]
+            available |= {stop: kept[-1]} if kept else {}
+        steps = sorted(available)
+        for point in sorted(by_point):
+            runs = by_point[point]
+            state = self._reuse(runs, finished.get(point, [])) if point else None
+            if state is None and point:
+                start = steps[bisect_left(steps, point) - 1]
+                state = self._extend(trunk_id, available[start], start, point, runs[0][1])
+                if point not in available:
+                    steps.insert(bisect_left(steps, point), point)
+                available[point] = state
+            for run_id, config in runs:
+                self._finish(trunk_id, state, point, run_id, config)
+            self.runs_at.setdefault(state or "", []).extend(run_id for run_id, _ in runs)
+
+    def _reuse(self, runs: list[_Run], candidates: list[KnownSegment]) -> str | None:
+        """A finished chain that ends here and serves all `runs`: its state is kept, or nobody needs it."""
+
+        def served(segment: KnownSegment) -> int:
+            return sum(self._needs_no_state(segment, config) for _, config in runs)
+
+        usable = [segment for segment in candidates if segment.kept or served(segment) == len(runs)]
+        if not usable:
+            return None
+        best = max(usable, key=lambda segment: (served(segment), segment.id))
+        self._adopt(best.id, runs[0][1])
+        return best.id
+
+    def _needs_no_state(self, trunk: KnownSegment, config: RunConfig) -> bool:
+        """Whether a run on this chain is finished as far as training from, or measuring, its state goes."""
+        if trunk.stop == config.steps:
+            return self._measured(trunk.id, config)
+        branch = self.known.get(
+            _segment_id(trunk.trunk_id, trunk.id, trunk.stop, config.steps, _tail(config))
+        )
+        return branch is not None and (branch.kept or self._measured(branch.id, config))
+
+    def _measured(self, last: str, config: RunConfig) -> bool:
+        return all(stage.id in self.done_stages for stage in self._stages_of("", last, config))
+
+    def _adopt(self, segment_id: str, config: RunConfig) -> None:
+        """Enter a finished segment and its lineage into the plan."""
+        at: str | None = segment_id
+        while at is not None and at not in self.done:
+            segment = self.known[at]
+            self._enter(at, segment.parent, segment.start, segment.stop, config, segment.trunk_id, trunk=True)
+            self.done.add(at)
+            at = segment.parent
+
+    def _extend(self, trunk_id: str, parent: str | None, start: int, stop: int, config: RunConfig) -> str:
+        """A new trunk segment. `config` ends its constant phase at `stop`, so it validates there too."""
+        if parent in self.known and parent not in self.segments:
+            self._adopt(parent, config)
+        segment_id = _segment_id(trunk_id, parent, start, stop, [])
+        self._enter(segment_id, parent, start, stop, config, trunk_id, trunk=True)
+        return segment_id
+
+    def _enter(
+        self,
+        segment_id: str,
+        parent: str | None,
+        start: int,
+        stop: int,
+        config: RunConfig,
+        trunk_id: str,
+        *,
+        trunk: bool,
+    ) -> None:
+        self.segments[segment_id] = Segment(
+            segment_id, parent, start, stop, config, (), trunk, trunk_id, False
+        )
+
+    def _finish(self, trunk_id: str, state: str | None, point: int, run_id: str, config: RunConfig) -> None:
+        """The branch of a run, if it has one, and its stages."""
+        last = state
+        if point < config.steps:
+            last = _segment_id(trunk_id, state, point, config.steps, _tail(config))
+            self.runs_at.setdefault(last, []).append(run_id)
+            if last not in self.segments:
+                self._enter(last, state, point, config.steps, config, trunk_id, trunk=False)
+        assert last is not None, "a run has at least one step"
+        stages = self._stages_of(run_id, last, config)
+        for stage in stages:
+            self.stages.setdefault(stage.id, stage)
+        self.done.update(stage.id for stage in stages if stage.id in self.done_stages)
+        self.runs[run_id] = RunPlan(config, last, tuple(stage.id for stage in stages))
+
+    def _stages_of(self, run_id: str, last: str, config: RunConfig) -> list[Stage]:
+        stages: dict[str, Stage] = {}
+
+        def add(kind: StageKind, after: str) -> str:
+            key = digest({"kind": kind, "after": after, "settings": stage_settings(config, kind)})[:16]
+            stage_id = f"{kind}-{key}"
+            stages[stage_id] = Stage(stage_id, run_id, kind, after, config)
+            return stage_id
+
+        wanted = self.sweep.stages
+        for kind in AFTER_TRAINING:
+            if kind in wanted:
+                add(kind, last)
+        if not set(AFTER_QUANTIZE).isdisjoint(wanted):
+            quantized = add("quantize", last)
+            for kind in AFTER_QUANTIZE:
+                if kind in wanted:
+                    add(kind, quantized)
+        return list(stages.values())
+
+    def ordered(self) -> dict[str, Segment]:
+        """Segments with their runs, parents first: trunk by trunk, branches after their trunk."""
+        ends = {run.last for run in self.runs.values()}
+        rank = {
+            trunk_id: i
+            for i, trunk_id in enumerate(dict.fromkeys(s.trunk_id for s in self.segments.values()))
+        }
+        in_order = sorted(
+            self.segments.values(), key=lambda s: (rank[s.trunk_id], not s.trunk, s.start, s.stop, s.id)
+        )
+        for segment in in_order:
+            if not segment.trunk and self._branch_done(segment):
+                self.done.add(segment.id)
+        return {
+            s.id: replace(s, runs=tuple(self.runs_at.get(s.id, ())), final=s.id in ends) for s in in_order
+        }
+
+    def _branch_done(self, segment: Segment) -> bool:
+        known = self.known.get(segment.id)
+        if known is None:
+            return False
+        runs = self.runs_at[segment.id]
+        return known.kept or all(self.done.issuperset(self.runs[run_id].stages) for run_id in runs)
