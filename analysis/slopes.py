@@ -8,6 +8,7 @@ Newey-West intervals cover 45-80 % there (tests/test_warmdown.py measures the fo
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def fit_linear(design: Array, values: Array) -> LinearFit:
     With n <= k there is no error estimate: df is 0 and `cov` is NaN.
     """
     n, k = design.shape
-    coef = np.linalg.lstsq(design, values, rcond=None)[0]
+    coef: Array = np.linalg.lstsq(design, values, rcond=None)[0].astype(np.float64)
     residuals = values - design @ coef
     if n <= k:
         return LinearFit(coef, np.full((k, k), np.nan), 0.0, 0.0, residuals)
@@ -64,7 +65,7 @@ def fit_linear(design: Array, values: Array) -> LinearFit:
     rho = _unbiased_correlation(maker, residuals)
     correlation = _ar1(n, rho)
     variance = residuals @ residuals / np.trace(maker @ correlation)
-    cov = variance * inverse @ design.T @ correlation @ design @ inverse
+    cov: Array = variance * inverse @ design.T @ correlation @ design @ inverse
     return LinearFit(coef, cov, float(n - k), rho, residuals)
 
 
@@ -83,17 +84,17 @@ def _unbiased_correlation(maker: Array, residuals: Array) -> float:
         return 0.0
     observed = float(residuals[1:] @ residuals[:-1]) / total
     grid = np.linspace(0.0, 0.9, 31)
-    expected = np.empty_like(grid)
-    for i, rho in enumerate(grid):
-        spread = maker @ _ar1(n, float(rho)) @ maker
-        expected[i] = np.diagonal(spread, 1).sum() / np.trace(spread)
+    # With C the correlation: sum of products of neighbours and of squares of maker @ errors, in expectation.
+    neighbours = maker[:-1].T @ maker[1:]
+    lag = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    expected = np.array([(rho**lag * neighbours).sum() / (rho**lag * maker).sum() for rho in grid])
     return float(np.interp(observed, np.maximum.accumulate(expected), grid))
 
 
 def piecewise_design(x: Array, knots: Array) -> Array:
     """Columns: 1, then how far each x lies into each segment between consecutive knots."""
     columns = [np.ones_like(x)]
-    columns += [np.clip(x - a, 0.0, b - a) for a, b in zip(knots[:-1], knots[1:], strict=True)]
+    columns += [np.clip(x - a, 0.0, b - a) for a, b in pairwise(knots)]
     return np.stack(columns, axis=1)
 
 

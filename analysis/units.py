@@ -1,0 +1,32 @@
+"""What metrics are called in words, and their units."""
+
+LABELS = {
+    "float_bpb": "raw weights",
+    "ema_bpb": "EMA",
+    "int6_bpb": "int6",
+    "int6_sliding_bpb": "int6, sliding",
+    "ttt_bpb": "test-time training",
+    "val_bpb": "validation",
+    "ema_val_bpb": "validation, EMA weights",
+    "val_loss": "validation loss",
+    "final_loss": "final loss",
+    "train_loss": "training loss",
+    "train_loss_final": "final training loss",
+    "artifact_bytes": "artifact",
+}
+STAGES = ("float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
+"""The job's stages in order; each column is the whole pipeline up to there."""
+
+
+def unit(metric: str) -> str:
+    """'BPB', 'nats per token', 'bytes' or the metric's own name."""
+    if metric.endswith("bpb"):
+        return "BPB"
+    if metric.endswith("loss") or metric == "train_loss_final":
+        return "nats per token"
+    return "bytes" if metric.endswith("bytes") else metric
+
+
+def axis(metric: str) -> str:
+    """Axis label: what it is, with its unit in brackets."""
+    return f"{LABELS.get(metric, metric)} [{unit(metric)}]"
