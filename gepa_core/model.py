@@ -219,7 +219,7 @@ class SmearGate(nn.Module):
 
 
 class GEPA(nn.Module):
-    """The model; `cfg` is a ModelConfig or has its attributes. Weights come by init_weights or a state dict."""
+    """The model; `cfg` is a ModelConfig or has its attributes. `init_weights` or a state dict fills it."""
 
     rotary: Tensor
 
