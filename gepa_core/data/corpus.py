@@ -24,7 +24,7 @@ _FILES_PER_TASK = 32
 
 
 def read_documents(path: str | Path, text_key: str = "text") -> Iterator[str]:
-    """Documents of a .txt (one a file), .jsonl, .jsonl.zst or .parquet (one a row, in `text_key`), in file order.
+    """Documents in file order: a whole .txt; `text_key` of each row of .jsonl, .jsonl.zst or .parquet.
 
     Lone surrogates, which UTF-8 cannot hold, become "?"; blank documents are dropped.
     Raises DataError naming file and line.
@@ -104,9 +104,9 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
 def docstring_documents(workers: int = 1) -> tuple[list[str], list[str]]:
     """(train, val): English technical prose without a download, about 12 MB.
 
-    A document is the docstrings of one module of the standard library or of numpy, scipy, pandas or matplotlib.
-    Sources are parsed, never imported. Modules are ordered by a hash of their name; the first of them, 5 % of the
-    text, are validation. A docstring that occurs twice is kept once, so none of validation is in train.
+    A document is the docstrings of one module of the standard library or of DOCSTRING_PACKAGES. Sources are
+    parsed, never imported. Modules are ordered by a hash of their name; the first of them, 5 % of the text,
+    are validation. A docstring that occurs twice is kept once, so none of validation is in train.
     """
     modules = sorted(_module_files())
     tasks = (modules[i : i + _FILES_PER_TASK] for i in range(0, len(modules), _FILES_PER_TASK))
@@ -149,7 +149,7 @@ def _extract(modules: list[tuple[str, Path]]) -> list[tuple[str, list[str]]]:
 
 
 def docstrings(source: bytes) -> list[str]:
-    """Docstrings of Python source in textual order, white space within a line squeezed; [] if it does not parse."""
+    """Docstrings of Python source in textual order, spaces in a line squeezed; [] if it does not parse."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes are the source's business
         try:

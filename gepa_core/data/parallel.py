@@ -1,6 +1,7 @@
-"""An ordered, bounded map over processes: results do not depend on the number of workers, nor memory on the input."""
+"""An ordered map over processes: results do not depend on the number of workers, nor memory on the input."""
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,7 +34,7 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer, initargs)
+    pool = ProcessPoolExecutor(workers, context, _start, (initializer, initargs))
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -46,3 +47,11 @@ def ordered_map(
         raise DataError("a worker process died (out of memory?); try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent alone answers it
+    if initializer:
+        initializer(*initargs)

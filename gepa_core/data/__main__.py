@@ -1,0 +1,133 @@
+"""python -m gepa_core.data prepare | inspect | fetch"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from gepa_core.data import inspect, prepare
+from gepa_core.errors import DataError, UserError
+
+
+class Progress:
+    """One line rewritten on a terminal; off a terminal, a line every few seconds. On stderr."""
+
+    def __init__(self, period: float = 5.0) -> None:
+        self.period = period
+        self.last = 0.0
+        self.terminal = sys.stderr.isatty()
+
+    def __call__(self, message: str) -> None:
+        if self.terminal:
+            sys.stderr.write(f"\r\x1b[K{message}")
+        elif time.monotonic() - self.last > self.period:
+            sys.stderr.write(f"{message}\n")
+            self.last = time.monotonic()
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return {"prepare": _prepare, "inspect": _inspect}[args.command](args)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing half-done was left\n")
+        return 130
+    except BrokenPipeError:  # `| head`
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gepa_core.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    p = commands.add_parser("prepare", help="text -> shards, tokenizer and manifest")
+    p.add_argument(
+        "inputs", nargs="*", type=Path, metavar="INPUT", help=".txt, .jsonl, .jsonl.zst or .parquet"
+    )
+    p.add_argument(
+        "--corpus", choices=["docstrings"], help="instead of INPUT: the docstrings of installed packages"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--tokenizer", type=Path, metavar="FILE.model", help="a SentencePiece model to use")
+    which.add_argument(
+        "--vocab-size", type=int, metavar="N", help="pieces of a tokenizer to train on the text"
+    )
+    held_out = p.add_mutually_exclusive_group()
+    held_out.add_argument("--val", nargs="+", type=Path, metavar="INPUT", help="validation text")
+    held_out.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help=f"else: this share of the documents, by hash of their text (default {prepare.VAL_FRACTION})",
+    )
+    p.add_argument(
+        "--text-key", default="text", metavar="KEY", help="JSON key or column of the text (default text)"
+    )
+    p.add_argument(
+        "--shard-tokens", type=int, default=prepare.SHARD_TOKENS, metavar="N", help="default %(default)s"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+
+    p = commands.add_parser("inspect", help="counts, fingerprint and bytes per token of shards")
+    p.add_argument("data", metavar="DIR|PATTERN")
+    p.add_argument(
+        "--tokenizer", type=Path, metavar="FILE.model", help="for bytes per token of a bare PATTERN"
+    )
+    p.add_argument("--verify", action="store_true", help="rehash every file and look at every token")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    if bool(args.inputs) == bool(args.corpus):
+        raise DataError("give either INPUT files or --corpus docstrings")
+    if args.workers is not None and args.workers < 1:
+        raise DataError(f"--workers {args.workers}: at least 1")
+    say = Progress()
+    started = time.monotonic()
+    if args.corpus:
+        for option in ("tokenizer", "val", "val_fraction"):
+            if getattr(args, option) is not None:
+                raise DataError(
+                    f"--corpus docstrings has its own split and tokenizer: drop --{option.replace('_', '-')}"
+                )
+        vocab_size = 1024 if args.vocab_size is None else args.vocab_size
+        prepare.prepare_docstrings(args.out, vocab_size=vocab_size, workers=args.workers, say=say)
+    else:
+        if args.tokenizer is None and args.vocab_size is None:
+            raise DataError("give --tokenizer FILE.model, or --vocab-size N to train one")
+        prepare.prepare_files(
+            args.out,
+            args.inputs,
+            val_inputs=args.val,
+            val_fraction=prepare.VAL_FRACTION if args.val_fraction is None else args.val_fraction,
+            text_key=args.text_key,
+            tokenizer=args.tokenizer,
+            vocab_size=args.vocab_size,
+            shard_tokens=args.shard_tokens,
+            workers=args.workers,
+            say=say,
+        )
+    say.close()
+    sys.stdout.write(inspect.as_text(inspect.inspect(str(args.out))))
+    sys.stdout.write(f"ready in {time.monotonic() - started:.0f} s\n")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = inspect.inspect(args.data, tokenizer=args.tokenizer, verify=args.verify)
+    sys.stdout.write(inspect.as_json(found) if args.json else inspect.as_text(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
