@@ -50,7 +50,9 @@ class Run:
     final_lr_fraction: float = 0.0
     warmup_steps: int = 0
     seed: int = 0
-    group: tuple[tuple[str, object], ...] = ()  # axes other than seed and schedule: only equal groups are one law
+    group: tuple[
+        tuple[str, object], ...
+    ] = ()  # axes other than seed and schedule: only equal groups are one law
     trunk: str = ""  # runs of one trunk repeat its rows and share its noise
     metrics: dict[str, float] = field(default_factory=dict)
     columns: dict[str, object] = field(default_factory=dict)  # every other column of the table as it was
@@ -69,22 +71,23 @@ class Run:
         """Multiplier of the peak learning rate at steps 0 .. steps-1, [steps]."""
         if self.schedule == "observed":
             if self.trajectory is None:
-                raise AnalysisError(f"run '{self.run_id}' has neither a schedule nor a trajectory with lr_scale")
+                raise AnalysisError(
+                    f"run '{self.run_id}' has neither a schedule nor a trajectory with lr_scale"
+                )
             return observed_lr_curve(
                 self.steps, self.trajectory.step, self.trajectory.lr_scale, self.warmup_steps
             )
-        return lr_curve(
-            self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps
-        )
+        return lr_curve(self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps)
 
     def final(self, metric: str) -> float | None:
-        """The final value of a metric or of a trajectory column, None where it is unknown."""
+        """The final value of a metric or of a trajectory column, None where it is unknown.
+
+        The loader fills it from a trajectory's row at `steps`, unless the table has finals of its own: these may be
+        measured on other data than the trajectory is.
+        """
         for name in (metric, *(m for m, column in TRAJECTORY_OF.items() if column == metric)):
             if name in self.metrics:
                 return self.metrics[name]
-        curve = self.curve(TRAJECTORY_OF.get(metric, metric))
-        if curve is not None and curve[0][-1] == self.steps:
-            return float(curve[2][-1])
         return None
 
     def curve(self, column: str) -> tuple[Ints, Floats, Floats] | None:
@@ -149,18 +152,18 @@ def default_metric(table: Table) -> str:
 
 
 def joined_trunks(runs: Iterable[Run]) -> list[Run]:
-    """Give runs that repeat each other's rows before their warmdowns the same `trunk`.
+    """Give runs that repeat each other's rows before their warmdowns the same `trunk`, the id of its first run.
 
-    Branches of one trunk carry its numbers digit for digit; runs that retrained the same prefix do not. A run whose
-    rows start later than 0 is a branch: one equal row is proof. Else half of the common rows (3 or more) must be equal,
-    as rounded values coincide by chance.
+    Branches of one trunk carry its numbers digit for digit; runs that retrained the same prefix do not. For a run
+    whose column first_step says that it is a branch one equal row is proof. Else half of the common rows (3 or
+    more) must be equal, as rounded values coincide by chance.
     """
-    result = list(runs)
+    result = [run if run.trunk else replace(run, trunk=run.run_id) for run in runs]
     for i, run in enumerate(result):
-        if run.trunk:
-            continue
-        older = (other for other in result[:i] if other.trunk and _repeats(run, other))
-        result[i] = replace(run, trunk=next((other.trunk for other in older), run.run_id))
+        for other in result[:i]:
+            if other.trunk != result[i].trunk and _repeats(run, other):
+                joined = (result[i].trunk, other.trunk)
+                result = [replace(r, trunk=joined[1]) if r.trunk == joined[0] else r for r in result]
     return result
 
 
@@ -170,11 +173,10 @@ def _repeats(a: Run, b: Run) -> bool:
     last = min(a.peak_steps, b.peak_steps)
     steps, ia, ib = np.intersect1d(a.trajectory.step, b.trajectory.step, return_indices=True)
     common = (steps > 0) & (steps <= last)
+    branch = any(run.columns.get("first_step") for run in (a, b))
     for column in set(a.trajectory.values) & set(b.trajectory.values):
         va, vb = a.trajectory.values[column][ia][common], b.trajectory.values[column][ib][common]
         known = np.isfinite(va) & np.isfinite(vb)
-        equal = int((va[known] == vb[known]).sum())
-        branch = max(a.trajectory.step[0], b.trajectory.step[0]) > max(a.warmup_steps, 2000)
-        if equal >= max(1 if branch else 3, known.sum() / 2 if not branch else 1):
+        if (va[known] == vb[known]).sum() >= (1 if branch else max(3, known.sum() / 2)):
             return True
     return False
