@@ -122,16 +122,10 @@ def token_nll(model: Any, ids: Tensor, targets: Tensor, trim: bool) -> Tensor:
 class Scorer:
     """Scores windows of one text with a model's present weights; keeps every score on the device until asked.
 
-    tokens: uint16[N + 1]. Raises DataError for tokens that cannot be scored.
+    tokens: uint16[N + 1]. `check_text` has found them fit to be scored.
     """
 
     def __init__(self, model: Any, tokens: NDArray[Any], windows: Windows, exec_cfg: Any) -> None:
-        vocab_size = model.cfg.vocab_size
-        if len(tokens) and int(tokens.max()) >= vocab_size:
-            raise DataError(
-                f"validation tokens: id {int(tokens.max())} is past the model's vocabulary of {vocab_size}; "
-                "they were made with another tokenizer"
-            )
         self.model, self.windows, self.exec_cfg = model, windows, exec_cfg
         self.device = resolve_device(exec_cfg)
         self.seq_len = int(windows.length[0])
@@ -219,8 +213,19 @@ def account(
     return Evaluation(float(nll.sum()), int(counts.sum()), int(num_bytes.sum()), blocks, seconds, scores)
 
 
-def check_length(tokens: NDArray[Any], seq_len: int) -> None:
-    """Raises DataError if the text has no whole window of seq_len targets."""
+def check_text(model: Any, tokens: NDArray[Any], table: ByteTable, seq_len: int) -> None:
+    """Raises DataError if the text has no whole window of seq_len targets, or is not in the model's vocabulary."""
+    vocab_size = model.cfg.vocab_size
+    if table.vocab_size != vocab_size:
+        raise DataError(
+            f"the tokenizer has {table.vocab_size} pieces, the model a vocabulary of {vocab_size}; "
+            "evaluate with the tokenizer the model was trained with"
+        )
+    if len(tokens) and int(tokens.max()) >= vocab_size:
+        raise DataError(
+            f"validation tokens: id {int(tokens.max())} is past the model's vocabulary of {vocab_size}; "
+            "they were made with another tokenizer"
+        )
     if len(tokens) <= seq_len:
         raise DataError(
             f"validation has {len(tokens)} tokens, one window needs {seq_len + 1} (eval.seq_len {seq_len} and the "
@@ -239,19 +244,17 @@ def _evaluate(
     return account(scores, windows.targets(), tokens, table, cfg.block_tokens, seconds)
 
 
-def evaluate_plain(
-    model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any
-) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in non-overlapping sequences of cfg.seq_len; see `Scorer` for the errors."""
-    check_length(tokens, cfg.seq_len)
+def evaluate_plain(model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any) -> Evaluation:
+    """Scores tokens (uint16[N + 1]) in non-overlapping sequences of cfg.seq_len; see `check_text`, `Scorer.gather` for errors."""
+    check_text(model, tokens, table, cfg.seq_len)
     return _evaluate(model, tokens, table, plain_windows(len(tokens) - 1, cfg.seq_len), cfg, exec_cfg)
 
 
 def evaluate_sliding(
     model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any
 ) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in windows of cfg.seq_len every cfg.stride; see `sliding_windows`, `Scorer`."""
-    check_length(tokens, cfg.seq_len)
+    """Scores tokens (uint16[N + 1]) in windows of cfg.seq_len every cfg.stride; see `sliding_windows`."""
+    check_text(model, tokens, table, cfg.seq_len)
     windows = sliding_windows(len(tokens) - 1, cfg.seq_len, cfg.stride, cfg.counting)
     return _evaluate(model, tokens, table, windows, cfg, exec_cfg)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gepa_core.backend import PhaseClock, attention, compiled, share, sum_over_ranks, wants_compile
 from gepa_core.data.tokenizer import ByteTable
-from gepa_core.evaluate import Evaluation, Scorer, account, check_length, sliding_windows
+from gepa_core.evaluate import Evaluation, Scorer, account, check_text, sliding_windows
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,11 @@ class TTTResult:
 
 
 def chunk_lr(chunk: int, num_chunks: int, peak: float, warmup_fraction: float) -> float:
-    """Learning rate on a 0-based chunk: linear over the first `warmup_fraction` of chunks, then cosine to 0."""
-    warmup = int(num_chunks * warmup_fraction)
+    """Learning rate on a 0-based chunk: linear over the first `warmup_fraction` of chunks, then cosine to 0.
+
+    A warm-up takes one chunk at least, as the parity figure demands; so the cosine starts one chunk late.
+    """
+    warmup = max(1, int(num_chunks * warmup_fraction)) if warmup_fraction else 0
     if chunk < warmup:
         return peak * (chunk + 1) / warmup
     t = (chunk - warmup) / max(num_chunks - 1 - warmup, 1)
@@ -49,9 +52,9 @@ def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens
     return np.append(np.searchsorted(first_scored, edges), len(first_scored))
 
 
-def loss_sum(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy (nats) of targets [B,L] after ids [B,L]."""
-    return model.loss(ids, targets) * targets.numel()
+def sequence_loss(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of targets [B,L] after ids [B,L]: a module-level function, to be compiled once."""
+    return model.loss(ids, targets)
 
 
 class Adapter:
@@ -66,7 +69,7 @@ class Adapter:
         self.params = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
         self.frozen = [p for name, p in model.named_parameters() if name.startswith(frozen)]
         sizes = [p.numel() for p in self.params]
-        self.gradient, self.momentum = torch.zeros(2, sum(sizes), device=scorer.device)
+        self.momentum = torch.zeros(sum(sizes), device=scorer.device)
         views = self.momentum.split(sizes)
         self.velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
         self.updates = self.tokens_trained = 0
@@ -88,27 +91,32 @@ class Adapter:
 
     def step(self, starts: NDArray[np.int64], lr: float) -> None:
         """One update on the sequences at `starts`, shared by the ranks. No wait for the device."""
-        exec_cfg, seq_len = self.scorer.exec_cfg, self.scorer.seq_len
-        function = compiled(loss_sum) if wants_compile(exec_cfg, self.scorer.device) else loss_sum
-        self.gradient.zero_()
         mine = starts[share(len(starts))]
-        micro = exec_cfg.micro_batch_seqs or len(starts)
+        micro = self.scorer.exec_cfg.micro_batch_seqs or len(starts)
+        gradient = None
         for i in range(0, len(mine), micro):
-            rows = self.scorer.rows(mine[i : i + micro], seq_len)
-            with attention(exec_cfg, self.scorer.device):
-                loss = function(self.model, rows[:, :-1], rows[:, 1:]) / (len(starts) * seq_len)
-                gradients = torch.autograd.grad(loss, self.params)
-            self.gradient += torch.cat([g.flatten() for g in gradients])
-        sum_over_ranks(self.gradient)
-        self._update(lr)
+            part = self._gradient(mine[i : i + micro], len(starts))
+            gradient = part if gradient is None else gradient.add_(part)
+        if gradient is None:  # more ranks than sequences
+            gradient = torch.zeros_like(self.momentum)
+        self._update(sum_over_ranks(gradient), lr)
         self.updates += 1
-        self.tokens_trained += len(starts) * seq_len
+        self.tokens_trained += len(starts) * self.scorer.seq_len
+
+    def _gradient(self, starts: NDArray[np.int64], batch: int) -> Tensor:
+        """Flat gradient of the sequences' part in the mean loss of a batch; fp32 [parameters]."""
+        exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
+        function = compiled(sequence_loss) if wants_compile(exec_cfg, device) else sequence_loss
+        rows = self.scorer.rows(starts, self.scorer.seq_len)
+        with attention(exec_cfg, device):
+            loss = function(self.model, rows[:, :-1], rows[:, 1:]) * (len(starts) / batch)
+            gradients = torch.autograd.grad(loss, self.params)
+        return torch.cat([g.flatten() for g in gradients]).float()
 
     @torch.no_grad()
-    def _update(self, lr: float) -> None:
-        norm = self.gradient.norm()
-        clip = (self.cfg.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-        self.momentum.mul_(self.cfg.momentum).addcmul_(self.gradient, clip)
+    def _update(self, gradient: Tensor, lr: float) -> None:
+        clip = (self.cfg.grad_clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        self.momentum.mul_(self.cfg.momentum).addcmul_(gradient, clip)
         torch._foreach_add_(self.params, self.velocity, alpha=-lr)
 
 
@@ -120,7 +128,7 @@ def test_time_train(
     With zero epochs nothing separates the chunks, and this is `evaluate_sliding`. Raises DataError as that does,
     DivergedError if a score is not finite.
     """
-    check_length(tokens, eval_cfg.seq_len)
+    check_text(model, tokens, table, eval_cfg.seq_len)
     num_targets = len(tokens) - 1
     windows = sliding_windows(num_targets, eval_cfg.seq_len, eval_cfg.stride, eval_cfg.counting)
     chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else num_targets
