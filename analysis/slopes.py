@@ -25,10 +25,26 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    def __str__(self) -> str:
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval lies above; False where there is none."""
+        return self.low is not None and self.low > bound
+
+    def below(self, bound: float) -> bool:
+        return self.high is not None and self.high < bound
+
+    def scaled(self, factor: float) -> "Estimate":
+        """The estimate times a positive factor."""
+        low, high = (None if edge is None else edge * factor for edge in (self.low, self.high))
+        return Estimate(self.value * factor, low, high)
+
+    def text(self, digits: str) -> str:
+        """'value [low, high]' in a format, or the bare value."""
         if self.low is None or self.high is None:
-            return f"{self.value:.3g}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+            return format(self.value, digits)
+        return f"{self.value:{digits}} [{self.low:{digits}}, {self.high:{digits}}]"
+
+    def __str__(self) -> str:
+        return self.text(".3g")
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ def log_ratio(fit: LinearFit, numerator: int, denominator: int, level: float) ->
     unit = np.eye(len(fit.coef))
     for index in (numerator, denominator):
         slope = fit.combination(unit[index], level)
-        if slope.low is None or slope.high is None or slope.low <= 0.0 <= slope.high:
+        if not (slope.above(0.0) or slope.below(0.0)):
             return Estimate(ratio)
     if ratio <= 0.0:
         return Estimate(ratio)

@@ -1,5 +1,7 @@
 """What metrics are called in words, and their units."""
 
+from collections.abc import Iterable
+
 LABELS = {
     "float_bpb": "raw weights",
     "ema_bpb": "EMA",
@@ -30,3 +32,10 @@ def unit(metric: str) -> str:
 def axis(metric: str) -> str:
     """Axis label: what it is, with its unit in brackets."""
     return f"{LABELS.get(metric, metric)} [{unit(metric)}]"
+
+
+def span(values: Iterable[float], digits: str = ".2f") -> str:
+    """'a' or 'a to b'."""
+    values = list(values)
+    low, high = format(min(values), digits), format(max(values), digits)
+    return low if low == high else f"{low} to {high}"

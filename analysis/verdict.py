@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.slopes import Estimate
 from analysis.table import Table
-from analysis.units import unit
+from analysis.units import span, unit
 from analysis.warmdown import MILESTONES, LengthLaw, RunWarmdown, Warmdown
 
 Floats = NDArray[np.float64]
@@ -64,27 +63,12 @@ def warmdown_verdict(result: Warmdown, table: Table) -> tuple[str, ...]:
     return tuple(s for s in sentences if s)
 
 
-def span(values: Iterable[float], digits: str = ".2f") -> str:
-    """'a' or 'a to b'."""
-    values = list(values)
-    low, high = format(min(values), digits), format(max(values), digits)
-    return low if low == high else f"{low} to {high}"
-
-
-def _above_one(estimate: Estimate) -> bool:
-    return estimate.low is not None and estimate.low > 1
-
-
-def _below_one(estimate: Estimate) -> bool:
-    return estimate.high is not None and estimate.high < 1
-
-
 def _acceleration(runs: Sequence[RunWarmdown]) -> str:
     """Per schedule: how much steeper the last fifth is than the first."""
     parts = []
     for schedule in dict.fromkeys(r.run.schedule for r in runs):
         ratios = [r.last_over_first for r in runs if r.run.schedule == schedule]
-        faster, slower = sum(map(_above_one, ratios)), sum(map(_below_one, ratios))
+        faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
         n = len(ratios)
         word = (
             "accelerates"
@@ -171,8 +155,8 @@ def _driver(runs: Sequence[RunWarmdown]) -> str:
             "how much rate is left" if found.remaining < 0.7 * found.steps else "not settled by these runs"
         )
         tail = (
-            f": what matters is {settled}. All are {runs[0].run.schedule}, so remaining rate and share of the "
-            "warmdown are one variable here, and only another shape can tell rate from shape."
+            f": what matters is {settled}. All are {runs[0].run.schedule}, so remaining rate and share "
+            "of the warmdown are one variable here, and only another shape can tell rate from shape."
         )
         return f"{law} {lined}{tail}"
     lined += f", by share of the warmdown {found.progress:.3f}"
@@ -211,18 +195,11 @@ def _peak_rates(runs: Sequence[RunWarmdown]) -> str:
 
 
 def _length(law: LengthLaw, metric: str) -> str:
-    per_doubling = law.b.value * np.log(2)
-    known = law.b.low is not None and law.b.high is not None
-    interval = (
-        f" [{law.b.low * np.log(2):.4f}, {law.b.high * np.log(2):.4f}]"  # type: ignore[operator]
-        if known
-        else " (too few lengths for an interval)"
-    )
-    clear = known and not law.b.low <= 0 <= law.b.high  # type: ignore[operator]
-    word = "adds" if clear else "adds no more than noise:"
+    doubling = law.b.scaled(float(np.log(2)))
+    word = "adds" if law.b.above(0) or law.b.below(0) else "adds no more than noise:"
     return (
-        f"Doubling a {law.schedule} warmdown {word} {per_doubling:.4f}{interval} {unit(metric)} to the "
-        f"final drop (a + b ln n, {len(law.drop)} lengths)."
+        f"Doubling a {law.schedule} warmdown {word} {doubling.text('.4f')} {unit(metric)} to the final drop "
+        f"(a + b ln n, {len(law.drop)} lengths)."
     )
 
 
