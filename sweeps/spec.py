@@ -1,20 +1,160 @@
-"""Placeholder while being written: the shape that plan.py needs."""
+"""A sweep, typed: what a YAML file and its command-line overrides say, resolved. `load_sweep` reads one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from gepa_core.config import ExecConfig, RunConfig
+from pydantic import BaseModel, ConfigDict, Field
+
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.errors import ConfigError
+from sweeps.grid import merge
+from sweeps.keys import near_miss
+from sweeps.source import UNRESOLVED, DataSource, Resolved
+from sweeps.yamlfile import Problem
+
+STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
+TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share")
+RESERVED_NAMES = ("segments", "stages", "cache")
+STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
+"""Axes that have a column in runs.parquet anyway."""
 
 
-@dataclass(frozen=True)
-class Resources:
-    gpus_per_run: float = 0.0
+class SpecError(ConfigError):
+    """A sweep file or its overrides are wrong; `problems` are all that was found."""
+
+    def __init__(self, path: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.line))
+        count = f"{len(self.problems)} problem" + "s" * (len(self.problems) != 1)
+        super().__init__("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in self.problems)]))
+
+
+class Resources(BaseModel):
+    """What a run asks of the cluster, and what is known of its price."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    gpus_per_run: float = Field(0.0, ge=0)
+    """0 = CPU; below 1 = several runs share a GPU; from 1 on one rank a GPU."""
+    cpus_per_run: float | None = Field(None, gt=0)
+    """None = a CPU a rank and thread."""
+    memory_gb_per_run: float | None = Field(None, gt=0)
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+    cluster_gpus: int | None = Field(None, ge=1)
+    """GPUs to reckon with in `--plan` where no cluster is at hand."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels a node must carry, e.g. {accelerator-type: A100}."""
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources of a run."""
 
 
 @dataclass(frozen=True)
 class Sweep:
+    """A sweep file, resolved. `runs` are distinct, in grid order; their data fingerprints start with
+    "unresolved:" until `with_data`."""
+
     name: str
+    recipe: str
     runs: tuple[RunConfig, ...]
-    stages: tuple[str, ...] = ("float", "ema", "int6", "int6_sliding", "ttt")
-    resources: Resources = Resources()
-    exec: ExecConfig = ExecConfig()
-    share: bool = True
+    stages: tuple[str, ...]
+    resources: Resources
+    exec: ExecConfig
+    share: bool
+    axes: tuple[str, ...] = ()
+    """Dotted RunConfig keys that vary besides the standard ones: a column each in runs.parquet."""
+    sources: tuple[DataSource, ...] = ()
+    paths: Mapping[tuple[str, str, str], DataPaths] | None = None
+    """Where the data lies, by its fingerprints (train, val, tokenizer); None until `with_data`."""
+    document: Mapping[str, Any] | None = None
+    """The file's typed values with the overrides in, for sweep.json."""
+    notices: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        return self.paths is not None
+
+    def paths_of(self, config: RunConfig) -> DataPaths:
+        assert self.paths is not None, "the sweep's data has not been looked at"
+        return self.paths[(config.data.train, config.data.val, config.data.tokenizer)]
+
+    def axis_values(self, config: RunConfig) -> dict[str, Any]:
+        """A run's values on the further axes."""
+        values: dict[str, Any] = {}
+        for axis in self.axes:
+            value: Any = config
+            for part in axis.split("."):
+                value = getattr(value, part)
+            values[axis] = value
+        return values
+
+    @property
+    def ranks(self) -> int:
+        return self.exec.ranks
+
+    def bundles(self) -> list[dict[str, float]]:
+        """What each rank asks for: one Ray bundle a rank."""
+        ranks, resources = self.exec.ranks, self.resources
+        cpus = resources.cpus_per_run or ranks * (self.exec.threads or 1)
+        bundle = {"CPU": cpus / ranks}
+        if resources.gpus_per_run:
+            bundle["GPU"] = resources.gpus_per_run / ranks
+        if resources.memory_gb_per_run:
+            bundle["memory"] = resources.memory_gb_per_run * 1e9 / ranks
+        bundle |= {name: amount / ranks for name, amount in resources.custom.items()}
+        return [dict(bundle) for _ in range(ranks)]
+
+    def with_data(self, resolved: Mapping[DataSource, Resolved]) -> "Sweep":
+        """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
+        configs = {UNRESOLVED + str(source): found.config for source, found in resolved.items()}
+        runs, _ = merge(
+            run.model_copy(
+                update={
+                    "data": configs[run.data.train].model_copy(update={"val_tokens": run.data.val_tokens})
+                }
+            )
+            if run.data.train in configs
+            else run
+            for run in self.runs
+        )
+        paths = {(r.config.train, r.config.val, r.config.tokenizer): r.paths for r in resolved.values()}
+        complete = all(source in resolved for source in self.sources)
+        return replace(self, runs=runs, paths=paths if complete else None)
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file. Raises SpecError with all problems of the file and the overrides."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(str(path), [Problem(f"byte {error.start}", "", "not UTF-8 text")]) from None
+    except OSError as error:
+        beside = [str(p) for p in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
+        what = (
+            "is a folder, not a sweep file" if file.is_dir() else (error.strerror or "cannot be read").lower()
+        )
+        raise ConfigError(f"{path}: {what}{near_miss(str(path), beside)}") from None
+    return read_sweep(text, overrides, str(path))
+
+
+def read_sweep(text: str, overrides: Sequence[str] = (), file: str = "sweep.yaml") -> Sweep:
+    """Like `load_sweep`, from text."""
+    from sweeps.overrides import override
+    from sweeps.read import Reader
+    from sweeps.yamlfile import parse
+
+    document = parse(text)
+    if document.value is None and not document.problems:
+        document.report((), "empty; a sweep needs at least a grid")
+    elif not isinstance(document.value, dict) and not document.problems:
+        document.report((), "a sweep file is a mapping with the keys " + ", ".join(TOP_KEYS))
+    if document.problems and not isinstance(document.value, dict):
+        raise SpecError(file, document.problems)
+    for argument in overrides:
+        override(document, argument)
+    sweep = Reader(document, file).sweep()
+    if document.problems or sweep is None:
+        raise SpecError(file, document.problems)
+    return sweep

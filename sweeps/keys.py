@@ -1,0 +1,156 @@
+"""Names and types of what a sweep file may set: dotted keys, unambiguous leaves, near misses."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, cached_property
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from gepa_core.config import ExecConfig, RunConfig
+from gepa_core.schedule import SHAPES
+
+CORPORA = ("docstrings",)
+"""Text that can be prepared without a download."""
+
+
+class KeyRefusedError(Exception):
+    """A key or a value that is not allowed; the message says what is."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A settable value: its dotted name and its type."""
+
+    name: str
+    info: FieldInfo
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        typed: Any = self.info.annotation
+        if self.info.metadata:
+            typed = Annotated[typed, *self.info.metadata]
+        return TypeAdapter(typed, config=ConfigDict(strict=True))
+
+    @property
+    def takes_list(self) -> bool:
+        return get_origin(self.info.annotation) is tuple
+
+    @property
+    def allowed(self) -> str:
+        return _describe(self.info.annotation) + _bounds(self.info.metadata)
+
+    def typed(self, value: Any) -> Any:
+        """The value in this key's type. Raises KeyRefusedError."""
+        whole = int in (self.info.annotation, *get_args(self.info.annotation))
+        if isinstance(value, float) and value.is_integer() and whole:
+            value = int(value)  # 9e3 steps
+        try:
+            return self._adapter.validate_json(json.dumps(value))
+        except ValidationError:
+            hint = ""
+            if self.info.annotation is bool and str(value).lower() in ("yes", "no", "on", "off"):
+                hint = " (yes, no, on and off are plain text here)"
+            shown = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+            shown = shown.replace("str ", "text ").replace("dict ", "mapping ")
+            raise KeyRefusedError(f"{shown} is not allowed; it must be {self.allowed}{hint}") from None
+
+
+def near_miss(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean x?" or nothing."""
+    names = list(dict.fromkeys(names))
+    close = get_close_matches(name, names, n=2, cutoff=0.6)
+    if not close:  # the leaf may be right, or nearly, under another parent
+        leaf = name.rpartition(".")[2]
+        leaves = [known.rpartition(".")[2] for known in names]
+        near = get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+        close = [known for known in names if near and known.rpartition(".")[2] == near[0]][:2]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Key]:
+    """Every leaf of a (nested) model by dotted name."""
+    found: dict[str, Key] = {}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found |= fields(info.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = Key(prefix + name, info)
+    return found
+
+
+class _SweepOnly(BaseModel):
+    """Keys of a sweep file that resolve to RunConfig fields."""
+
+    warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    dir: str = ""
+    corpus: Literal["docstrings"] = "docstrings"
+
+
+@cache
+def run_keys() -> dict[str, Key]:
+    """What `grid`, `points` and `set` may name."""
+    keys = fields(RunConfig)
+    del keys["numerics_version"]
+    only = _SweepOnly.model_fields
+    shapes = Literal[tuple(SHAPES)]  # type: ignore[valid-type]
+    keys["schedule"] = Key("schedule", FieldInfo(annotation=shapes))  # type: ignore[arg-type]
+    keys["warmdown_ratio"] = Key("warmdown_ratio", only["warmdown_ratio"])
+    keys["data.dir"] = Key("data.dir", only["dir"])
+    keys["data.corpus"] = Key("data.corpus", only["corpus"])
+    return keys
+
+
+def run_key(name: str) -> Key:
+    """A RunConfig key by its dotted name, or by its last part where that tells. Raises KeyRefusedError."""
+    keys = run_keys()
+    if name in keys:
+        return keys[name]
+    same_leaf = [known for known in keys if known.rpartition(".")[2] == name]
+    if len(same_leaf) == 1:
+        return keys[same_leaf[0]]
+    if same_leaf:
+        raise KeyRefusedError(f"ambiguous; write {' or '.join(same_leaf)}")
+    executed = [known for known in ExecConfig.model_fields if known == name]
+    if executed:
+        raise KeyRefusedError(f"is how a run is executed; set exec.{name}")
+    leaves = [known.rpartition(".")[2] for known in keys]
+    raise KeyRefusedError(
+        "unknown key" + near_miss(name, [*keys, *(x for x in leaves if leaves.count(x) == 1)])
+    )
+
+
+def full_name(name: str) -> str:
+    """Dotted form of a key; a key that is not allowed as it is."""
+    try:
+        return run_key(name).name
+    except KeyRefusedError:
+        return name
+
+
+def _describe(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        parts = [_describe(part) for part in arguments if part is not NoneType]
+        return " or ".join(parts) + (" (or null)" if NoneType in arguments else "")
+    if origin is tuple:
+        return f"a list, each item {_describe(arguments[0])}"
+    if origin is dict:
+        return f"a mapping of names to values, each {_describe(arguments[1])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(annotation, str(annotation))
+
+
+def _bounds(metadata: list[Any]) -> str:
+    words = []
+    for constraint in metadata:
+        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if (bound := getattr(constraint, attribute, None)) is not None:
+                words.append(f"{sign} {bound:g}")
+    return " " + " and ".join(words) if words else ""
