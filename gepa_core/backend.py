@@ -1,4 +1,4 @@
-"""The machine under a model: device, attention kernels, compilation, ranks. Changes rounding, never meaning."""
+"""The machine under a model: device, attention kernels, compilation, ranks. Changes rounding at most."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ _HOPPER = (9, 0)  # from here on cuDNN's attention is the faster one; flash stay
 
 
 def resolve_device(exec_cfg: Any) -> torch.device:
-    """The device to run on; ConfigError if CUDA is asked for and there is none. Ranks take theirs by local rank."""
+    """The device to run on. Raises ConfigError if CUDA is asked for and there is none."""
     name = exec_cfg.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,8 +25,8 @@ from gepa_core.errors import DataError, DivergedError
 
 _SLAB = 1 << 22  # scores accounted for at a time, to bound the memory of long texts
 
-# Tokens a scoring batch holds. GPU: enough to fill it, with room for [B,L,V] fp32 logits. CPU: activations that
-# stay in the cache are worth more than longer matrix products (measured, benchmarks/ttt.py --ablate).
+# Tokens a scoring batch holds. GPU: enough to fill it, with room for [B,L,V] fp32 logits. CPU: activations
+# that stay in the cache are worth more than longer matrix products (measured, benchmarks/ttt.py --ablate).
 _BATCH_TOKENS = {"cuda": 1 << 18, "cpu": 1 << 11}
 
 
@@ -41,7 +41,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scored on a text. nll in nats, summed over `tokens` scored targets of `bytes` bytes of text."""
+    """What a model scored on a text: nll in nats, summed over `tokens` scored targets of `bytes` bytes."""
 
     nll: float
     tokens: int
@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows in order, three int64[W]: window w reads tokens start..start+length, scores its last `scored` targets."""
+    """Windows in order, int64[W] each: w reads `length` tokens from `start`, scores the last `scored` targets."""
 
     start: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -93,11 +93,11 @@ def plain_windows(num_targets: int, seq_len: int) -> Windows:
 
 
 def sliding_windows(num_targets: int, seq_len: int, stride: int, counting: str) -> Windows:
-    """Windows of seq_len every `stride` targets; the first scores all of its targets, the others the last `stride`.
+    """Windows of seq_len every `stride` targets; the first scores all targets, the others the last `stride`.
 
     "once" scores each target exactly once: where stride does not divide, a last window ends with the text.
-    "reference" repeats the published code: it goes on with windows cut short by the end of the text, each of which
-    scores the last `stride` targets again.
+    "reference" repeats the published code: it goes on with windows cut short by the end of the text, each of
+    which scores the last `stride` targets again.
     """
     if counting == "reference":
         start = np.arange(0, num_targets - stride + 1, stride, dtype=np.int64)
@@ -214,7 +214,7 @@ def account(
 
 
 def check_text(model: Any, tokens: NDArray[Any], table: ByteTable, seq_len: int) -> None:
-    """Raises DataError if the text has no whole window of seq_len targets, or is not in the model's vocabulary."""
+    """Raises DataError if the text is shorter than a window, or not in the model's vocabulary."""
     vocab_size = model.cfg.vocab_size
     if table.vocab_size != vocab_size:
         raise DataError(
@@ -228,8 +228,8 @@ def check_text(model: Any, tokens: NDArray[Any], table: ByteTable, seq_len: int)
         )
     if len(tokens) <= seq_len:
         raise DataError(
-            f"validation has {len(tokens)} tokens, one window needs {seq_len + 1} (eval.seq_len {seq_len} and the "
-            "token before); lower eval.seq_len or give more validation text"
+            f"validation has {len(tokens)} tokens, one window needs {seq_len + 1} (eval.seq_len {seq_len} "
+            "and the token before); lower eval.seq_len or give more validation text"
         )
 
 
@@ -245,7 +245,10 @@ def _evaluate(
 
 
 def evaluate_plain(model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in non-overlapping sequences of cfg.seq_len; see `check_text`, `Scorer.gather` for errors."""
+    """Scores tokens (uint16[N + 1]) in non-overlapping sequences of cfg.seq_len.
+
+    Raises DataError as `check_text` and `account` do, DivergedError if a score is not finite.
+    """
     check_text(model, tokens, table, cfg.seq_len)
     return _evaluate(model, tokens, table, plain_windows(len(tokens) - 1, cfg.seq_len), cfg, exec_cfg)
 
@@ -253,7 +256,10 @@ def evaluate_plain(model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any,
 def evaluate_sliding(
     model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any
 ) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in windows of cfg.seq_len every cfg.stride; see `sliding_windows`."""
+    """Scores tokens (uint16[N + 1]) in windows of cfg.seq_len every cfg.stride, as `sliding_windows` has it.
+
+    Raises DataError as `check_text` and `account` do, DivergedError if a score is not finite.
+    """
     check_text(model, tokens, table, cfg.seq_len)
     windows = sliding_windows(len(tokens) - 1, cfg.seq_len, cfg.stride, cfg.counting)
     return _evaluate(model, tokens, table, windows, cfg, exec_cfg)

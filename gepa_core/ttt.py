@@ -1,14 +1,14 @@
 """Legal, score-first test-time training: tokens are scored in order, by weights that have never seen them.
 
-The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is scored with
-the weights as they are, and only then trained on, for the benefit of those after it; the last one is only scored.
+The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is scored
+with the weights as they are, and only then trained on, for the benefit of those after it; the last one is
+only scored.
 
-Source: openai/parameter-golf, pull request 644. Unlike there, batches are global: ranks share each of them, and do
-not change the number of updates.
+Source: openai/parameter-golf, pull request 644. Unlike there, batches are global: ranks share each of them,
+and do not change the number of updates.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,13 @@ def chunk_lr(chunk: int, num_chunks: int, peak: float, warmup_fraction: float) -
 
 
 def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens: int) -> NDArray[np.int64]:
-    """int64[C + 1]: chunk c owns windows bounds[c]..bounds[c + 1], those whose first scored target lies in it."""
+    """int64[C + 1]: windows bounds[c]..bounds[c + 1] have their first scored target in chunk c."""
     edges = np.arange(0, num_targets, chunk_tokens)
     return np.append(np.searchsorted(first_scored, edges), len(first_scored))
 
 
 def sequence_loss(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of targets [B,L] after ids [B,L]: a module-level function, to be compiled once."""
+    """Mean cross-entropy (nats) of targets [B,L] after ids [B,L]; at module level, to be compiled once."""
     return model.loss(ids, targets)
 
 
@@ -66,7 +66,7 @@ class Adapter:
     def __init__(self, model: nn.Module, cfg: Any, scorer: Scorer, num_chunks: int) -> None:
         self.model, self.cfg, self.scorer, self.num_chunks = model, cfg, scorer, num_chunks
         frozen = tuple(f"blocks.{i}." for i in range(cfg.freeze_blocks))
-        self.params = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
+        self.params: list[Tensor] = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
         self.frozen = [p for name, p in model.named_parameters() if name.startswith(frozen)]
         sizes = [p.numel() for p in self.params]
         self.momentum = torch.zeros(sum(sizes), device=scorer.device)
@@ -123,10 +123,10 @@ class Adapter:
 def test_time_train(
     model: Any, tokens: NDArray[Any], table: ByteTable, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any
 ) -> TTTResult:
-    """Scores tokens (uint16[N + 1]) in sliding windows, adapting the model, in place, to each chunk once scored.
+    """Scores tokens (uint16[N + 1]) in sliding windows, adapting the model in place to each chunk scored.
 
-    With zero epochs nothing separates the chunks, and this is `evaluate_sliding`. Raises DataError as that does,
-    DivergedError if a score is not finite.
+    With zero epochs nothing separates the chunks: this is `evaluate_sliding`, to the bit. Raises DataError
+    and DivergedError as that does.
     """
     check_text(model, tokens, table, eval_cfg.seq_len)
     num_targets = len(tokens) - 1

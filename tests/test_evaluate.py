@@ -1,4 +1,4 @@
-"""Bits per byte: parity, the exact byte rule, every token scored once, and the fast ways against the plain one."""
+"""Bits per byte: parity, the exact byte rule, every token scored once, fast ways against the plain one."""
 
 import io
 import math
@@ -213,7 +213,7 @@ def test_ids_past_the_vocabulary() -> None:
 
 
 def test_byte_table_of_another_tokenizer() -> None:
-    with pytest.raises(DataError, match="32 pieces.*vocabulary of 64"):
+    with pytest.raises(DataError, match=r"32 pieces.*vocabulary of 64"):
         evaluate_plain(tiny.tiny_model(), tiny.text(40), tiny.byte_table(32), EVAL, CPU)
 
 

@@ -1,5 +1,6 @@
 """Test-time training: parity, its limits, its cost, and independence of ranks and micro-batches."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,7 @@ def test_it_learns_what_repeats() -> None:
 
 
 def test_cost_is_recorded() -> None:
-    result = run(
-        tiny.tiny_model(), tiny.text(118)
-    )  # chunks of 32, 32, 32 and 21 targets; the last only scored
+    result = run(tiny.tiny_model(), tiny.text(118))  # chunks of 32, 32, 32, 21 targets
     assert result.tokens_scored == result.evaluation.tokens == 117
     assert result.updates == 3 * TTT.epochs * 2
     assert result.tokens_trained == 3 * TTT.epochs * 32
@@ -98,7 +97,7 @@ def test_learning_rate_over_chunks() -> None:
     assert rates[:5] == pytest.approx([0.002 * k / 5 for k in (1, 2, 3, 4, 5)])
     assert rates[5] == 0.002 and rates[99] == pytest.approx(0.0, abs=1e-18)
     assert rates[52] == pytest.approx(0.001)
-    assert all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
     assert [ttt.chunk_lr(c, 1, 0.1, 0.0) for c in range(1)] == [0.1]
 
 
@@ -136,7 +135,7 @@ def test_bf16_embedding_is_adapted() -> None:
 
 
 def test_validation_shorter_than_a_window() -> None:
-    with pytest.raises(DataError, match="16 tokens.*needs 17"):
+    with pytest.raises(DataError, match=r"16 tokens.*needs 17"):
         run(tiny.tiny_model(), tiny.text(16))
 
 

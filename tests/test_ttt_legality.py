@@ -1,8 +1,8 @@
 """Test-time training is legal: proved by experiment, with checks that each illegal variant fails by name.
 
-A score is legal if it is a function of the tokens up to its own alone, and is never revised. Four checks, each a
-function of a *variant* (a way to score and train): tokens, model -> scores per target. The legal variant is the
-library's; the others do on purpose what the field has agreed is cheating.
+A score is legal if it is a function of the tokens up to its own alone, and is never revised. Four checks,
+each of a *variant*, a way to score and train: tokens -> scores. The legal variant is the library's; the others
+do on purpose what the field has agreed is cheating.
 """
 
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def changed(tokens: NDArray[np.uint16], positions: slice | int) -> NDArray[np.ui
 
 
 def no_score_depends_on_a_later_token(variant: Variant) -> None:
-    """Target i is token i + 1: a change of token t may move scores from target t - 1 on, and no bit before."""
+    """Target i is token i + 1: a change of token t may move scores from target t - 1 on, no bit before."""
     tokens = tiny.text(NUM_TOKENS)
     scores, _ = variant(tokens)
     for t in (1, 5, 17, 30, 32, 33, 34, 47, 64, 65, 66, 90, 97, 116, 117):
@@ -194,7 +194,7 @@ def test_legal(check: Callable[[Variant], None]) -> None:
     ids=lambda f: f.__name__,
 )
 def test_illegal_is_caught(variant: Variant, check: Callable[[Variant], None]) -> None:
-    with pytest.raises(AssertionError, match="moved|not scored exactly once|no final scores"):
+    with pytest.raises(AssertionError, match=r"moved|not scored exactly once|no final scores"):
         check(variant)
 
 
