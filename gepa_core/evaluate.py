@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows in order, int64[W] each: w reads `length` tokens from `start`, scores the last `scored` targets."""
+    """Windows in order, int64[W] each: w reads `length` tokens from `start`, scores its last `scored`."""
 
     start: NDArray[np.int64]
     length: NDArray[np.int64]

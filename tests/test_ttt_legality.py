@@ -1,8 +1,8 @@
 """Test-time training is legal: proved by experiment, with checks that each illegal variant fails by name.
 
 A score is legal if it is a function of the tokens up to its own alone, and is never revised. Four checks,
-each of a *variant*, a way to score and train: tokens -> scores. The legal variant is the library's; the others
-do on purpose what the field has agreed is cheating.
+each of a *variant*, a way to score and train: tokens -> scores. The legal variant is the library's; the
+others do on purpose what the field has agreed is cheating.
 """
 
 from collections.abc import Callable
