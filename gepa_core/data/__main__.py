@@ -1,6 +1,7 @@
 """python -m gepa_core.data prepare | inspect | fetch"""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ class Progress:
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        return {"prepare": _prepare, "inspect": _inspect}[args.command](args)
+        return {"prepare": _prepare, "inspect": _inspect, "fetch": _fetch}[args.command](args)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -84,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--verify", action="store_true", help="rehash every file and look at every token")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    p = commands.add_parser("fetch", help="published FineWeb shards and tokenizer from the Hugging Face hub")
+    p.add_argument("--variant", default="sp1024", help="sp1024, sp4096, ... (default %(default)s)")
+    p.add_argument("--shards", type=int, metavar="N", help="training shards of 100 M tokens (default 80)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="default data/datasets/fineweb10B_VARIANT")
+    p.add_argument("--repo", metavar="ID", help="another dataset repository of the same layout")
+    p.add_argument("--revision", help="branch, tag or commit (default main, or what DIR holds)")
+    p.add_argument(
+        "--workers", type=int, default=4, metavar="N", help="parallel downloads (default %(default)s)"
+    )
     return parser
 
 
@@ -126,6 +137,32 @@ def _prepare(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     found = inspect.inspect(args.data, tokenizer=args.tokenizer, verify=args.verify)
     sys.stdout.write(inspect.as_json(found) if args.json else inspect.as_text(found))
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from gepa_core.data import fetch  # the hub's client is slow to import
+
+    if args.workers < 1:
+        raise DataError(f"--workers {args.workers}: at least 1")
+    out = args.out or Path("data/datasets") / f"fineweb10B_{args.variant}"
+    say = Progress()
+    try:
+        fetch.fetch(
+            out,
+            variant=args.variant,
+            train_shards=fetch.TRAIN_SHARDS if args.shards is None else args.shards,
+            repo=args.repo or fetch.REPO,
+            revision=args.revision,
+            workers=args.workers,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; complete shards are kept, the same command goes on from there\n")
+        os._exit(130)  # not to wait for the downloads under way: all that is on disk was put there atomically
+    finally:
+        say.close()
+    sys.stdout.write(inspect.as_text(inspect.inspect(str(out))))
     return 0
 
 

@@ -123,7 +123,7 @@ def write_split(
     say: Say,
     text_copy: Path | None = None,
 ) -> dict[str, Any]:
-    """Encodes documents into shards; returns the split's manifest entry. `text_copy` receives the text itself.
+    """Encodes documents into shards; returns the split's manifest entry. `text_copy` receives the text.
 
     Raises DataError if there is no text at all.
     """

@@ -129,7 +129,9 @@ def _open_split(folder: Path, manifest: Mapping[str, Any], split: str) -> ShardS
         if name not in present:
             raise DataError(f"{path}: listed in {MANIFEST} but missing")
         if name not in listed:
-            raise DataError(f"{path}: lies in the folder but is not listed in {MANIFEST}")
+            raise DataError(
+                f"{path}: lies in the folder but is not listed in {MANIFEST}; an unfinished fetch?"
+            )
         if listed[name] != present[name]:
             raise DataError(f"{path}: {present[name]} tokens, {MANIFEST} says {listed[name]}")
     return shards

@@ -1,14 +1,15 @@
 """What is in a shard set: counts, fingerprint, bytes per token, vocabulary, documents."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gepa_core.data import folder as folders
-from gepa_core.data.shards import ShardSet, open_shards
-from gepa_core.data.tokenizer import byte_table, load_tokenizer
+from gepa_core.data.shards import Shard, ShardSet, open_shards
+from gepa_core.data.tokenizer import ByteTable, byte_table, load_tokenizer
 from gepa_core.errors import DataError
 
 BOS = 1
@@ -44,32 +45,54 @@ def _inspect_folder(folder: str, *, rehash: bool) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What reading one shard tells."""
+
+    documents: int
+    highest_id: int
+    token_bytes: int
+    """Bytes of all tokens but the first, which depends on the shard before; 0 without a table."""
+
+
+def scan(shard: Shard, bos: int, table: ByteTable | None) -> Scan:
+    """Reads a whole shard. Raises DataError if an id lies outside the table's vocabulary."""
+    documents = highest = token_bytes = 0
+    tokens = shard.map()
+    for start in range(0, len(tokens), _CHUNK):
+        chunk = np.asarray(tokens[max(0, start - 1) : start + _CHUNK])  # one token back, for its space
+        documents += int((chunk[start > 0 :] == bos).sum())
+        highest = max(highest, int(chunk.max()))
+        if table:
+            if highest >= table.vocab_size:
+                raise DataError(
+                    f"{shard.path}: token id {highest} is outside a vocabulary of {table.vocab_size}"
+                )
+            token_bytes += int(table.count_bytes(chunk[:-1], chunk[1:]).sum())
+    return Scan(documents, highest, token_bytes)
+
+
+def first_token_bytes(shards: ShardSet, table: ByteTable) -> int:
+    """Bytes of each shard's first token after the last of the shard before; the very first counts 0."""
+    maps = [shard.map() for shard in shards.shards]
+    prev = np.array([m[-1] for m in maps[:-1]], dtype=np.uint16)
+    cur = np.array([m[0] for m in maps[1:]], dtype=np.uint16)
+    return int(table.count_bytes(prev, cur).sum())
+
+
 def _inspect_shards(shards: ShardSet, tokenizer: Path | None, *, rehash: bool) -> dict[str, Any]:
     table = byte_table(tokenizer) if tokenizer else None
     bos = load_tokenizer(tokenizer).bos_id() if tokenizer else BOS
-    documents = highest = token_bytes = 0
-    prev = np.array([bos], dtype=np.uint16)
-    for shard in shards.shards:
-        tokens = shard.map()
-        for start in range(0, len(tokens), _CHUNK):
-            chunk = np.asarray(tokens[start : start + _CHUNK])
-            documents += int((chunk == bos).sum())
-            highest = max(highest, int(chunk.max()))
-            if table:
-                if highest >= table.vocab_size:
-                    raise DataError(
-                        f"{shard.path}: token id {highest} is outside {tokenizer}'s {table.vocab_size}"
-                    )
-                token_bytes += int(table.count_bytes(np.concatenate([prev, chunk[:-1]]), chunk).sum())
-            prev = chunk[-1:]
+    scans = [scan(shard, bos, table) for shard in shards.shards]
+    token_bytes = sum(s.token_bytes for s in scans) + first_token_bytes(shards, table) if table else None
     return {
         "shards": len(shards.shards),
         "tokens": shards.total,
         "fingerprint": shards.fingerprint() if rehash else folders.cached_fingerprint(shards),
-        "documents": documents,
-        "highest_id": highest,
-        "token_bytes": token_bytes if table else None,
-        "bytes_per_token": token_bytes / shards.total if table else None,
+        "documents": sum(s.documents for s in scans),
+        "highest_id": max(s.highest_id for s in scans),
+        "token_bytes": token_bytes,
+        "bytes_per_token": token_bytes / shards.total if token_bytes is not None else None,
     }
 
 

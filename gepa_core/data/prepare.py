@@ -1,4 +1,4 @@
-"""Text to a prepared folder of shards, tokenizer and manifest: streaming, parallel, alike at any worker count."""
+"""Text to a prepared folder of shards, tokenizer and manifest: streaming, parallel, alike at any workers."""
 
 import contextlib
 import lzma

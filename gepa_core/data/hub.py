@@ -1,0 +1,126 @@
+"""Files of one commit of a Hugging Face dataset repository, every request retried."""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
+
+from gepa_core.errors import DataError
+
+ATTEMPTS = 6
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """One commit of a dataset repository, and the folder its files are staged in."""
+
+    repo: str
+    commit: str
+    staging: Path
+    pause_seconds: float
+
+    def download(self, name: str, *, again: bool = False) -> Path:
+        """A file of the repository in the staging folder, whole. Raises DataError."""
+        fetched = retried(
+            f"{self.repo}/{name}",
+            lambda: hf_hub_download(
+                self.repo,
+                name,
+                repo_type="dataset",
+                revision=self.commit,
+                local_dir=self.staging,
+                endpoint=constants.ENDPOINT,
+                force_download=again,
+            ),
+            self.pause_seconds,
+        )
+        return Path(fetched)
+
+    def sha256(self, name: str) -> str | None:
+        """The SHA-256 the hub announces (of large files, as their ETag), if it does."""
+        etag = metadata(self.repo, name, self.commit, self.pause_seconds).etag or ""
+        return etag if _SHA256.fullmatch(etag) else None
+
+
+def metadata(repo: str, name: str, revision: str, pause_seconds: float) -> Any:
+    """The hub's HfFileMetadata of one file. Raises DataError."""
+    url = hf_hub_url(repo, name, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT)
+    return retried(f"{repo}/{name}", lambda: get_hf_file_metadata(url), pause_seconds)
+
+
+def quiet() -> None:
+    """Silences the library's own progress bars and warnings: ours say it."""
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
+
+
+def retried(what: str, request: Callable[[], Result], pause_seconds: float) -> Result:
+    """request(), again after a growing pause when it fails in a way that may pass (network, 429, 5xx).
+
+    Raises DataError when it does not pass in ATTEMPTS attempts, or at once when it cannot.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return request()
+        except OfflineModeIsEnabled as error:
+            raise DataError(
+                f"{what}: the hub is switched off by HF_HUB_OFFLINE; unset it to fetch"
+            ) from error
+        except Exception as error:
+            # The library lets its HTTP client's exceptions through, and has changed that client twice.
+            if not _may_pass(error):
+                raise _explained(what, error) from error
+            if attempt == ATTEMPTS:
+                raise DataError(
+                    f"{what}: given up after {ATTEMPTS} attempts ({_one_line(error)}); "
+                    "what is complete is kept, the same command goes on from there"
+                ) from error
+            time.sleep(min(pause_seconds * 2 ** (attempt - 1), 30.0))
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, LocalEntryNotFoundError):  # its name for "no connection and not cached"
+        return True
+    if isinstance(error, HfHubHTTPError):
+        response = getattr(error, "response", None)
+        return response is None or response.status_code in _PASSING
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return False  # the disk, not the network
+    clients = [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
+    return isinstance(error, (OSError, *clients))
+
+
+def _explained(what: str, error: Exception) -> Exception:
+    if isinstance(error, EntryNotFoundError):
+        return DataError(f"{what}: no such file in the repository")
+    if isinstance(error, RepositoryNotFoundError):
+        return DataError(f"{what}: no such dataset repository, or it needs a token (HF_TOKEN)")
+    if isinstance(error, RevisionNotFoundError):
+        return DataError(f"{what}: no such revision")
+    if isinstance(error, HfHubHTTPError):
+        return DataError(f"{what}: refused ({_one_line(error)})")
+    return error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
