@@ -6,10 +6,14 @@ as late as they can. What a store already has is built upon, from the nearest ea
 (The idea of merging shared prefixes: Hippo's stage tree, PVLDB 15(5), 2022.)
 """
 
+import hashlib
+import itertools
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
+
+from pydantic import BaseModel
 
 from gepa_core.config import RunConfig, digest
 from sweeps.cost import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
@@ -36,7 +40,7 @@ def make_plan(
     trunks: dict[str, list[_Run]] = {}
     for config in sweep.runs:
         run_id = config.run_id
-        trunk_id = digest(config.trunk())[:16] if sweep.share else f"alone-{run_id[-10:]}"
+        trunk_id = planner.trunk_id(config) if sweep.share else f"alone-{run_id[-10:]}"
         trunks.setdefault(trunk_id, []).append((run_id, config))
     for trunk_id, members in trunks.items():
         planner.grow(trunk_id, members)
@@ -74,8 +78,17 @@ def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
             return quant
 
 
-def _segment_id(trunk_id: str, parent: str | None, start: int, stop: int, tail: list[object]) -> str:
-    lineage = {"trunk": trunk_id, "parent": parent, "start": start, "stop": stop, "tail": tail}
+def _segment_id(
+    trunk_id: str, parent: str | None, start: int, stop: int, tail: list[object], again: int = 0
+) -> str:
+    lineage: dict[str, object] = {
+        "trunk": trunk_id,
+        "parent": parent,
+        "start": start,
+        "stop": stop,
+        "tail": tail,
+    }
+    lineage |= {"again": again} if again else {}
     return f"{start}-{stop}-{digest(lineage)[:16]}"
 
 
@@ -99,6 +112,8 @@ class _Planner:
         self.stages: dict[str, Stage] = {}
         self.done: set[str] = set()
         self.runs_at: dict[str, list[str]] = {}
+        self.settings: dict[tuple[object, ...], str] = {}
+        self.trunk_ids: dict[tuple[object, ...], str] = {}
         # Finished trunk segments by trunk and stop.
         self.finished: dict[str, dict[int, list[KnownSegment]]] = {}
         whole: dict[str | None, bool] = {None: True}
@@ -118,42 +133,52 @@ class _Planner:
         available: dict[int, str | None] = {0: None}
         for stop, ends in finished.items():
             kept = [segment.id for segment in ends if segment.kept]
-            available |= {stop: kept[-1]} if kept else {}
+            available |= {stop: kept[0]} if kept else {}
         steps = sorted(available)
         for point in sorted(by_point):
-            runs = by_point[point]
-            state = self._reuse(runs, finished.get(point, [])) if point else None
-            if state is None and point:
-                start = steps[bisect_left(steps, point) - 1]
-                state = self._extend(trunk_id, available[start], start, point, runs[0][1])
-                if point not in available:
-                    steps.insert(bisect_left(steps, point), point)
-                available[point] = state
-            for run_id, config in runs:
+            needy = [run for run in by_point[point] if not self._finished(run, finished.get(point, []))]
+            if not needy:
+                continue
+            if point not in available:
+                at = bisect_left(steps, point)
+                start = steps[at - 1]
+                available[point] = self._extend(trunk_id, available[start], start, point, needy[0][1])
+                steps.insert(at, point)
+            state = available[point]
+            if state in self.known:
+                self._adopt(state, needy[0][1])
+            for run_id, config in needy:
                 self._finish(trunk_id, state, point, run_id, config)
-            self.runs_at.setdefault(state or "", []).extend(run_id for run_id, _ in runs)
 
-    def _reuse(self, runs: list[_Run], candidates: list[KnownSegment]) -> str | None:
-        """A finished chain that ends here and serves all `runs`: its state is kept, or nobody needs it."""
+    def _finished(self, run: _Run, chains: list[KnownSegment]) -> bool:
+        """Whether a run, if it follows one of these finished chains, needs nothing of the chain's state.
 
-        def served(segment: KnownSegment) -> int:
-            return sum(self._needs_no_state(segment, config) for _, config in runs)
+        It is entered into the plan then.
+        """
+        run_id, config = run
+        for trunk in chains:
+            last = trunk.id
+            if trunk.stop < config.steps:
+                last = self._branch_id(trunk.trunk_id, trunk.id, trunk.stop, config)
+                if last not in self.known:
+                    continue
+            if last != trunk.id or self._measured(last, config):
+                self._adopt(trunk.id, config)
+                self._finish(trunk.trunk_id, trunk.id, trunk.stop, run_id, config)
+                return True
+        return False
 
-        usable = [segment for segment in candidates if segment.kept or served(segment) == len(runs)]
-        if not usable:
-            return None
-        best = max(usable, key=lambda segment: (served(segment), segment.id))
-        self._adopt(best.id, runs[0][1])
-        return best.id
+    def _branch_id(self, trunk_id: str, state: str | None, point: int, config: RunConfig) -> str:
+        """The branch's segment: a finished one, if it is still of use to this run, or a new one.
 
-    def _needs_no_state(self, trunk: KnownSegment, config: RunConfig) -> bool:
-        """Whether a run on this chain is finished as far as training from, or measuring, its state goes."""
-        if trunk.stop == config.steps:
-            return self._measured(trunk.id, config)
-        branch = self.known.get(
-            _segment_id(trunk.trunk_id, trunk.id, trunk.stop, config.steps, _tail(config))
-        )
-        return branch is not None and (branch.kept or self._measured(branch.id, config))
+        A result is never replaced, so work done again because its state was deleted gets an id of its own.
+        """
+        for again in itertools.count():
+            branch_id = _segment_id(trunk_id, state, point, config.steps, _tail(config), again)
+            known = self.known.get(branch_id)
+            if known is None or known.kept or self._measured(branch_id, config):
+                return branch_id
+        raise AssertionError("unreachable")
 
     def _measured(self, last: str, config: RunConfig) -> bool:
         return all(stage.id in self.done_stages for stage in self._stages_of("", last, config))
@@ -171,7 +196,8 @@ class _Planner:
         """A new trunk segment. `config` ends its constant phase at `stop`, so it validates there too."""
         if parent in self.known and parent not in self.segments:
             self._adopt(parent, config)
-        segment_id = _segment_id(trunk_id, parent, start, stop, [])
+        ids = (_segment_id(trunk_id, parent, start, stop, [], again) for again in itertools.count())
+        segment_id = next(id_ for id_ in ids if id_ not in self.known)
         self._enter(segment_id, parent, start, stop, config, trunk_id, trunk=True)
         return segment_id
 
@@ -193,11 +219,14 @@ class _Planner:
     def _finish(self, trunk_id: str, state: str | None, point: int, run_id: str, config: RunConfig) -> None:
         """The branch of a run, if it has one, and its stages."""
         last = state
+        self.runs_at.setdefault(state or "", []).append(run_id)
         if point < config.steps:
-            last = _segment_id(trunk_id, state, point, config.steps, _tail(config))
+            last = self._branch_id(trunk_id, state, point, config)
             self.runs_at.setdefault(last, []).append(run_id)
             if last not in self.segments:
                 self._enter(last, state, point, config.steps, config, trunk_id, trunk=False)
+            if last in self.known:
+                self.done.add(last)
         assert last is not None, "a run has at least one step"
         stages = self._stages_of(run_id, last, config)
         for stage in stages:
@@ -205,12 +234,27 @@ class _Planner:
         self.done.update(stage.id for stage in stages if stage.id in self.done_stages)
         self.runs[run_id] = RunPlan(config, last, tuple(stage.id for stage in stages))
 
+    def trunk_id(self, config: RunConfig) -> str:
+        """Digest of `RunConfig.trunk`, remembered for runs that differ in their length only."""
+        fields = {k: v for k, v in config.__dict__.items() if k not in ("steps", "warmdown_steps")}
+        key = tuple(id(v) if isinstance(v, BaseModel) else v for v in fields.values())
+        if key not in self.trunk_ids:
+            self.trunk_ids[key] = digest(config.trunk())[:16]
+        return self.trunk_ids[key]
+
+    def _settings(self, config: RunConfig, kind: StageKind) -> str:
+        """Digest of `stage_settings`, remembered for the sections that runs have in common."""
+        key = (kind, id(config.eval), id(config.quant), id(config.ttt))
+        if key not in self.settings:
+            self.settings[key] = digest(stage_settings(config, kind))
+        return self.settings[key]
+
     def _stages_of(self, run_id: str, last: str, config: RunConfig) -> list[Stage]:
         stages: dict[str, Stage] = {}
 
         def add(kind: StageKind, after: str) -> str:
-            key = digest({"kind": kind, "after": after, "settings": stage_settings(config, kind)})[:16]
-            stage_id = f"{kind}-{key}"
+            lineage = f"{kind} {after} {self._settings(config, kind)}"
+            stage_id = f"{kind}-{hashlib.sha256(lineage.encode()).hexdigest()[:16]}"
             stages[stage_id] = Stage(stage_id, run_id, kind, after, config)
             return stage_id
 
@@ -235,16 +279,6 @@ class _Planner:
         in_order = sorted(
             self.segments.values(), key=lambda s: (rank[s.trunk_id], not s.trunk, s.start, s.stop, s.id)
         )
-        for segment in in_order:
-            if not segment.trunk and self._branch_done(segment):
-                self.done.add(segment.id)
         return {
             s.id: replace(s, runs=tuple(self.runs_at.get(s.id, ())), final=s.id in ends) for s in in_order
         }
-
-    def _branch_done(self, segment: Segment) -> bool:
-        known = self.known.get(segment.id)
-        if known is None:
-            return False
-        runs = self.runs_at[segment.id]
-        return known.kept or all(self.done.issuperset(self.runs[run_id].stages) for run_id in runs)
