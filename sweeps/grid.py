@@ -39,6 +39,7 @@ class Expander:
         self._settings = settings
         self._preset = preset
         self._sections: dict[tuple[Any, ...], BaseModel] = {}
+        self._sources: dict[tuple[Any, ...], tuple[DataConfig, DataSource]] = {}
 
     def run(self, cell: Cell) -> tuple[RunConfig, DataSource] | BadCell:
         """The run of a cell, its data named but not yet looked at."""
@@ -50,8 +51,7 @@ class Expander:
             for name, info in RunConfig.model_fields.items():
                 if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                     top[name] = self._section(name, info.annotation, values)
-            source = DataSource.from_values(values)
-            top["data"] = source.placeholder(self._section("data", DataConfig, values).val_tokens)  # type: ignore[attr-defined]
+            top["data"], source = self._data(values, top["data"].val_tokens)
             return RunConfig(**top), source
         except ValidationError as error:
             return BadCell(cell, "; ".join(_reason(detail) for detail in error.errors()))
@@ -65,6 +65,13 @@ class Expander:
             changed = {key.removeprefix(prefix): value for key, value in given}
             self._sections[(name, *given)] = model(**{**self._preset.get(name, {}), **changed})
         return self._sections[(name, *given)]
+
+    def _data(self, values: Cell, val_tokens: int | None) -> tuple[DataConfig, DataSource]:
+        key = tuple(values.get(name) for name in (*SOURCE_KEYS, "data.val_tokens"))
+        if key not in self._sources:
+            source = DataSource.from_values(values)
+            self._sources[key] = source.placeholder(val_tokens), source
+        return self._sources[key]
 
     def _warmdown(self, cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, int]:
         """`warmdown_ratio` in steps. What a cell says of the warmdown wins over the shared settings."""

@@ -107,15 +107,14 @@ class Sweep:
 
     def with_data(self, resolved: Mapping[DataSource, Resolved]) -> "Sweep":
         """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
-        configs = {UNRESOLVED + str(source): found.config for source, found in resolved.items()}
+        found = {UNRESOLVED + str(source): data.config for source, data in resolved.items()}
+        changed = {
+            data: found[data.train].model_copy(update={"val_tokens": data.val_tokens})
+            for data in {run.data for run in self.runs}
+            if data.train in found
+        }
         runs, _ = merge(
-            run.model_copy(
-                update={
-                    "data": configs[run.data.train].model_copy(update={"val_tokens": run.data.val_tokens})
-                }
-            )
-            if run.data.train in configs
-            else run
+            run.model_copy(update={"data": changed[run.data]}) if run.data in changed else run
             for run in self.runs
         )
         paths = {(r.config.train, r.config.val, r.config.tokenizer): r.paths for r in resolved.values()}
