@@ -64,10 +64,11 @@ class FlatParameters:
         self.size = size
         self.values = torch.zeros(size, device=device)
         self.average = torch.zeros(size, device=device)
-        # The mean loss travels behind the gradients: one reduction serves both.
-        self._gradients_and_loss = torch.zeros(size + _ALIGN, device=device)
-        self.gradients = self._gradients_and_loss[:size]
-        self.loss = self._gradients_and_loss[size]
+        # The loss and the ranks' votes travel behind the gradients: one reduction serves all.
+        self._reduced = torch.zeros(size + _ALIGN, device=device)
+        self.gradients = self._reduced[:size]
+        self.loss = self._reduced[size]
+        self.votes = self._reduced[size + 1 : size + 3]
         for name, parameter in named:
             self.view(self.values, name).copy_(parameter.detach())
             if parameter.dtype == torch.float32:
@@ -111,6 +112,14 @@ class FlatParameters:
             if parameter.dtype != torch.float32:
                 self.view(self.values, name).copy_(parameter.detach())
 
+    @torch.no_grad()
+    def set_weights(self, flat: Tensor) -> None:
+        """Sets every parameter from a flat buffer."""
+        self.values.copy_(flat)
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != torch.float32:
+                parameter.copy_(self.view(flat, name))
+
     def update_average(self, decay: float, flat: bool = True) -> None:
         """EMA of every weight. `flat=False` goes one tensor at a time (for ablation)."""
         self.refresh()
@@ -122,13 +131,13 @@ class FlatParameters:
             average.mul_(decay).add_(values[name], alpha=1.0 - decay)
 
     def zero_gradients(self) -> None:
-        self._gradients_and_loss.zero_()
+        self._reduced.zero_()
 
     def reduce(self) -> None:
-        """Means gradients and loss over ranks: one all-reduce whose layout never changes."""
+        """Means gradients, loss and votes over ranks: one all-reduce whose layout never changes."""
         world = rank_and_world()[1]
         if world > 1:
-            sum_over_ranks(self._gradients_and_loss).div_(world)
+            sum_over_ranks(self._reduced).div_(world)
 
     def clip(self, limit: float) -> Tensor:
         """Scales all gradients so that their joint L2 norm is at most `limit`; returns the norm before."""
