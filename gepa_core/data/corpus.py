@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import importlib.util
-import io
 import json
 import sysconfig
 import warnings
@@ -11,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -61,16 +61,28 @@ def _jsonl(path: Path, key: str) -> Iterator[str]:
 
 
 def _jsonl_zst(path: Path, key: str) -> Iterator[str]:
-    with (
-        path.open("rb") as file,
-        zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream,
-    ):
-        yield from _json_lines(io.BufferedReader(stream), path, key)  # type: ignore[arg-type]
+    with path.open("rb") as file:
+        yield from _json_lines(_zst_lines(file, path), path, key)
+
+
+def _zst_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Lines of one or more frames. The library's own reader takes a truncated frame for its end."""
+    frame, rest = None, b""
+    while data := file.read(1 << 20):
+        while data:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            *lines, rest = (rest + frame.decompress(data)).split(b"\n")
+            yield from lines
+            data = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise DataError(f"{path}: truncated zstd archive")
+    yield rest
 
 
 def _json_lines(lines: Iterable[bytes], path: Path, key: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
-        if line.isspace():
+        if not line.strip():
             continue
         try:
             row = json.loads(line)

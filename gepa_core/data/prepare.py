@@ -1,6 +1,7 @@
 """Text to a prepared folder of shards, tokenizer and manifest: streaming, parallel, alike at any workers."""
 
 import contextlib
+import functools
 import lzma
 import os
 import shutil
@@ -169,12 +170,13 @@ def prepare_docstrings(
     if (out / MANIFEST).is_file():
         return open_folder(out)
     workers = workers or default_workers()
-    say("reading docstrings")
-    train, val = docstring_documents(workers)
+    documents = functools.cache(
+        lambda: docstring_documents(workers)
+    )  # read once prepare() has found `out` free
     return prepare(
         out,
-        lambda: train,
-        lambda: val,
+        lambda: documents()[0],
+        lambda: documents()[1],
         vocab_size=vocab_size,
         source={"corpus": "docstrings", "python": sys.version.split()[0]},
         workers=workers,
