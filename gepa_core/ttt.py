@@ -150,3 +150,13 @@ def test_time_train(
     return TTTResult(
         evaluation, len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
     )
+
+
+def main() -> int:
+    from gepa_core.score import ttt_command
+
+    return ttt_command()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
