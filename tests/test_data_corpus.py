@@ -9,6 +9,7 @@ from gepa_core.data import corpus
 from gepa_core.data.corpus import docstring_documents, docstrings, unit_hash
 from gepa_core.data.folder import open_folder
 from gepa_core.data.prepare import prepare_docstrings
+from gepa_core.errors import DataError
 
 SOURCE = b'''"""Module.
 
@@ -64,7 +65,7 @@ def test_split_is_by_module_and_shares_no_docstring(little_installation: dict[st
 
 
 def test_modules_are_parsed_and_never_imported() -> None:
-    """In the true installation: module files are found for all packages, and none of them is imported for it."""
+    """In the true installation: files are found for all packages, and none is imported for it."""
     before = set(sys.modules)
     names = [name for name, _ in corpus._module_files()]
     assert not {m for m in set(sys.modules) - before if m.split(".")[0] in corpus.DOCSTRING_PACKAGES}
@@ -82,6 +83,8 @@ def test_prepared_once_then_opened(tmp_path: Path, little_installation: dict[str
     assert prepare_docstrings(tmp_path / "out", vocab_size=300, workers=1, say=said.append) == first
     assert not said
     assert first.config == open_folder(tmp_path / "out").config
+    with pytest.raises(DataError, match="holds other data"):
+        prepare_docstrings(tmp_path / "out", vocab_size=400, workers=1)
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def fetch(
     repo: str = REPO,
     revision: str | None = None,
     workers: int = 4,
+    endpoint: str | None = None,
     pause_seconds: float = 1.0,
     say: Say = lambda _: None,
 ) -> Dataset:
@@ -65,7 +66,7 @@ def fetch(
 
     What is there already is kept; a later call goes on where this one stopped, at the same commit, or adds
     shards. Each file's size, header, SHA-256 (where the hub announces it) and token ids are checked;
-    manifest.json comes last. HF_ENDPOINT, HF_TOKEN and the like count. Raises DataError.
+    manifest.json comes last. `endpoint` None means HF_ENDPOINT or the public hub. Raises DataError.
     """
     if train_shards < 1:
         raise DataError(f"--shards {train_shards}: at least 1")
@@ -75,15 +76,14 @@ def fetch(
         staging.mkdir(parents=True, exist_ok=True)
         commit, dataset, done = _progress_so_far(out, staging)
         if commit is None or revision is not None:
-            wanted = metadata(
-                repo, f"{REMOTE_ROOT}/{MANIFEST}", revision or "main", pause_seconds
-            ).commit_hash
+            name = f"{REMOTE_ROOT}/{MANIFEST}"
+            wanted = metadata(repo, name, revision or "main", endpoint, pause_seconds).commit_hash
             if commit is not None and wanted != commit:
                 raise DataError(
                     f"{out}: holds files of commit {commit}, {revision} is {wanted}; use another --out"
                 )
             commit = wanted
-        hub = Hub(repo, str(commit), staging, pause_seconds)
+        hub = Hub(repo, str(commit), staging, endpoint, pause_seconds)
         published = _published(hub, variant)
         if dataset not in (None, published.name):
             raise DataError(f"{out}: holds shards of {dataset}, not {published.name}; use another --out")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -36,6 +36,7 @@ class Hub:
     repo: str
     commit: str
     staging: Path
+    endpoint: str | None
     pause_seconds: float
 
     def download(self, name: str, *, again: bool = False) -> Path:
@@ -48,7 +49,7 @@ class Hub:
                 repo_type="dataset",
                 revision=self.commit,
                 local_dir=self.staging,
-                endpoint=constants.ENDPOINT,
+                endpoint=self.endpoint,
                 force_download=again,
             ),
             self.pause_seconds,
@@ -57,13 +58,13 @@ class Hub:
 
     def sha256(self, name: str) -> str | None:
         """The SHA-256 the hub announces (of large files, as their ETag), if it does."""
-        etag = metadata(self.repo, name, self.commit, self.pause_seconds).etag or ""
+        etag = metadata(self.repo, name, self.commit, self.endpoint, self.pause_seconds).etag or ""
         return etag if _SHA256.fullmatch(etag) else None
 
 
-def metadata(repo: str, name: str, revision: str, pause_seconds: float) -> Any:
+def metadata(repo: str, name: str, revision: str, endpoint: str | None, pause_seconds: float) -> Any:
     """The hub's HfFileMetadata of one file. Raises DataError."""
-    url = hf_hub_url(repo, name, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT)
+    url = hf_hub_url(repo, name, repo_type="dataset", revision=revision, endpoint=endpoint)
     return retried(f"{repo}/{name}", lambda: get_hf_file_metadata(url), pause_seconds)
 
 

@@ -168,7 +168,13 @@ def prepare_docstrings(
     """The docstring corpus as a prepared folder; opens it if it is there already. Raises DataError."""
     out = Path(out)
     if (out / MANIFEST).is_file():
-        return open_folder(out)
+        dataset = open_folder(out)
+        found = dataset.manifest or {}
+        if found["source"].get("corpus") != "docstrings" or found["tokenizer"]["vocab_size"] != vocab_size:
+            raise DataError(
+                f"{out}: holds other data than docstrings in {vocab_size} pieces; choose another folder"
+            )
+        return dataset
     workers = workers or default_workers()
     documents = functools.cache(
         lambda: docstring_documents(workers)
