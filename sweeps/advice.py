@@ -27,8 +27,8 @@ def no_long_warmdown(sweep: Sweep) -> Iterator[str]:
     longest = max(run.warmdown_ratio for run in sweep.runs)
     if longest < LONG_WARMDOWN:
         yield (
-            f"no long warmdown in the grid (the longest is {longest:.2f} of its run): whether a longer one is "
-            f"better stays open; add a ratio of {LONG_WARMDOWN} or more"
+            f"no long warmdown in the grid (the longest is {longest:.2f} of its run): whether a longer "
+            f"one is better stays open; add a ratio of {LONG_WARMDOWN} or more"
         )
 
 
@@ -55,10 +55,10 @@ def ema_horizon(sweep: Sweep) -> Iterator[str]:
 def momentum_warmup(sweep: Sweep) -> Iterator[str]:
     long = [run for run in sweep.runs if run.optim.muon_momentum_warmup_steps > run.steps]
     if long:
+        steps = max(run.optim.muon_momentum_warmup_steps for run in long)
         yield (
-            f"Muon's momentum warms up for {max(run.optim.muon_momentum_warmup_steps for run in long)} steps, "
-            f"longer than {len(long)} of the runs (the shortest has {min(run.steps for run in long)}); lower "
-            "optim.muon_momentum_warmup_steps"
+            f"Muon's momentum warms up for {steps} steps, longer than {len(long)} of the runs (the shortest "
+            f"has {min(run.steps for run in long)}); lower optim.muon_momentum_warmup_steps"
         )
 
 
@@ -76,8 +76,8 @@ def little_quantized(sweep: Sweep) -> Iterator[str]:
     least = min(sweep.runs, key=quantized_fraction)
     if quantized_fraction(least) < MIN_QUANTIZED and "int6" in "".join(sweep.stages):
         yield (
-            f"int6 reaches only {quantized_fraction(least):.0%} of the parameters: at this width "
-            f"quant.keep_float_max_numel {least.quant.keep_float_max_numel} keeps most tensors in float; lower it"
+            f"int6 reaches only {quantized_fraction(least):.0%} of the parameters: "
+            f"quant.keep_float_max_numel {least.quant.keep_float_max_numel} is too high for this width"
         )
 
 

@@ -57,9 +57,11 @@ def shared_hours(plan: Plan, *, left: bool = False) -> Hours:
     return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
 
 
-def disk_bytes(plan: Plan) -> int:
-    """Every segment's final state and every artifact, as long as `gc` has not been run."""
-    states = sum(state_bytes(segment.config.model) for segment in plan.segments.values())
+def disk_bytes(plan: Plan, leases: int) -> int:
+    """States on trunks and artifacts, which stay, and three states for each lease at work."""
+    sizes = {segment.id: state_bytes(segment.config.model) for segment in plan.segments.values()}
+    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
+    states += 3 * leases * max(sizes.values(), default=0)
     artifacts = sum(
         min(num_params(stage.config.model), CAP_BYTES)
         for stage in plan.stages.values()
@@ -156,7 +158,7 @@ def summary(plan: Plan, *, leases: int, leases_basis: str) -> dict[str, Any]:
         "cost_naive": naive.total * price if price is not None else None,
         "cost_shared": shared.total * price if price is not None else None,
         "cost_left": left.total * price if price is not None else None,
-        "disk_bytes": disk_bytes(plan),
+        "disk_bytes": disk_bytes(plan, leases),
         "leases": leases,
         "leases_basis": leases_basis,
         "eta_hours": eta_seconds(plan, leases) / HOUR,

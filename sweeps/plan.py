@@ -181,7 +181,9 @@ class _Planner:
         raise AssertionError("unreachable")
 
     def _measured(self, last: str, config: RunConfig) -> bool:
-        return all(stage.id in self.done_stages for stage in self._stages_of("", last, config))
+        """Whether no stage needs the run's final state any more; int6 and later need the artifact only."""
+        stages = self._stages_of("", last, config)
+        return all(stage.id in self.done_stages for stage in stages if stage.after == last)
 
     def _adopt(self, segment_id: str, config: RunConfig) -> None:
         """Enter a finished segment and its lineage into the plan."""

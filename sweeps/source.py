@@ -1,5 +1,6 @@
 """Where a run's data comes from: a prepared folder, a corpus to prepare there, or bare shard patterns."""
 
+import glob
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from gepa_core.config import DataConfig, DataPaths
 from gepa_core.errors import DataError
 
 SOURCE_KEYS = ("data.dir", "data.corpus", "data.train", "data.val", "data.tokenizer")
+HOW_TO_PREPARE = (
+    "make one from any .txt, .jsonl or .parquet with `python -m gepa_core.data prepare TEXT... --out FOLDER` "
+    "and set data.dir to it"
+)
 UNRESOLVED = "unresolved:"
 """Prefix of a fingerprint whose data has not been looked at: run ids made of it are provisional."""
 
@@ -55,6 +60,8 @@ class DataSource:
         Raises DataError where one can be neither read nor told.
         """
         assert self.train is not None
+        if not glob.glob(self.train):  # noqa: PTH207 - the pattern may be absolute
+            raise DataError(f"{self.train}: no such shards; for a data folder of your own, {HOW_TO_PREPARE}")
         folder, _, pattern = self.train.rpartition("/")
         val = self.val
         if val is None:
@@ -102,10 +109,7 @@ def resolve(
     elif source.train:
         dataset = open_patterns(*source.patterns())
     else:
-        raise DataError(
-            "the sweep names no data: set data.dir to a prepared folder; make one from any .txt, .jsonl or "
-            ".parquet with `python -m gepa_core.data prepare TEXT... --out FOLDER`"
-        )
+        raise DataError(f"the sweep names no data: {HOW_TO_PREPARE}")
     return Resolved(dataset.paths, dataset.config, dataset.train.total, dataset.val.total - 1)
 
 

@@ -1,0 +1,108 @@
+"""Plan, run, resume and report a sweep of training runs: `python launch.py sweeps/quickstart.yaml`."""
+
+import argparse
+import sys
+
+COMMANDS = {
+    "status": "how a sweep (or every sweep of a store) stands",
+    "gc": "delete states that neither a result nor an extension of a sweep needs",
+    "export": "copy one run's weights, artifact and configuration out of a store",
+    "import": "adopt a checkpoint as a state that runs can start from",
+}
+EPILOG = (
+    """commands:
+"""
+    + "".join(f"  launch.py {name:7} {what}\n" for name, what in COMMANDS.items())
+    + """
+exit codes: 0 all runs done; 2 the sweep file, arguments or data are wrong, nothing was started; 3 some runs
+failed or diverged; 4 stopped by a budget, resumable; 130 interrupted, resumable by the same command."""
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = command_parser(argv[0]) if argv and argv[0] in COMMANDS else sweep_parser()
+    args = parser.parse_intermixed_args(argv)
+    from gepa_core.errors import UserError
+    from sweeps import command
+
+    try:
+        return int(getattr(command, args.run)(args))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head`
+        return 0
+
+
+def sweep_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", metavar="SWEEP.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="over the sweep file's")
+    parser.add_argument("--plan", action="store_true", help="print the tree and its cost; start nothing")
+    parser.add_argument(
+        "--address", metavar="A", help="a Ray cluster to join (default: RAY_ADDRESS, or a local one)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", default="results", help="the store, a path or s3:// or gs:// URL"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train this sweep's runs again, whatever the store has"
+    )
+    parser.add_argument("--only", metavar="GLOB", help="only the runs whose id matches")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed and diverged runs again")
+    parser.add_argument("--fail-fast", action="store_true", help="stop everything at the first failed run")
+    parser.add_argument(
+        "--max-gpu-hours", metavar="H", type=positive(float), help="stop, resumable, after so many"
+    )
+    parser.add_argument("--max-parallel", metavar="N", type=positive(int), help="runs at a time, at most")
+    parser.add_argument("--no-report", action="store_true", help="leave the report out")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.set_defaults(run="plan_or_run")
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"launch.py {name}", description=COMMANDS[name])
+    parser.add_argument("command", choices=[name])
+    if name == "import":
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint")
+        parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep whose runs may start from it")
+        parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+        parser.add_argument("--output", metavar="DIR", default="results", help="the store")
+    elif name == "export":
+        parser.add_argument("run_id", metavar="RUN_ID")
+        parser.add_argument("--output", metavar="DIR", default="results", help="the store")
+        parser.add_argument("--to", metavar="DIR", required=True, help="folder to make")
+    else:
+        parser.add_argument("dir", metavar="DIR", help="a store, or one sweep's folder in it")
+        parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    if name == "gc":
+        parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    parser.set_defaults(run=name + "_command")
+    return parser
+
+
+class positive:  # noqa: N801 - an argparse type, named as it shows in messages
+    """An argparse type: a number above 0."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.__name__ = f"positive {kind.__name__}"
+
+    def __call__(self, text: str) -> float:
+        value = self.kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError(text)
+        return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""What `launch.py` does: sweep file, data, store, plan, cluster, report. Heavy imports are local."""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gepa_core.errors import DataError
+from sweeps.advice import advise
+from sweeps.cost import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
+from sweeps.estimate import Node, places, refusal, summary
+from sweeps.plan import make_plan
+from sweeps.source import DataSource, Resolved, resolve
+from sweeps.spec import Sweep, load_sweep
+from sweeps.tree import Plan
+
+
+def plan_or_run(args: argparse.Namespace) -> int:
+    sweep = load_sweep(args.sweep, args.overrides)
+    return print_plan(sweep, args) if args.plan else run(sweep, args)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep with what is known of its data."""
+
+    sweep: Sweep
+    data: dict[DataSource, Resolved]
+    unchecked: tuple[str, ...]
+
+    @property
+    def val_tokens(self) -> int:
+        return max((data.val_tokens for data in self.data.values()), default=PUBLISHED_VAL_TOKENS)
+
+
+def run(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Train, measure and report; exit code."""
+    raise NotImplementedError
+
+
+def look_at_data(sweep: Sweep) -> Prepared:
+    """For `--plan`: the data as far as it is at hand."""
+    found: dict[DataSource, Resolved] = {}
+    unchecked = []
+    for source in sweep.sources:
+        if not source.named:
+            unchecked.append("the sweep names no data (set data.dir): run ids are provisional")
+            continue
+        try:
+            found[source] = resolve(source, prepare=False)
+        except DataError as error:
+            how = f"{source}: prepared on the first run" if source.corpus else f"not checked: {error}"
+            unchecked.append(f"data {how}; run ids are provisional, finished work is not recognised")
+    return Prepared(sweep.with_data(found), found, tuple(unchecked))
+
+
+def open_data(sweep: Sweep, say: Any) -> Prepared:
+    """For a run: all data, prepared where a corpus is missing, and checked. Raises DataError."""
+    from gepa_core.data.folder import check_launch, open_folder, open_patterns
+
+    found: dict[DataSource, Resolved] = {}
+    for source in sweep.sources:
+        using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
+        sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
+        found[source] = resolve(source, vocab_size=min(sizes)[0], prepare=True, say=say)
+        dataset = open_folder(source.dir) if source.dir else open_patterns(*source.patterns())
+        for vocab_size, seq_len in sorted(sizes):
+            check_launch(dataset, vocab_size=vocab_size, seq_len=seq_len)
+    return Prepared(sweep.with_data(found), found, ())
+
+
+def over_store(prepared: Prepared, output: str) -> Plan:
+    """The plan over what the store at `output` has, if there is one; it is not created."""
+    sweep = prepared.sweep
+    on_gpu = sweep.resources.gpus_per_run > 0
+    speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
+    if "://" not in output and not Path(output, "segments").is_dir():
+        return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
+    from sweeps.history import read_history
+    from sweeps.store import Store
+
+    history = read_history(Store(output))
+    speeds = speeds.measured(history.on(gpu=on_gpu))
+    return make_plan(sweep, history.segments, history.stages, speeds=speeds, val_tokens=prepared.val_tokens)
+
+
+def changed(plan: Plan, output: str) -> list[str]:
+    """What the sweep file says otherwise than at its last launch into this store."""
+    if "://" not in output and not Path(output, plan.sweep.name, "sweep.json").is_file():
+        return []
+    from sweeps.history import changes
+    from sweeps.store import Store
+
+    old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    return changes(old, plan.sweep.document or {}, plan.runs) if old else []
+
+
+def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
+    prepared = look_at_data(sweep)
+    plan = over_store(prepared, args.output)
+    leases, basis, cannot = capacity(sweep, args)
+    figures = summary(plan, leases=leases, leases_basis=basis)
+    notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    notes += [f"changed since the last launch: {line}" for line in changed(plan, args.output)]
+    advice = advise(plan.sweep)
+    if args.json:
+        extra = {
+            "unchecked": list(prepared.unchecked),
+            "cannot_place": cannot,
+            "notes": notes,
+            "advice": advice,
+        }
+        print(json.dumps(figures | extra, allow_nan=False))
+        return 0
+    from rich.console import Console
+
+    from sweeps.show import show_plan
+
+    show_plan(Console(highlight=False, soft_wrap=True), plan, figures, notes=notes, advice=advice)
+    return 0
+
+
+def epochs(plan: Plan, prepared: Prepared) -> list[str]:
+    """How often the longest run reads its data, where that is more than once."""
+    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
+    passes = (
+        max(
+            (run.config.train_tokens / tokens[run.config.data.train], run_id)
+            for run_id, run in plan.runs.items()
+            if run.config.data.train in tokens
+        )
+        if tokens
+        else (0.0, "")
+    )
+    return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
+
+
+def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
+    """Leases at a time, on what, and what can never be placed there."""
+    resources = sweep.resources
+    address = args.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        from sweeps.cluster import cluster_nodes
+
+        nodes, where = cluster_nodes(address), f"the cluster at {address}"
+    else:
+        nodes, where = [local_node()], "this machine"
+    leases = places(sweep.bundles(), resources, nodes)
+    why = refusal(sweep, nodes)
+    cannot = [f"not on {where}: {why}"] if why else []
+    if not address and resources.cluster_gpus and resources.gpus_per_run:
+        leases, where = int(resources.cluster_gpus / resources.gpus_per_run), f"{resources.cluster_gpus} GPUs"
+        cannot = []
+        if not leases:
+            cannot = [
+                f"a run asks for {resources.gpus_per_run:g} GPUs, the cluster has {resources.cluster_gpus}"
+            ]
+    elif not leases:
+        where = f"{resources.gpus_per_run:g} GPUs" if resources.gpus_per_run else "a large enough machine"
+    leases = max(1, min(leases, args.max_parallel or leases))
+    return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
+
+
+def local_node() -> Node:
+    """This machine, without asking Ray or torch."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = Path("/proc/driver/nvidia/gpus")
+    gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
+    if visible is not None:
+        gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Node({"CPU": cpus, "GPU": gpus, "memory": memory})
