@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gepa_core.kernels import capped, capped_cross_entropy, relu_squared_affine, rms_norm
+
 # Small parameters that stay fp32 whatever the storage of the matrices, and are no Muon matrices.
 CONTROL_NAMES = (
     "attn_scale",
@@ -116,8 +118,8 @@ class Attention(nn.Module):
         if value_embedding is not None:
             v = v + value_embedding
         v = v.unflatten(-1, heads)
-        q = rotate(F.rms_norm(q, (self.head_dim,)), cos[-S:], sin[-S:])
-        k = rotate(F.rms_norm(k, (self.head_dim,)), cos, sin)
+        q = rotate(rms_norm(q), cos[-S:], sin[-S:])
+        k = rotate(rms_norm(k), cos, sin)
         q = q * self.q_gain.to(q.dtype)[:, None]
         y = causal_attention(q, k, v)
         if self.exclude_self:
@@ -134,8 +136,8 @@ class MLP(nn.Module):
         self.bias = nn.Parameter(torch.empty(cfg.mlp_hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.up_proj(x)).square()
-        return self.down_proj(torch.addcmul(self.bias.to(x.dtype), hidden, self.scale.to(x.dtype)))
+        scale, bias = self.scale.to(x.dtype), self.bias.to(x.dtype)
+        return self.down_proj(relu_squared_affine(self.up_proj(x), scale, bias))
 
 
 class Block(nn.Module):
@@ -148,9 +150,6 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.empty(cfg.width))
         self.resid_mix = nn.Parameter(torch.empty(2, cfg.width))
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],)) * self.norm_scale
-
     def forward(
         self,
         x: Tensor,
@@ -162,9 +161,9 @@ class Block(nn.Module):
     ) -> Tensor:
         mix = self.resid_mix.to(x.dtype)
         x = torch.addcmul(mix[1] * x0, mix[0], x)
-        attended = self.attn(self._norm(x), value_embedding, cos, sin, last)
+        attended = self.attn(rms_norm(x, self.norm_scale), value_embedding, cos, sin, last)
         x = torch.addcmul(x[:, -attended.shape[1] :], self.attn_scale.to(x.dtype), attended)
-        return torch.addcmul(x, self.mlp_scale.to(x.dtype), self.mlp(self._norm(x)))
+        return torch.addcmul(x, self.mlp_scale.to(x.dtype), self.mlp(rms_norm(x, self.norm_scale)))
 
 
 class BigramEmbedding(nn.Module):
@@ -298,7 +297,7 @@ class GEPA(nn.Module):
         cos, sin = table.to(self.dtype).unbind()
 
         x = self.tok_emb(ids).to(self.dtype) + self.bigram_emb(ids, self.dtype)
-        x = x0 = self.smear_gate(F.rms_norm(x, (x.shape[-1],)))
+        x = x0 = self.smear_gate(rms_norm(x))
         value_embedding = self.ve_shared(ids, self.dtype) if self.ve_index else None
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -312,12 +311,11 @@ class GEPA(nn.Module):
             x = block(x, x0, value, cos, sin, last if i == self.cfg.num_layers - 1 else None)
             if i < self.num_encoder_layers:
                 skips.append(x)
-        return F.rms_norm(x, (x.shape[-1],))
+        return rms_norm(x)
 
     def head(self, h: Tensor) -> Tensor:
         """h [...,D] -> soft-capped logits [...,V], fp32; the head is the token embedding."""
-        cap = self.cfg.logit_softcap
-        return cap * torch.tanh(F.linear(h, self.tok_emb.weight.to(h.dtype)).float() / cap)
+        return capped(F.linear(h, self.tok_emb.weight.to(h.dtype)), self.cfg.logit_softcap)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B,T] -> soft-capped logits [B,T,V], fp32."""
@@ -325,8 +323,9 @@ class GEPA(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] (int64) given ids [B,T]."""
-        logits = self.head(self.features(ids))
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        h = self.features(ids).flatten(0, 1)
+        weight = self.tok_emb.weight.to(h.dtype)
+        return capped_cross_entropy(h, weight, targets.flatten(), self.cfg.logit_softcap)
 
 
 def _init_linear(module: Linear, name: str, num_layers: int, generator: torch.Generator) -> None:
