@@ -26,6 +26,7 @@ class Standin:
     commit: str = COMMIT
     faults: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    retry_after: str = "1"
     url: str = ""
 
     def gets(self, path: str) -> list[str | None]:
@@ -69,7 +70,7 @@ def _handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
             queue = standin.faults[self.command, path]
             fault = queue.pop(0) if queue else ""
             if fault.isdigit():
-                return self.answer(int(fault), {"Retry-After": "1"} if fault == "429" else {})
+                return self.answer(int(fault), {"Retry-After": standin.retry_after} if fault == "429" else {})
             if path not in standin.files:
                 return self.answer(404, {"X-Error-Code": "EntryNotFound"})
             return self.serve(path, fault, redirect=path.endswith(".bin") and match["repo"] is not None)

@@ -1,5 +1,6 @@
 """Fetching from a hub that breaks off, truncates, lies and refuses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -166,6 +167,28 @@ def test_pauses_grow_and_end(standin: Standin, tmp_path: Path, sleeps: list[floa
     assert sleeps == [1.0, 2.0, 4.0, 8.0, 16.0]
     with pytest.raises(DataError, match=r"no manifest.json"):
         open_folder(tmp_path / "d")
+
+
+def test_disk_faults_are_not_retried(
+    standin: Standin, tmp_path: Path, sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub, "hf_hub_download", full)
+    with pytest.raises(DataError, match=r"cannot be written .No space left on device"):
+        fetch_from(standin, tmp_path / "d", train_shards=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file.*cannot be written"):
+        fetch_from(standin, tmp_path / "file" / "d", train_shards=1)
+    assert not sleeps
+
+
+def test_retry_after_is_honoured(standin: Standin, tmp_path: Path, sleeps: list[float]) -> None:
+    standin.faults["HEAD", "datasets/manifest.json"] = ["429"]
+    standin.retry_after = "17"
+    fetch_from(standin, tmp_path / "d", train_shards=1)
+    assert 17.0 in sleeps
 
 
 def test_cut_short_goes_on_from_there(standin: Standin, tmp_path: Path, sleeps: list[float]) -> None:

@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,15 @@ def test_every_kind_of_input_gives_the_same_documents(tmp_path: Path) -> None:
     assert list(corpus.read_documents(tmp_path / "a.txt")) == documents[:1]
 
 
+def test_large_txt_streams_in_pieces_that_end_a_line(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a play,\r\n" for i in range(9000))
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    pieces = list(corpus.read_documents(tmp_path / "a.txt"))
+    assert "".join(pieces) == text
+    assert len(pieces) > 4
+    assert all(piece.endswith(",\r\n") for piece in pieces)
+
+
 def test_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83db"}\n\n{"text": ""}\n')
     assert list(corpus.read_documents(tmp_path / "a.jsonl")) == ["a?b"]
@@ -167,6 +177,20 @@ def test_killed_preparation_leaves_no_folder_and_is_cleared(tmp_path: Path) -> N
     prepare_files(tmp_path / "out", [source], vocab_size=400, val_fraction=0.3, workers=1)
     assert not list(tmp_path.glob(".out.*.partial"))
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_folder_that_appears_meanwhile_is_kept(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+
+    def train() -> Iterable[str]:
+        shutil.copytree(folder, out)
+        yield "some text"
+
+    tokenizer = folder / "tokenizer.model"
+    with pytest.raises(DataError, match="appeared while it was being prepared"):
+        prepare(out, train, lambda: ["val text"], tokenizer=tokenizer, source={}, workers=1)
+    assert open_folder(out).config == open_folder(folder).config
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def bad_lines(path: Path, content: str) -> Path:
@@ -244,6 +268,18 @@ def test_command_prepares_and_inspects(tmp_path: Path, capsys: pytest.CaptureFix
     bare = json.loads(capsys.readouterr().out)
     for key in ("tokens", "documents", "token_bytes", "fingerprint", "bytes_per_token", "shards"):
         assert bare[key] == facts["train"][key]
+
+
+def test_verify_of_a_pattern_finds_what_changed(folder: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(folder / "val_000000.bin", tmp_path))
+    stamp = path.stat()
+    assert main(["inspect", str(path)]) == 0
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert main(["inspect", str(path)]) == 0
+    assert main(["inspect", str(path), "--verify"]) == 2
 
 
 def test_inspect_counts_across_shard_boundaries(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

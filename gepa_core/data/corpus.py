@@ -21,10 +21,12 @@ DOCSTRING_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib")
 DOCSTRING_VAL_FRACTION = 0.05
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "_vendor", "lib2to3"}
 _FILES_PER_TASK = 32
+TXT_CHARS = 32_768
 
 
 def read_documents(path: str | Path, text_key: str = "text") -> Iterator[str]:
-    """Documents in file order: a whole .txt; `text_key` of each row of .jsonl, .jsonl.zst or .parquet.
+    """Documents in file order: `text_key` of each row of .jsonl, .jsonl.zst or .parquet; of a .txt, pieces of
+    TXT_CHARS characters up to the next line end, so that a large one streams and can be split.
 
     Lone surrogates, which UTF-8 cannot hold, become "?"; blank documents are dropped.
     Raises DataError naming file and line.
@@ -38,7 +40,7 @@ def read_documents(path: str | Path, text_key: str = "text") -> Iterator[str]:
             if text and not text.isspace():
                 yield text if text.isascii() else text.encode("utf-8", "replace").decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise DataError(f"{path}: not UTF-8 text ({error.reason})") from error
     except (OSError, zstandard.ZstdError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
@@ -52,7 +54,9 @@ def _reader(path: Path) -> Callable[[Path, str], Iterator[str]]:
 
 
 def _txt(path: Path, _: str) -> Iterator[str]:
-    yield path.read_text(encoding="utf-8")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        while piece := file.read(TXT_CHARS):
+            yield piece + file.readline(TXT_CHARS)
 
 
 def _jsonl(path: Path, key: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Files of one commit of a Hugging Face dataset repository, every request retried."""
 
+import errno
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from huggingface_hub.utils import logging as hub_logging
 from gepa_core.errors import DataError
 
 ATTEMPTS = 6
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -89,13 +91,16 @@ def retried(what: str, request: Callable[[], Result], pause_seconds: float) -> R
         except Exception as error:
             # The library lets its HTTP client's exceptions through, and has changed that client twice.
             if not _may_pass(error):
-                raise _explained(what, error) from error
+                explained = _explained(what, error)
+                if explained is None:
+                    raise
+                raise explained from error
             if attempt == ATTEMPTS:
                 raise DataError(
                     f"{what}: given up after {ATTEMPTS} attempts ({_one_line(error)}); "
                     "what is complete is kept, the same command goes on from there"
                 ) from error
-            time.sleep(min(pause_seconds * 2 ** (attempt - 1), 30.0))
+            time.sleep(max(min(pause_seconds * 2 ** (attempt - 1), 30.0), _asked_seconds(error)))
     raise AssertionError("unreachable")
 
 
@@ -105,13 +110,19 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         response = getattr(error, "response", None)
         return response is None or response.status_code in _PASSING
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return False  # the disk, not the network
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return False
     clients = [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
     return isinstance(error, (OSError, *clients))
 
 
-def _explained(what: str, error: Exception) -> Exception:
+def _asked_seconds(error: Exception) -> float:
+    """What a refusal's Retry-After asks for, within five minutes."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return min(float(asked), 300.0) if asked.isdigit() else 0.0
+
+
+def _explained(what: str, error: Exception) -> DataError | None:
     if isinstance(error, EntryNotFoundError):
         return DataError(f"{what}: no such file in the repository")
     if isinstance(error, RepositoryNotFoundError):
@@ -120,7 +131,7 @@ def _explained(what: str, error: Exception) -> Exception:
         return DataError(f"{what}: no such revision")
     if isinstance(error, HfHubHTTPError):
         return DataError(f"{what}: refused ({_one_line(error)})")
-    return error
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -85,10 +85,13 @@ def _inspect_shards(shards: ShardSet, tokenizer: Path | None, *, rehash: bool) -
     bos = load_tokenizer(tokenizer).bos_id() if tokenizer else BOS
     scans = [scan(shard, bos, table) for shard in shards.shards]
     token_bytes = sum(s.token_bytes for s in scans) + first_token_bytes(shards, table) if table else None
+    fingerprint = folders.cached_fingerprint(shards)
+    if rehash and shards.fingerprint() != fingerprint:
+        raise DataError(f"{shards.paths[0]} and its like: content altered since it was first hashed")
     return {
         "shards": len(shards.shards),
         "tokens": shards.total,
-        "fingerprint": shards.fingerprint() if rehash else folders.cached_fingerprint(shards),
+        "fingerprint": fingerprint,
         "documents": sum(s.documents for s in scans),
         "highest_id": max(s.highest_id for s in scans),
         "token_bytes": token_bytes,

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import glob
 import lzma
 import os
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -133,11 +135,11 @@ def written_aside(out: Path) -> Iterator[Path]:
     if out.exists():
         raise DataError(f"{out}: exists already; remove it or choose another --out")
     host = socket.gethostname()
-    aside = out.with_name(f".{out.name}.{host}.{os.getpid()}.partial")
+    aside = out.with_name(f".{out.name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f".{out.name}.{host}.*.partial"):
-            pid = leftover.name.split(".")[-2]
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.{host}.*.partial"):
+            pid = leftover.name.split(".")[-3]
             if pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir()
@@ -179,15 +181,20 @@ def prepare_docstrings(
     documents = functools.cache(
         lambda: docstring_documents(workers)
     )  # read once prepare() has found `out` free
-    return prepare(
-        out,
-        lambda: documents()[0],
-        lambda: documents()[1],
-        vocab_size=vocab_size,
-        source={"corpus": "docstrings", "python": sys.version.split()[0]},
-        workers=workers,
-        say=say,
-    )
+    try:
+        return prepare(
+            out,
+            lambda: documents()[0],
+            lambda: documents()[1],
+            vocab_size=vocab_size,
+            source={"corpus": "docstrings", "python": sys.version.split()[0]},
+            workers=workers,
+            say=say,
+        )
+    except DataError:
+        if (out / MANIFEST).is_file():  # another launch was quicker
+            return prepare_docstrings(out, vocab_size=vocab_size)
+        raise
 
 
 def prepare_files(
