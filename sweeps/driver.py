@@ -140,6 +140,8 @@ class Driver:
     options: Options = Options()
     limits: Limits = field(default_factory=Limits)
     device_seconds: float = 0.0
+    executed: int = 0
+    """Nodes finished here."""
     interrupts: int = 0
     """Raised by a signal handler: 1 drains, 2 stops at once."""
     _leases: dict[str, _Lease] = field(default_factory=dict)
@@ -257,8 +259,9 @@ class Driver:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
         micro_batch = self._micro_batch.get(node, self._smallest) if node in self.plan.segments else None
+        job = self.recorder.job(node, micro_batch)
         self.recorder.note("started", node, lease=name, attempts=len(self._history.get(node, ())))
-        self.cluster.start(name, self.recorder.job(node, micro_batch))
+        self.cluster.start(name, job)
 
     def _resize(self) -> None:
         """Ask for leases while there is more to do than there are, and give back those long idle."""
@@ -317,6 +320,7 @@ class Driver:
             self._failed(node, replace(outcome, status=Observed.CRASHED, error=str(error)), "")
             return
         self.done.add(node)
+        self.executed += 1
         self._left_seconds -= self.plan.seconds[node]
         for child in self.plan.children.get(node, []):
             if child in self._wanted and child not in self.done:

@@ -1,0 +1,392 @@
+"""Leases on a Ray cluster. The only file that imports ray.
+
+A lease is one placement group with a bundle a rank, and an actor in each; the actors of a lease are one
+torch.distributed group (nccl on GPUs, gloo on CPUs; a plain process where there is one rank) and execute one
+job after another, so that imports and group are paid for once. Ray restarts and retries nothing.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: it reads these once.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
+for _name, _value in _QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+
+from sweeps.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
+from sweeps.estimate import Node, places, refusal  # noqa: E402
+from sweeps.execute import Job, execute  # noqa: E402
+from sweeps.policy import Observed  # noqa: E402
+from sweeps.spec import Sweep  # noqa: E402
+from sweeps.store import Outcome  # noqa: E402
+
+_OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
+_GRACE_SECONDS = 10.0  # for the other ranks to tell what happened, once one has failed
+_WORKER_ENV = {
+    # Asked for by torch where `deterministic` is; without effect on the CPU.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+# What most explains a failed group comes first: the other ranks only see a connection break.
+_TELLING = (
+    Observed.DIVERGED,
+    Observed.OUT_OF_MEMORY,
+    Observed.PREEMPTED,
+    Observed.BAD_INPUT,
+    Observed.STORAGE,
+    Observed.STOPPED,
+    Observed.CRASHED,
+)
+
+
+class Worker:
+    """One rank of a lease; an actor with a second thread, for `stop`."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self._wish: Observed | None = None
+        self._at_stage = False
+        self._scratch = _own_scratch()
+        self._watch_sigterm()
+
+    def hello(self) -> tuple[int, str, int]:
+        """(rank, address of this node, a port free on it). Imports torch, so that no job waits for it."""
+        import torch  # noqa: F401
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return self.rank, ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def join(self, address: str, port: int) -> None:
+        """Join the lease's process group."""
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=self.rank,
+            world_size=self.world,
+        )
+
+    def run(self, job: Job) -> Outcome:
+        self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
+        self._at_stage = job.kind != "segment"
+        try:
+            return execute(job, self.rank, self.world, lambda: self._wish, self._scratch)
+        finally:
+            self._at_stage = False
+
+    def stop(self) -> None:
+        self._wish = self._wish or Observed.STOPPED
+
+    def leave(self) -> None:
+        """Delete what this worker keeps on its node."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _watch_sigterm(self) -> None:
+        """A machine about to be taken away sends SIGTERM: training then writes a checkpoint and ends.
+
+        Jobs do not run in the main thread, where Python would call a handler; a pipe wakes a thread instead.
+        """
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.set_wakeup_fd(write)
+
+        def wait() -> None:
+            while signal.SIGTERM not in os.read(read, 64):
+                pass
+            self._wish = Observed.PREEMPTED
+            if self._at_stage:  # has nothing to save
+                self.leave()
+                os._exit(143)
+
+        threading.Thread(target=wait, name="sigterm", daemon=True).start()
+
+
+def _own_scratch() -> Path:
+    """A folder on this node for this process; those of processes that were killed are deleted."""
+    base = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    for folder in base.iterdir():
+        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    own = base / str(os.getpid())
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    return own
+
+
+@dataclass
+class _Lease:
+    group: Any
+    workers: list[Any]
+    job: Job | None = None
+    outcomes: list[Outcome | str] = field(default_factory=list)
+    """Of the ranks that ended the present job: what they say, or why they cannot."""
+    failed_at: float | None = None
+
+
+class RayCluster:
+    """A driver's Cluster. A context manager: leaving it removes every lease, and Ray if it was started."""
+
+    def __init__(self, sweep: Sweep, address: str | None = None) -> None:
+        """Raises ClusterError where Ray cannot be reached or started."""
+        self.sweep, self.bundles = sweep, sweep.bundles()
+        self._temp: Path | None = None
+        self._leases: dict[str, _Lease] = {}
+        self._waiting: dict[Any, tuple[str, str]] = {}
+        """Object reference -> lease and what it answers: hello, join or run."""
+        self._opened = 0
+        self.is_local = address is None
+        if address is None:
+            self._start_local()
+        else:
+            code = Path(__file__).parents[1]
+            _connect(
+                address,
+                runtime_env={
+                    "py_modules": [str(code / name) for name in ("gepa_core", "sweeps")],
+                    "excludes": ["**/__pycache__"],
+                    "env_vars": {**_WORKER_ENV, **_passed_on()},
+                },
+            )
+        self._actor: Any = ray.remote(Worker)
+
+    def __enter__(self) -> "RayCluster":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for lease in list(self._leases):
+            self.close(lease)
+        ray.shutdown()
+        if self._temp:
+            shutil.rmtree(self._temp, ignore_errors=True)
+
+    def _start_local(self) -> None:
+        os.environ.update(_WORKER_ENV)
+        code = str(Path(__file__).parents[1])
+        paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        self._temp = _session_folder()
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(self._temp),
+            )
+        except Exception as error:  # ray raises all sorts here
+            shutil.rmtree(self._temp, ignore_errors=True)
+            raise ClusterError(f"a local Ray did not start: {_one_line(error)}") from error
+
+    def room(self) -> int:
+        """Leases that fit beside those held; one more is asked for elsewhere, to let a cluster grow."""
+        fits = self.capacity() - len(self._leases)
+        starting = any(what != "run" for _, what in self._waiting.values())
+        return max(fits, 0 if starting or self.is_local else 1)
+
+    def capacity(self) -> int:
+        """Leases that the nodes as they are can hold. Raises ClusterError where this machine holds none."""
+        nodes = _nodes()
+        if self.is_local and (why := refusal(self.sweep, nodes)):
+            raise ClusterError(
+                f"this machine cannot hold a run: {why}; lower resources or exec.threads, "
+                "or give --address of a cluster"
+            )
+        return places(self.bundles, self.sweep.resources, nodes)
+
+    def open(self) -> str:
+        self._opened += 1
+        name = f"lease-{self._opened}"
+        labels = self.sweep.resources.node_labels
+        selector = [labels] * len(self.bundles) if labels else None
+        group = placement_group(self.bundles, strategy="PACK", bundle_label_selector=selector)
+        workers: list[Any] = []
+        for rank, bundle in enumerate(self.bundles):
+            custom = {k: v for k, v in bundle.items() if k not in ("CPU", "GPU", "memory")}
+            options: dict[str, Any] = {
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "max_concurrency": 2,
+                "num_cpus": bundle.get("CPU", 0.0),
+                "num_gpus": bundle.get("GPU", 0.0),
+                "resources": custom,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, rank),
+            }
+            if "memory" in bundle:
+                options["memory"] = bundle["memory"]
+            workers.append(self._actor.options(**options).remote(rank, len(self.bundles)))
+        self._leases[name] = _Lease(group, workers)
+        self._expect(name, "hello", [worker.hello.remote() for worker in workers])
+        return name
+
+    def start(self, lease: str, job: Job) -> None:
+        held = self._leases[lease]
+        held.job, held.outcomes, held.failed_at = job, [], None
+        self._expect(lease, "run", [worker.run.remote(job) for worker in held.workers])
+
+    def stop(self, lease: str) -> None:
+        for worker in self._leases[lease].workers:
+            worker.stop.remote()
+
+    def close(self, lease: str) -> None:
+        held = self._leases.pop(lease)
+        self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != lease}
+        if held.job is None:  # at rest: it can tidy up
+            with contextlib.suppress(RayError):
+                ray.wait([worker.leave.remote() for worker in held.workers], timeout=1.0)
+        for worker in held.workers:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+        with contextlib.suppress(RayError):
+            remove_placement_group(held.group)
+
+    def poll(self, timeout: float) -> list[Event]:
+        if not self._waiting:
+            time.sleep(timeout)
+            return []
+        ready, _ = ray.wait(list(self._waiting), timeout=timeout, fetch_local=False)
+        if ready:  # and whatever else is there by now
+            ready, _ = ray.wait(
+                list(self._waiting), num_returns=len(self._waiting), timeout=0, fetch_local=False
+            )
+        events = [event for ref in ready for event in self._answered(ref)]
+        for name, held in list(self._leases.items()):
+            if held.failed_at is not None and time.monotonic() - held.failed_at > _GRACE_SECONDS:
+                events += self._end(name)
+        return events
+
+    def _expect(self, lease: str, what: str, refs: list[Any]) -> None:
+        self._waiting.update(dict.fromkeys(refs, (lease, what)))
+
+    def _answered(self, ref: Any) -> list[Event]:
+        if ref not in self._waiting:  # its lease ended on an answer just before
+            return []
+        lease, what = self._waiting.pop(ref)
+        held = self._leases[lease]
+        try:
+            answer: Any = ray.get(ref)
+        except RayError as error:
+            answer = _one_line(error)
+        if what == "run":
+            return self._rank_ended(lease, held, answer)
+        if isinstance(answer, str):
+            self._forget(lease)
+            return [LeaseGone(lease, answer)]
+        if what == "hello" and answer is not None:
+            held.outcomes.append(answer)
+        if any(name == lease for name, _ in self._waiting.values()):
+            return []
+        if what == "hello" and len(held.workers) > 1:
+            address, port = _master(held.outcomes)
+            self._expect(lease, "join", [worker.join.remote(address, port) for worker in held.workers])
+            return []
+        return [LeaseReady(lease)]
+
+    def _forget(self, lease: str) -> None:
+        self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != lease}
+
+    def _rank_ended(self, lease: str, held: _Lease, answer: Outcome | str) -> list[Event]:
+        held.outcomes.append(answer)
+        if len(held.outcomes) == len(held.workers):
+            return self._end(lease)
+        if isinstance(answer, str) or answer.status not in ("finished", Observed.STOPPED):
+            held.failed_at = held.failed_at or time.monotonic()
+        return []
+
+    def _end(self, lease: str) -> list[Event]:
+        """What the ranks of a lease say, taken together."""
+        held = self._leases[lease]
+        self._forget(lease)
+        told = [outcome for outcome in held.outcomes if isinstance(outcome, Outcome)]
+        lost = [error for error in held.outcomes if isinstance(error, str)]
+        job, held.job, held.failed_at = held.job, None, None
+        assert job is not None
+        for status in _TELLING:
+            if status is Observed.CRASHED and lost:
+                break  # the others crashed because one was lost
+            if found := [outcome for outcome in told if outcome.status == status]:
+                return [Ended(lease, found[0])]
+        if lost or len(told) < len(held.workers):
+            return [Ended(lease, None, "; ".join(lost) or "a rank did not answer")]
+        writer = next(outcome for outcome in told if outcome.files)
+        return [Ended(lease, writer)]
+
+
+def cluster_nodes(address: str) -> list[Node]:
+    """The nodes of a running cluster. Raises ClusterError where none answers."""
+    _connect(address)
+    try:
+        return _nodes()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str, **options: Any) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # ray raises all sorts here
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {_one_line(error)}; see `ray status` there, "
+            "or leave --address out to use this machine"
+        ) from error
+
+
+def _nodes() -> list[Node]:
+    return [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+
+
+def _master(answers: list[Any]) -> tuple[str, int]:
+    """Where the group's ranks meet: rank 0's node, by the loopback if all are there."""
+    (_, address, port), *others = sorted(answers)
+    return ("127.0.0.1" if all(other == address for _, other, _ in others) else address), port
+
+
+def _session_folder() -> Path:
+    """Ray's folder of this process, with a path short enough for sockets; those of dead ones are deleted."""
+    base = Path(tempfile.gettempdir())
+    for folder in base.glob("gepa-ray-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    path = base / f"gepa-ray-{os.getpid()}"
+    if len(str(path)) > 40:  # a socket's path has 107 characters, of which Ray needs some 60
+        path = Path("/tmp") / path.name
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def _passed_on() -> dict[str, str]:
+    """Where an S3 store is: workers need to know; credentials are the nodes' own."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        (lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else " ".join(lines[:3]))[:500]
+        if (lines)
+        else type(error).__name__
+    )

@@ -1,0 +1,291 @@
+"""One segment or stage, executed in a worker process; torch is imported here and nowhere above.
+
+Every rank of a lease calls `execute` with the same job. Rank 0 writes the attempt's folder; another rank only
+a log of its own. Whatever happens is told as an Outcome: nothing but a lost process goes without one.
+"""
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.errors import DivergedError, UserError
+from sweeps.events import emit, reports
+from sweeps.files import StorageError
+from sweeps.policy import Observed
+from sweeps.schema import BLOCKS, TRAJECTORY, to_parquet
+from sweeps.store import FINAL_STATE, Outcome, Store, checksums
+from sweeps.workdir import Workdir, captured_output
+
+ARTIFACT = "model.int6"
+SEGMENT = "segment"
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attempt at a segment or stage. Paths `start` and `resume` are relative to the store."""
+
+    id: str
+    kind: str
+    """`segment`, or the stage's kind."""
+    attempt: str
+    store: Store
+    config: RunConfig
+    data: DataPaths
+    exec: ExecConfig
+    identity: dict[str, Any]
+    start: str | None
+    """Folder of the state, or the artifact's file, that it starts from; None = the initial weights."""
+    until: int = 0
+    final: bool = True
+    """Some run ends at `until`."""
+    resume: tuple[str, ...] = ()
+    """Checkpoints of earlier attempts, the furthest first."""
+    calibration_tokens: int = 0
+
+
+def execute(
+    job: Job, rank: int, world: int, should_stop: Callable[[], Observed | None], scratch: Path
+) -> Outcome:
+    """Runs the job on this rank; the rank's own outcome. `scratch`: a local folder of this worker."""
+    started = time.time()
+    begun = time.perf_counter()
+    workdir = Workdir(job.store, job.store.attempt_path(job.id, job.attempt), scratch)
+    outcome = Outcome(job.id, job.attempt, job.kind, "finished", identity=job.identity, started_at=started)
+    log = "log.txt" if rank == 0 else f"log.{rank}.txt"
+    try:
+        with workdir.mirrored(), captured_output(workdir.path / log):
+            outcome = _attempt(job, outcome, workdir, rank, world, should_stop)
+            if rank == 0:
+                seconds = time.perf_counter() - begun
+                outcome = replace(outcome, seconds=seconds, execution=_execution(job, world, outcome))
+                if outcome.status == "finished":
+                    outcome = replace(
+                        outcome, files=checksums(workdir.path, _result_files(job, workdir.path))
+                    )
+                workdir.write("outcome.json", outcome.to_json())
+                if outcome.error:
+                    logging.getLogger(__name__).error("%s: %s", outcome.status, outcome.error)
+        return outcome
+    except (OSError, StorageError) as error:  # the workdir itself could not be written
+        return replace(outcome, status=Observed.STORAGE, error=str(error), files={})
+
+
+def _attempt(
+    job: Job,
+    outcome: Outcome,
+    workdir: Workdir,
+    rank: int,
+    world: int,
+    should_stop: Callable[[], Observed | None],
+) -> Outcome:
+    """The work, with whatever goes wrong turned into a status."""
+    try:
+        if job.kind == SEGMENT:
+            return _train(job, outcome, workdir, rank, should_stop)
+        return replace(outcome, result=_stage(job, workdir, rank))
+    except DivergedError as error:
+        return replace(outcome, status=Observed.DIVERGED, error=str(error))
+    except StorageError as error:
+        return replace(outcome, status=Observed.STORAGE, error=str(error))
+    except UserError as error:
+        return replace(outcome, status=Observed.BAD_INPUT, error=str(error))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return replace(outcome, status=Observed.OUT_OF_MEMORY, error=_first_line(error))
+        traceback.print_exc()
+        return replace(
+            outcome, status=Observed.CRASHED, error=f"{type(error).__name__}: {_first_line(error)}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also on a CPU, where torch's allocator raises a plain RuntimeError."""
+    import torch
+
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "std::bad_alloc" in text)
+    )
+
+
+def _train(
+    job: Job, outcome: Outcome, workdir: Workdir, rank: int, should_stop: Callable[[], Observed | None]
+) -> Outcome:
+    from gepa_core.train import train_segment
+
+    journal = workdir.path / "events.jsonl"
+    tokens_per_step = job.config.batch.tokens_per_step
+    if rank == 0:
+        resumed = workdir.adopt(job.resume)
+        emit(journal, "started", step=resumed or job.identity["start"], until=job.until, resumed_at=resumed)
+
+    def on_report(report: Any) -> None:
+        emit(journal, "report", **asdict(report), train_tokens=report.step * tokens_per_step)
+        print(_line(report), flush=True)
+
+    segment = train_segment(
+        job.config,
+        job.data,
+        job.exec,
+        start=workdir.fetch(job.start) if job.start and rank == 0 else None,
+        until=job.until,
+        workdir=workdir.path,
+        on_report=on_report,
+        should_stop=lambda: should_stop() is not None,
+        final_step=job.final,
+    )
+    if rank != 0:
+        return outcome
+    result = {
+        "step": segment.step,
+        "train_loss_final": segment.train_loss,
+        "train_seconds": segment.train_seconds,
+        "tokens_per_second": segment.tokens_per_second,
+        "peak_memory_bytes": segment.peak_memory_bytes,
+        "train_shard_tokens": _shard_tokens(job.data.train),
+    }
+    execution = {"micro_batch_seqs": segment.micro_batch_seqs}
+    outcome = replace(outcome, result=result, execution=execution)
+    if not segment.finished:
+        emit(journal, "stopped", step=segment.step)
+        return replace(outcome, status=should_stop() or Observed.STOPPED)
+    emit(journal, "finished", step=segment.step)
+    (workdir.path / "checkpoints" / str(segment.step)).rename(workdir.path / FINAL_STATE)
+    rows = [{key: row.get(key) for key in TRAJECTORY.names} for row in reports(journal.read_bytes())]
+    workdir.write("trajectory.parquet", to_parquet(rows, TRAJECTORY))
+    return outcome
+
+
+def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
+    """Result columns of an evaluation or of quantization."""
+    from gepa_core.train import prepare
+
+    device = prepare(job.exec)
+    source = workdir.fetch(job.start or "")
+    if job.kind == "quantize":
+        return _quantize(job, source, workdir, rank)
+    model = _model(job, source).to(device)
+    tokens, table = _validation(job.data, job.config)
+    from gepa_core.evaluate import evaluate_plain, evaluate_sliding
+    from gepa_core.ttt import test_time_train
+
+    result: dict[str, Any] = {}
+    if job.kind == "ttt":
+        adapted = test_time_train(model, tokens, table, job.config.eval, job.config.ttt, job.exec)
+        evaluation = adapted.evaluation
+        result |= {"ttt_seconds": evaluation.seconds, "ttt_updates": adapted.updates}
+    else:
+        evaluate = evaluate_sliding if job.kind == "int6_sliding" else evaluate_plain
+        evaluation = evaluate(model, tokens, table, job.config.eval, job.exec)
+        result["eval_seconds"] = evaluation.seconds
+    blocks = evaluation.blocks
+    columns = zip(blocks.tokens.tolist(), blocks.bytes.tolist(), blocks.nll.tolist(), strict=True)
+    rows = [
+        {"stage": job.kind, "block": i, "tokens": tokens_, "bytes": bytes_, "nll": nll}
+        for i, (tokens_, bytes_, nll) in enumerate(columns)
+    ]
+    if rank == 0:
+        workdir.write("blocks.parquet", to_parquet(rows, BLOCKS))
+    return result | {
+        f"{job.kind}_bpb": evaluation.bpb,
+        "tokens": evaluation.tokens,
+        "bytes": evaluation.bytes,
+    }
+
+
+def _model(job: Job, source: Path) -> Any:
+    """The model a stage measures: raw or EMA weights of a state, or the decoded artifact."""
+    from gepa_core.artifact import check_fits, read_artifact
+    from gepa_core.job import load_model
+    from gepa_core.model import GEPA
+
+    if job.kind in ("float", "ema"):
+        return load_model(source, average=job.kind == "ema")[0]
+    model = GEPA(job.config.model)
+    state = read_artifact(source)
+    check_fits(state, model.state_dict())
+    model.load_state_dict(state)
+    return model
+
+
+def _quantize(job: Job, source: Path, workdir: Workdir, rank: int) -> dict[str, Any]:
+    from gepa_core.artifact import write_artifact
+    from gepa_core.job import load_model
+    from gepa_core.quantize import quantize
+
+    if rank != 0:  # seconds on one core: not worth sharing out
+        return {}
+    model, _ = load_model(source, average=True)
+    quantized = quantize(model.state_dict(), job.config.quant)
+    report = quantized.report
+    return {
+        "artifact_bytes": write_artifact(quantized, workdir.path / ARTIFACT),
+        "quant_rows_at_floor": report.rows_at_floor,
+        "quantized_fraction": report.quantized_fraction,
+        "quant_payload_bytes": report.payload_bytes,
+        "quant_entropy_bits": report.entropy_bits,
+    }
+
+
+@lru_cache(maxsize=1)
+def _validation(paths: DataPaths, config: RunConfig) -> Any:
+    """(tokens, byte table), kept for the stages that follow on this worker."""
+    from gepa_core.data.shards import load_tokens, open_shards
+    from gepa_core.data.tokenizer import byte_table
+
+    limit = config.data.val_tokens
+    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
+    return tokens, byte_table(paths.tokenizer, config.model.vocab_size)
+
+
+@lru_cache(maxsize=8)
+def _shard_tokens(pattern: str) -> int:
+    from gepa_core.data.shards import open_shards
+
+    return open_shards(pattern).total
+
+
+def _result_files(job: Job, folder: Path) -> list[str]:
+    if job.kind == SEGMENT:
+        return ["trajectory.parquet", FINAL_STATE]
+    return [ARTIFACT] if job.kind == "quantize" else ["blocks.parquet"]
+
+
+def _execution(job: Job, world: int, outcome: Outcome) -> dict[str, Any]:
+    """How it was executed, for the record and for telling breaks of bit identity."""
+    import socket
+
+    import torch
+
+    from gepa_core.backend import resolve_device
+    from gepa_core.batches import micro_batch_seqs
+
+    device = resolve_device(job.exec)
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "ranks": world,
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "deterministic": job.exec.deterministic,
+        "micro_batch_seqs": micro_batch_seqs(job.config.batch, job.exec.micro_batch_seqs, device),
+        **outcome.execution,
+    }
+
+
+def _line(report: Any) -> str:
+    values = {key: getattr(report, key) for key in ("train_loss", "val_loss", "val_bpb", "ema_val_bpb")}
+    seen = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if value is not None)
+    return f"step {report.step}: {seen}, {report.tokens_per_second:,.0f} tokens/s"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
