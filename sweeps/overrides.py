@@ -16,7 +16,9 @@ def override(document: Document, text: str) -> None:
         return
     if given[:1] in ("[", "{", '"', "'"):
         parsed = parse(given, place)
-        document.problems += parsed.problems
+        if parsed.problems:
+            document.problems += parsed.problems
+            return
         value = parsed.value
         inner = parsed.places
     else:
@@ -34,8 +36,11 @@ def override(document: Document, text: str) -> None:
     if path[0] == "grid" and len(path) > 1 and not isinstance(value, (list, dict)):
         value = [value]
     at[last] = value
+    below = [known for known in document.places if known[: len(path)] == path]
+    for known in below:
+        del document.places[known]
     document.places[path] = place
-    document.places |= {(*path, *below): where for below, where in inner.items()}
+    document.places |= {(*path, *rest): where for rest, where in inner.items()}
 
 
 def _target(document: Document, name: str, value: Any) -> KeyPath:

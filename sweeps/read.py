@@ -70,7 +70,10 @@ class Reader:
         try:
             run_key(key)
             hint = f"; it belongs under set, as set.{key}, or under grid with a list of values"
-        except KeyRefusedError:
+        except KeyRefusedError as problem:
+            if not str(problem).startswith("unknown key"):
+                self.document.report((key,), str(problem))
+                return
             executed = [f"exec.{name}" for name in ExecConfig.model_fields]
             asked = [f"resources.{name}" for name in Resources.model_fields]
             hint = near_miss(key, [*TOP_KEYS, *run_keys(), *executed, *asked])

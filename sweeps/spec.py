@@ -151,9 +151,12 @@ def read_sweep(text: str, overrides: Sequence[str] = (), file: str = "sweep.yaml
         document.report((), "a sweep file is a mapping with the keys " + ", ".join(TOP_KEYS))
     if document.problems and not isinstance(document.value, dict):
         raise SpecError(file, document.problems)
+    syntax = list(document.problems)
     for argument in overrides:
         override(document, argument)
     sweep = Reader(document, file).sweep()
     if document.problems or sweep is None:
-        raise SpecError(file, document.problems)
+        unreadable = {(problem.place, problem.key) for problem in syntax}
+        later = (p for p in document.problems[len(syntax) :] if (p.place, p.key) not in unreadable)
+        raise SpecError(file, [*syntax, *later])
     return sweep
