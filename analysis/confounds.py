@@ -66,8 +66,8 @@ def _trunks(table: Table) -> str:
     if len(trunks) == len(table.runs):
         return ""
     return (
-        f"{len(table.runs)} runs branch off {len(trunks)} trunk{'s' * (len(trunks) > 1)}: branches share their "
-        "trunk's noise, so they agree with one another better than fresh runs would."
+        f"{len(table.runs)} runs branch off {len(trunks)} trunk{'s' * (len(trunks) > 1)}: branches share "
+        "their trunk's noise, so they agree with one another better than fresh runs would."
     )
 
 

@@ -26,7 +26,7 @@ def unit(metric: str) -> str:
         return "BPB"
     if metric.endswith("loss") or metric == "train_loss_final":
         return "nats per token"
-    return "bytes" if metric.endswith("bytes") else metric
+    return next((name for name in ("bytes", "seconds") if metric.endswith(name)), metric)
 
 
 def axis(metric: str) -> str:

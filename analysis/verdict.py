@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.table import Table
 from analysis.units import span, unit
 from analysis.warmdown import MILESTONES, LengthLaw, RunWarmdown, Warmdown
 
@@ -30,7 +29,7 @@ class Collapse:
 
 def collapse(runs: Sequence[RunWarmdown]) -> Collapse | None:
     """Line the drops of two or more runs up; None below two."""
-    curves = [(r, r.drop / r.drop[-1]) for r in runs if r.drop is not None and r.drop[-1] > 0]
+    curves = [(r, share) for r in runs if (share := r.share_of_drop) is not None]
     if len(curves) < 2:
         return None
     grid = np.linspace(0.05, 0.95, 19)
@@ -50,7 +49,7 @@ def collapse(runs: Sequence[RunWarmdown]) -> Collapse | None:
     )
 
 
-def warmdown_verdict(result: Warmdown, table: Table) -> tuple[str, ...]:
+def warmdown_verdict(result: Warmdown) -> tuple[str, ...]:
     """Sentences, the answer first. One that says why there is no answer, where there is none."""
     runs = result.runs
     if not runs:
@@ -61,6 +60,24 @@ def warmdown_verdict(result: Warmdown, table: Table) -> tuple[str, ...]:
     sentences += [_length(law, result.metric) for law in result.lengths]
     sentences += [_average(runs)]
     return tuple(s for s in sentences if s)
+
+
+def headline(result: Warmdown) -> str:
+    """One sentence: whether improvement accelerates at the end, and what it follows. Empty without warmdowns."""
+    if not result.runs:
+        return ""
+    words = []
+    for schedule in dict.fromkeys(r.run.schedule for r in result.runs):
+        ratios = [r.last_over_first for r in result.runs if r.run.schedule == schedule]
+        faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
+        word = "accelerates" if faster > len(ratios) / 2 else "slows" if slower > len(ratios) / 2 else None
+        words.append(f"{word or 'does not clearly accelerate'} towards the end of a {schedule} warmdown")
+    found = collapse(result.runs)
+    cause = ""
+    if found is not None and found.remaining < 0.7 * min(found.steps, found.progress or np.inf):
+        cause = ": it follows the learning rate that is left, not the number of steps"
+        cause += "" if found.progress is None else " nor the shape that takes it there"
+    return f"Improvement {' and '.join(words)}{cause}."
 
 
 def _acceleration(runs: Sequence[RunWarmdown]) -> str:

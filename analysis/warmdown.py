@@ -61,6 +61,15 @@ class RunWarmdown:
         """Distance below the constant-rate continuation at `step`."""
         return None if self.continuation is None else self.continuation - self.value
 
+    @property
+    def share_of_drop(self) -> Floats | None:
+        """The drop as a share of the whole one, which is the last where the rate ends at 0, else extended by q."""
+        drop = self.drop
+        if drop is None or drop[-1] <= 0:
+            return None
+        missing = 0.0 if self.q is None else float(max(self.remaining[-1], 0.0) ** self.q.value)
+        return drop / drop[-1] * (1.0 - missing)
+
 
 @dataclass(frozen=True)
 class LengthLaw:

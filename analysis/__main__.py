@@ -1,0 +1,149 @@
+"""python -m analysis: report on a sweep, predict, backtest, compare, import training logs.
+
+Exit codes: 0 done, 2 the arguments or the data are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from analysis.errors import AnalysisError
+
+COMMANDS = ("predict", "backtest", "compare", "import")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can cause are one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # `python -m analysis DIR` has no word for its command: it is the one that makes the report.
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help", "report"):
+        arguments.insert(0, "report")
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.run
+    try:
+        command(options)
+    except AnalysisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def source(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("source", help="results folder of a sweep, or a CSV of runs")
+        command.add_argument("--trajectories", help="CSV with run_id, step and val_bpb or val_loss")
+        command.set_defaults(run=run)
+        return command
+
+    report = source("report", "figures, tables and report.html (the command where none is named)", _report)
+    report.add_argument(
+        "--out", type=Path, help="folder to write to (default: DIR/report, or ./report for a CSV)"
+    )
+
+    predict = source("predict", "final value of a run that was not made", _predict)
+    predict.add_argument("--steps", type=int, required=True)
+    predict.add_argument("--warmdown", type=int, required=True, help="warmdown steps among them")
+    predict.add_argument("--metric", help="e.g. ttt_bpb, val_loss (default: what the trajectories hold)")
+    predict.add_argument("--level", type=float, default=0.9, help="of the interval (default 0.9)")
+    predict.add_argument("--json", action="store_true")
+
+    backtest = source(
+        "backtest", "fit on the rows a column calls train, predict those it calls test", _backtest
+    )
+    backtest.add_argument("--split", required=True, help="the column")
+    backtest.add_argument("--metric")
+    backtest.add_argument("--json", action="store_true")
+
+    compare = commands.add_parser("compare", help="two sweeps, paired by configuration")
+    compare.add_argument("before")
+    compare.add_argument("after")
+    compare.add_argument("--json", action="store_true")
+    compare.set_defaults(run=_compare)
+
+    read = commands.add_parser(
+        "import", help="training logs of the challenge -> CSV of runs and trajectories"
+    )
+    read.add_argument("logs", nargs="+", type=Path)
+    read.add_argument(
+        "--out", type=Path, required=True, help="trajectories CSV; runs go beside it as *_runs.csv"
+    )
+    read.add_argument(
+        "--warmdown", type=int, nargs="+", default=[], help="warmdown steps: one for all, or one a log"
+    )
+    read.set_defaults(run=_import)
+    return parser
+
+
+def _report(options: argparse.Namespace) -> None:
+    from analysis.report import make_report
+
+    path, notes = make_report(options.source, options.trajectories, options.out, _command(options))
+    for note in notes:
+        print(f"note: {note}")
+    print(path)
+
+
+def _command(options: argparse.Namespace) -> str:
+    words = ["python", "-m", "analysis", options.source]
+    if options.trajectories:
+        words += ["--trajectories", options.trajectories]
+    if options.out:
+        words += ["--out", str(options.out)]
+    return shlex.join(words)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from analysis.load import load
+    from analysis.predict import predict
+
+    table = load(options.source, options.trajectories)
+    result = predict(
+        table, steps=options.steps, warmdown=options.warmdown, metric=options.metric, level=options.level
+    )
+    print(json.dumps(result.as_json(), allow_nan=False) if options.json else result)
+
+
+def _backtest(options: argparse.Namespace) -> None:
+    from analysis.backtest import backtest
+    from analysis.load import load
+
+    result = backtest(load(options.source, options.trajectories), split=options.split, metric=options.metric)
+    print(json.dumps(result.as_json(), allow_nan=False) if options.json else result)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from analysis.compare import compare
+    from analysis.load import load
+
+    result = compare(load(options.before), load(options.after))
+    if options.json:
+        print(json.dumps(result.as_json(), allow_nan=False))
+        return
+    print(result.table().markdown())
+    if result.unpaired:
+        print(f"without a counterpart: {', '.join(result.unpaired)}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from analysis.trainlog import import_logs
+
+    runs, trajectories = import_logs(options.logs, options.out, options.warmdown)
+    print(f"{runs}\n{trajectories}")
+    if not options.warmdown:
+        print(f"logs do not tell the warmdown: give --warmdown, or fill warmdown_steps in {runs}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

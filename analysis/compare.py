@@ -1,0 +1,181 @@
+"""Two sweeps run by run: the same configurations, the difference of every metric, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.blocks import paired_effect, read_blocks, same_text
+from analysis.errors import AnalysisError
+from analysis.slopes import Estimate
+from analysis.table import Run, Table
+from analysis.tabular import Column, ReportTable
+from analysis.units import STAGES, unit
+
+METRICS = (*STAGES, "val_bpb", "val_loss", "artifact_bytes", "train_seconds")
+_IGNORED = ("data_fingerprint",)  # differs where the comparison is of data
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """Mean of (after - before) over pairs; its 90 % interval is None for a single pair without blocks."""
+
+    metric: str
+    mean: Estimate
+    pairs: int
+    better: int  # pairs in which `after` is lower
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired runs of two sweeps: a row per pair, and a summary per metric."""
+
+    frame: pd.DataFrame
+    summary: tuple[MetricDifference, ...]
+    unpaired: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """For programs: the summary and every pair; unknown values are null."""
+        pairs = [
+            {name: None if value != value else value for name, value in row.items()}
+            for row in self.frame.to_dict("records")
+        ]
+        summary = [
+            {
+                "metric": d.metric,
+                "difference": d.mean.value,
+                "low": d.mean.low,
+                "high": d.mean.high,
+                "pairs": d.pairs,
+                "lower_in": d.better,
+            }
+            for d in self.summary
+        ]
+        return {"summary": summary, "pairs": pairs, "unpaired": list(self.unpaired)}
+
+    def table(self) -> ReportTable:
+        """The summary, for reading."""
+        rows = [
+            {
+                "metric": d.metric,
+                "unit": unit(d.metric),
+                "pairs": d.pairs,
+                "mean": d.mean.value,
+                "low": d.mean.low,
+                "high": d.mean.high,
+                "lower_in": d.better,
+            }
+            for d in self.summary
+        ]
+        columns = {
+            "metric": Column("metric"),
+            "unit": Column("unit"),
+            "pairs": Column("pairs", ".0f"),
+            "mean": Column("after - before", "+.5g"),
+            "low": Column("low", "+.5g"),
+            "high": Column("high", "+.5g"),
+            "lower_in": Column("lower in", ".0f"),
+        }
+        return ReportTable(
+            "compare", "After less before, mean over pairs, 90 % interval", pd.DataFrame(rows), columns
+        )
+
+
+def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
+    """Pair runs by plan, seed and the axes both tables have.
+
+    Errors: of one pair, from its validation blocks where both runs scored the same ones; of the mean, from the
+    spread of the pairs, or the one pair's own.
+
+    Raises:
+        AnalysisError: no run has a counterpart, or one has several.
+    """
+    shared = _axes(before) & _axes(after) - set(_IGNORED)
+    ours, theirs = _by_key(before, shared), _by_key(after, shared)
+    keys = [key for key in ours if key in theirs]
+    if not keys:
+        raise AnalysisError(
+            f"no run of {before.source} has the plan of one of {after.source} (steps, warmdown, schedule, "
+            f"seed{''.join(f', {name}' for name in sorted(shared))})"
+        )
+    rows = [row for key in keys for row in _rows(before, ours[key], after, theirs[key])]
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        raise AnalysisError(f"{before.source} and {after.source} have no metric in common")
+    summary = tuple(
+        _summary(metric, frame[frame["metric"] == metric], level)
+        for metric in METRICS
+        if (frame["metric"] == metric).any()
+    )
+    alone = [
+        run.run_id
+        for table, other in ((ours, theirs), (theirs, ours))
+        for k, run in table.items()
+        if k not in other
+    ]
+    return Comparison(frame, summary, tuple(alone))
+
+
+def _axes(table: Table) -> set[str]:
+    return {name for run in table.runs for name, _ in run.group}
+
+
+def _by_key(table: Table, shared: set[str]) -> dict[tuple[object, ...], Run]:
+    runs: dict[tuple[object, ...], Run] = {}
+    for run in table.runs:
+        axes = tuple(sorted((name, str(value)) for name, value in run.group if name in shared))
+        key = (run.steps, run.warmdown_steps, run.schedule, run.final_lr_fraction, run.seed, *axes)
+        if key in runs:
+            raise AnalysisError(
+                f"{table.source}: '{runs[key].run_id}' and '{run.run_id}' have one plan and seed; they differ in "
+                "something the other sweep does not know, so pairs are not unique"
+            )
+        runs[key] = run
+    return runs
+
+
+def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]]:
+    blocks = [read_blocks(t.folder, r.run_id) if t.folder else {} for t, r in ((before, a), (after, b))]
+    rows: list[dict[str, object]] = []
+    for metric in METRICS:
+        x, y = a.final(metric), b.final(metric)
+        if x is None or y is None or (metric == "val_bpb" and "float_bpb" in a.metrics):
+            continue
+        stage = metric.removesuffix("_bpb")
+        error = None
+        if same_text(blocks[0], blocks[1], stage):
+            effect = paired_effect(blocks[0][stage], blocks[1][stage])
+            error = effect.error if effect else None
+        rows.append(
+            {
+                "metric": metric,
+                "before_run": a.run_id,
+                "after_run": b.run_id,
+                "steps": a.steps,
+                "warmdown_steps": a.warmdown_steps,
+                "schedule": a.schedule,
+                "seed": a.seed,
+                "before": x,
+                "after": y,
+                "difference": y - x,
+                "standard_error": error,
+            }
+        )
+    return rows
+
+
+def _summary(metric: str, rows: pd.DataFrame, level: float) -> MetricDifference:
+    difference = rows["difference"].to_numpy(float)
+    n, mean = len(difference), float(difference.mean())
+    error = rows["standard_error"].to_numpy(float)[0]
+    lower = int((difference < 0).sum())
+    if n > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    elif np.isfinite(error):
+        half = float(stats.norm.ppf(0.5 + level / 2) * error)
+    else:
+        return MetricDifference(metric, Estimate(mean), n, lower)
+    return MetricDifference(metric, Estimate(mean, mean - half, mean + half), n, lower)
