@@ -1,4 +1,4 @@
-"""Hand-written gradients for fp32 on a CPU, where a pass over the activations costs as much as a small product.
+"""Hand-written gradients for fp32 on a CPU, where a pass over activations costs as much as a small product.
 
 A GPU compiles the plain expressions into fused kernels; a CPU runs one operation at a time, and autograd's
 own backward takes two to four times the passes of these. Each function is the plain expression unless its

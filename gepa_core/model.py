@@ -61,6 +61,11 @@ def rotary_table(
     return angles.cos().float(), angles.sin().float()
 
 
+def tail(x: Tensor, last: int | None) -> Tensor:
+    """The last positions of x [B,T,...]; None: all, without the copy that the gradient of a slice makes."""
+    return x if last is None else x[:, -last:]
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the first 2*R of the C dims of x [B,T,heads,C]; cos, sin [T,1,R]; halves convention."""
     half = cos.shape[-1]
@@ -110,20 +115,20 @@ class Attention(nn.Module):
         self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, last: int | None
     ) -> Tensor:
         """x [B,T,D] -> [B,S,D], S = `last` or T."""
-        S = last or x.shape[1]
         heads = (-1, self.head_dim)
-        q = self.c_q(x[:, -S:]).unflatten(-1, heads)
+        q = self.c_q(tail(x, last)).unflatten(-1, heads)
         k = self.c_k(x).unflatten(-1, heads)
         v = self.c_v(x)
         if value_embedding is not None:
             v = v + value_embedding
         v = v.unflatten(-1, heads)
+        S = q.shape[1]
         q = rotate(rms_norm(q), cos[-S:], sin[-S:])
         k = rotate(rms_norm(k), cos, sin)
         q = q * self.q_gain.to(q.dtype)[:, None]
         y = causal_attention(q, k, v)
         if self.exclude_self:
-            y = exclude_self(y, v[:, -S:])
+            y = exclude_self(y, tail(v, last))
         return self.proj(y.flatten(2))
 
 
@@ -162,7 +167,7 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         x = torch.addcmul(mix[1] * x0, mix[0], x)
         attended = self.attn(rms_norm(x, self.norm_scale), value_embedding, cos, sin, last)
-        x = torch.addcmul(x[:, -attended.shape[1] :], self.attn_scale.to(x.dtype), attended)
+        x = torch.addcmul(tail(x, last), self.attn_scale.to(x.dtype), attended)
         return torch.addcmul(x, self.mlp_scale.to(x.dtype), self.mlp(rms_norm(x, self.norm_scale)))
 
 
