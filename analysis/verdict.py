@@ -110,7 +110,8 @@ def _tail(runs: Sequence[RunWarmdown]) -> str:
     if not known:
         return "No constant phase was evaluated often enough to compare the warmdown with."
     ratios = [r.first_over_tail.value for r in known if r.first_over_tail is not None]
-    return f"The first fifth is already {span(ratios, '.1f')} times as steep as the constant tail before it."
+    already = "already " if min(ratios) > 1 else ""
+    return f"The first fifth is {already}{span(ratios, '.1f')} times as steep as the constant tail before it."
 
 
 def _steps(runs: Sequence[RunWarmdown], metric: str) -> str:
