@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # n
 
 from sweeps.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
 from sweeps.estimate import Node, places, refusal  # noqa: E402
-from sweeps.execute import Job, execute  # noqa: E402
+from sweeps.execute import Job, execute, warm_up  # noqa: E402
 from sweeps.policy import Observed  # noqa: E402
 from sweeps.spec import Sweep  # noqa: E402
 from sweeps.store import Outcome  # noqa: E402
@@ -68,9 +68,8 @@ class Worker:
         self._watch_sigterm()
 
     def hello(self) -> tuple[int, str, int]:
-        """(rank, address of this node, a port free on it). Imports torch, so that no job waits for it."""
-        import torch  # noqa: F401
-
+        """(rank, address of this node, a port free on it); after the imports that jobs need."""
+        warm_up()
         with socket.socket() as probe:
             probe.bind(("", 0))
             return self.rank, ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -110,6 +110,8 @@ class Options:
     fail_fast: bool = False
     devices: float = 1.0
     """Devices of a lease: GPUs, or CPU workers where there are none."""
+    eager: bool = False
+    """Ask at once for as many leases as the sweep will have paths, for start-up to overlap with work."""
     idle_seconds: float = 30.0
     """A lease with nothing to do is given back after this."""
     tick_seconds: float = 0.5
@@ -151,6 +153,8 @@ class Driver:
     _micro_batch: dict[str, int] = field(default_factory=dict)
     _smallest: int | None = None
     _left_seconds: float = 0.0
+    _paths: int = 0
+    """Leaves of what is left: no more leases than these can ever be busy."""
     _stillborn: int = 0
     _ending: Ending | None = None
 
@@ -165,6 +169,8 @@ class Driver:
             if node in wanted and node not in self.done and (after is None or after in self.done):
                 self._make_ready(node)
         self._wanted = wanted
+        children = self.plan.children
+        self._paths = sum(wanted.isdisjoint(children.get(node, ())) for node in wanted - self.done)
         try:
             while self._step():
                 pass
@@ -272,7 +278,8 @@ class Driver:
             if not self._ready and lease.ready and now - lease.since > self.options.idle_seconds:
                 self._close(name)
         limit = self.options.max_parallel or len(self._wanted)
-        more = min(len(self._ready) - len(free), limit - len(self._leases), self.cluster.room())
+        wanted = max(len(self._ready), self._paths if self.options.eager else 0)
+        more = min(wanted - len(free), limit - len(self._leases), self.cluster.room())
         for _ in range(max(0, more)):
             self._leases[self.cluster.open()] = _Lease(since=now)
 
@@ -321,6 +328,7 @@ class Driver:
             return
         self.done.add(node)
         self.executed += 1
+        self._paths -= self._wanted.isdisjoint(self.plan.children.get(node, ()))
         self._left_seconds -= self.plan.seconds[node]
         for child in self.plan.children.get(node, []):
             if child in self._wanted and child not in self.done:

@@ -50,6 +50,19 @@ class Job:
     calibration_tokens: int = 0
 
 
+def warm_up() -> None:
+    """Imports that cost seconds, before the first job needs them."""
+    import torch
+
+    import gepa_core.artifact
+    import gepa_core.evaluate
+    import gepa_core.train
+    import gepa_core.ttt  # noqa: F401
+
+    torch.optim.AdamW([torch.zeros(1)])  # the first optimizer imports torch's compiler
+    to_parquet([], TRAJECTORY)  # the first table imports pandas
+
+
 def execute(
     job: Job, rank: int, world: int, should_stop: Callable[[], Observed | None], scratch: Path
 ) -> Outcome:

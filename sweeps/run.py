@@ -135,6 +135,7 @@ def _carry_out(
                 max_device_hours=options.max_gpu_hours,
                 fail_fast=options.fail_fast,
                 devices=devices(plan),
+                eager=options.address is None,
             ),
         )
         with _counting_interrupts(driver):
@@ -249,7 +250,8 @@ def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
 def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
     """The command that makes this run again, alone."""
     where = store.files.describe("").rstrip("/")
-    parts = ["python", "launch.py", plan.sweep.file or f"{plan.sweep.name}.yaml"]
+    sweep = plan.sweep
+    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
     return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
 
 
