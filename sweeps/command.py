@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,80 @@ class Prepared:
 
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
-    """Train, measure and report; exit code."""
-    raise NotImplementedError
+    """Train, measure and report what is not done yet; exit code."""
+    prepared = open_data(sweep, say)
+    plan = over_store(prepared, args.output)
+    for line in changed(plan, args.output):
+        say(f"changed since the last launch: {line}")
+    for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
+        say(notice)
+    from sweeps.run import RunOptions, run_sweep
+
+    options = RunOptions(
+        address=address_of(args),
+        only=args.only,
+        retry_failed=args.retry_failed,
+        fail_fast=args.fail_fast,
+        fresh=args.fresh,
+        max_gpu_hours=args.max_gpu_hours,
+        max_parallel=args.max_parallel,
+    )
+    result = run_sweep(plan, args.output, options, record={"data": data_record(prepared)})
+    counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
+    nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
+    say(f"{nothing}{result.sweep}: {counts} runs; results in {result.folder}")
+    for run_id, error in result.failures.items():
+        say(f"  {run_id}: {error}")
+    written = (
+        None if args.no_report or not result.runs["done"] else report(args.output, plan, result.executed)
+    )
+    if args.json:
+        print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
+    return result.exit_code
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def address_of(args: argparse.Namespace) -> str | None:
+    return args.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def data_record(prepared: Prepared) -> list[dict[str, Any]]:
+    """For sweep.json: where the data lies, and its validation text's sizes where all of it is measured."""
+    limits = {run.data.val_tokens for run in prepared.sweep.runs}
+    return [
+        {
+            "source": str(source),
+            "fingerprint": data.config.train,
+            "train_tokens": data.train_tokens,
+            "val_tokens": data.val_tokens,
+            "val_text": dict(data.val_text)
+            if data.val_text and all(limit is None or limit >= data.val_tokens for limit in limits)
+            else None,
+        }
+        for source, data in prepared.data.items()
+    ]
+
+
+def report(output: str, plan: Plan, executed: int) -> str | None:
+    """The report's path; made again where a run was finished. A failing report fails no sweep."""
+    if "://" in output:
+        say(f"no report: copy {output}/{plan.sweep.name} to a disk and run `python -m analysis DIR` on it")
+        return None
+    folder = Path(output, plan.sweep.name)
+    page = folder / "report" / "report.html"
+    if executed or not page.is_file():
+        from analysis.__main__ import main as analyse
+
+        say("writing the report")
+        if analyse(["report", str(folder)]) != 0 or not page.is_file():
+            say(f"no report was written; try `python -m analysis {folder}`")
+            return None
+    say(f"report: {page}")
+    return str(page)
 
 
 def look_at_data(sweep: Sweep) -> Prepared:
@@ -140,7 +213,7 @@ def epochs(plan: Plan, prepared: Prepared) -> list[str]:
 def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
     """Leases at a time, on what, and what can never be placed there."""
     resources = sweep.resources
-    address = args.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(args)
     if address:
         from sweeps.cluster import cluster_nodes
 

@@ -88,7 +88,7 @@ def _segment_text(plan: Plan, segment: Segment) -> Text:
     config = segment.config
     words = f"{segment.start:,} → {segment.stop:,}"
     if segment.trunk:
-        words += f"  trunk, {segment.steps:,} steps"
+        words += f"  trunk, {_count(segment.steps, 'step')}"
     else:
         words += f"  {config.schedule} over {config.warmdown_steps:,}"
     if segment.final:

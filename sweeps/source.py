@@ -91,6 +91,8 @@ class Resolved:
     config: DataConfig
     train_tokens: int
     val_tokens: int
+    val_text: Mapping[str, int] | None = None
+    """Sizes of the validation text, plain and compressed, where the data's manifest has them."""
 
 
 def resolve(
@@ -110,7 +112,8 @@ def resolve(
         dataset = open_patterns(*source.patterns())
     else:
         raise DataError(f"the sweep names no data: {HOW_TO_PREPARE}")
-    return Resolved(dataset.paths, dataset.config, dataset.train.total, dataset.val.total - 1)
+    tokens = (dataset.train.total, dataset.val.total - 1)
+    return Resolved(dataset.paths, dataset.config, *tokens, dataset.val_text)
 
 
 def _prepare_corpus(source: DataSource, vocab_size: int, say: Callable[[str], None]) -> None:

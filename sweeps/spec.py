@@ -70,6 +70,7 @@ class Sweep:
     """The file's typed values with the overrides in, for sweep.json."""
     notices: tuple[str, ...] = ()
     file: str = ""
+    overrides: tuple[str, ...] = ()
 
     @property
     def resolved(self) -> bool:
@@ -159,4 +160,4 @@ def read_sweep(text: str, overrides: Sequence[str] = (), file: str = "sweep.yaml
         unreadable = {(problem.place, problem.key) for problem in syntax}
         later = (p for p in document.problems[len(syntax) :] if (p.place, p.key) not in unreadable)
         raise SpecError(file, [*syntax, *later])
-    return sweep
+    return replace(sweep, overrides=tuple(overrides))
