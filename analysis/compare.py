@@ -87,8 +87,8 @@ class Comparison:
 def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
     """Pair runs by plan, seed and the axes both tables have.
 
-    Errors: of one pair, from its validation blocks where both runs scored the same ones; of the mean, from the
-    spread of the pairs, or the one pair's own.
+    Errors: of one pair, from its validation blocks where both runs scored the same ones; of the mean, from
+    the spread of the pairs, or the one pair's own.
 
     Raises:
         AnalysisError: no run has a counterpart, or one has several.
@@ -130,7 +130,8 @@ def _by_key(table: Table, shared: set[str]) -> dict[tuple[object, ...], Run]:
         key = (run.steps, run.warmdown_steps, run.schedule, run.final_lr_fraction, run.seed, *axes)
         if key in runs:
             raise AnalysisError(
-                f"{table.source}: '{runs[key].run_id}' and '{run.run_id}' have one plan and seed; they differ in "
+                f"{table.source}: '{runs[key].run_id}' and '{run.run_id}' have one plan and seed; they "
+                f"differ in "
                 "something the other sweep does not know, so pairs are not unique"
             )
         runs[key] = run

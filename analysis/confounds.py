@@ -84,7 +84,8 @@ def _epochs(table: Table) -> str:
     from_steps = min(steps for steps, passes in epochs.items() if passes > 1)
     return (
         f"Data repeat: runs of {from_steps:,} steps and more see them "
-        f"{span(e for e in epochs.values() if e > 1)} times, so the longest gain less from each step than fresh "
+        f"{span(e for e in epochs.values() if e > 1)} times, so the longest gain less from each step "
+        f"than fresh "
         "data would give."
     )
 
@@ -94,7 +95,8 @@ def _floor(table: Table) -> str:
     if not rows or max(rows) == 0:
         return ""
     return (
-        f"Quantizer floor: {span(rows, ',.0f')} rows have their int6 scale raised to the floor, so int6 loss and "
+        f"Quantizer floor: {span(rows, ',.0f')} rows have their int6 scale raised to the floor, so int6 "
+        f"loss and "
         "artifact size follow the weights' size and not only the training."
     )
 

@@ -20,9 +20,11 @@ p, ul { margin: .5rem 0; max-width: 46rem; } li { margin: .25rem 0; } ul { paddi
 figure { margin: 1.4rem 0; } figure img { width: 100%; max-width: 46rem; height: auto; display: block; }
 figcaption { max-width: 46rem; font-size: .9rem; color: var(--soft); } figcaption b { color: var(--ink); }
 .scroll { overflow-x: auto; margin: 1rem 0 1.6rem; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { border-collapse: collapse; font-size: .82rem; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; font-size: .95rem; }
-th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: left;
+  white-space: nowrap; }
 th { vertical-align: bottom; border-bottom: 2px solid var(--ink); white-space: normal; min-width: 4rem; }
 .num { text-align: right; }
 th button { all: unset; cursor: pointer; font-weight: 600; }

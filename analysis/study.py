@@ -15,7 +15,10 @@ from analysis.warmdown import analyse as analyse_warmdowns
 
 @dataclass(frozen=True)
 class Study:
-    """A table of runs and what was found in it. `metric` is of the trajectories, `final_metric` of the finished job."""
+    """A table of runs and what was found in it.
+
+    `metric` is the trajectories', `final_metric` that of the finished job.
+    """
 
     table: Table
     metric: str

@@ -1,4 +1,4 @@
-"""What a results folder says of itself beside its figures: sweep.json. All of it is optional for an analysis."""
+"""What a results folder says of itself in sweep.json. An analysis can do without any of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SweepFile:
-    """From sweep.json: the sweep's name, the command that made it, its commit, and compressors on the same text."""
+    """The sweep's name, the command that made it, its commit, and compressors on the same text."""
 
     name: str | None = None
     command: str | None = None

@@ -1,4 +1,4 @@
-"""The report's tables, from a study. Adding one is adding a function to TABLES; it returns None without rows."""
+"""The report's tables, from a study. To add one, add a function to TABLES; None where it has no rows."""
 
 from __future__ import annotations
 

@@ -65,18 +65,19 @@ class ReportTable:
         """A sortable table: `data-value` holds the raw number of a cell."""
         shown = self.shown()
         head = "".join(
-            f'<th scope="col"{" class=num" if c.digits else ""}><button type="button">{escape(c.heading)}</button></th>'
+            f'<th scope="col"{_align(c)}><button type="button">{escape(c.heading)}</button></th>'
             for c in shown.values()
         )
         body = []
         for record, texts in zip(self.frame[list(shown)].to_dict("records"), self.cells(), strict=True):
             cells = "".join(
-                f'<td{" class=num" if column.digits else ""} data-value="{escape(_raw(record[name]))}">{escape(text)}</td>'
+                f'<td{_align(column)} data-value="{escape(_raw(record[name]))}">{escape(text)}</td>'
                 for (name, column), text in zip(shown.items(), texts, strict=True)
             )
             body.append(f"<tr>{cells}</tr>")
         return (
-            f'<div class="scroll"><table id="table-{escape(self.name)}"><caption>{escape(self.title)}</caption>'
+            f'<div class="scroll"><table id="table-{escape(self.name)}">'
+            f"<caption>{escape(self.title)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         )
 
@@ -88,6 +89,10 @@ class ReportTable:
         for path, text in zip(paths, texts, strict=True):
             path.write_text(text, encoding="utf-8")
         return paths
+
+
+def _align(column: Column) -> str:
+    return " class=num" if column.digits else ""
 
 
 def _unknown(value: object) -> bool:

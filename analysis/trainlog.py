@@ -64,7 +64,7 @@ def read_log(path: Path, warmdown_steps: int | None = None) -> ImportedLog:
             step = int(match[1])
             points.setdefault(step, {"step": step}).update(_fields(match[3], f"{path}:{number}"))
             continue
-        # TTT before the int6 evaluations changes what their lines measure: they are not this job's stages then.
+        # TTT before the int6 evaluations changes what their lines measure: not this job's stages.
         adapted = adapted or line.startswith("ttt:start")
         facts |= _facts(line, adapted, f"{path}:{number}")
     steps = max(points, default=0)
@@ -165,12 +165,15 @@ def import_logs(paths: Sequence[Path], out: Path, warmdown_steps: Sequence[int] 
     curves = curves[["run_id", *(name for name in curves if name != "run_id")]]
     out.parent.mkdir(parents=True, exist_ok=True)
     runs_path = out.with_name(f"{out.stem}_runs.csv")
-    whole = {
-        name: "Int64"
-        for name in ("peak_steps", "warmdown_steps", "params", "train_tokens", "seed")
-        if name in runs
-    }
-    whole |= {name: "Int64" for name in ("artifact_bytes", "code_bytes")}
-    runs.astype(whole).to_csv(runs_path, index=False, lineterminator="\n")
+    counts = [
+        "peak_steps",
+        "warmdown_steps",
+        "params",
+        "train_tokens",
+        "seed",
+        "artifact_bytes",
+        "code_bytes",
+    ]
+    runs.astype(dict.fromkeys(counts, "Int64")).to_csv(runs_path, index=False, lineterminator="\n")
     curves.to_csv(out, index=False, lineterminator="\n")
     return runs_path, out

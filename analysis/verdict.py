@@ -63,7 +63,7 @@ def warmdown_verdict(result: Warmdown) -> tuple[str, ...]:
 
 
 def headline(result: Warmdown) -> str:
-    """One sentence: whether improvement accelerates at the end, and what it follows. Empty without warmdowns."""
+    """One sentence: whether improvement accelerates at the end, and what it follows; or none."""
     if not result.runs:
         return ""
     words = []

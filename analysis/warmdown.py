@@ -63,7 +63,7 @@ class RunWarmdown:
 
     @property
     def share_of_drop(self) -> Floats | None:
-        """The drop as a share of the whole one, which is the last where the rate ends at 0, else extended by q."""
+        """The drop as a share of the whole one: the last where the rate ends at 0, else extended by q."""
         drop = self.drop
         if drop is None or drop[-1] <= 0:
             return None

@@ -166,7 +166,7 @@ def test_runs_that_cannot_be_measured_are_named_with_the_reason() -> None:
 
 
 def test_published_study(shared: Path) -> None:
-    """Shares of the gain of about .18/.36/.62/.84; acceleration per step that the rate, not the steps, explains."""
+    """Shares of the gain of about .18/.36/.62/.84; acceleration that the rate, not the steps, explains."""
     reference = shared / "reference"
     table = load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv")
     result = analyse(table, "val_bpb")

@@ -4,7 +4,7 @@ A figure module has
     NAME: str                                   file name
     TITLE: str
     ORDER: int                                  place in the report
-    def data(study) -> DataFrame                the numbers it shows; raises Unavailable with the reason
+    def data(study) -> DataFrame                the numbers it shows; raises UnavailableError with the reason
     def draw(frame, study) -> Figure            from those numbers alone, with labels taken from the study
     def caption(frame, study) -> str
 """
@@ -19,11 +19,11 @@ from types import ModuleType
 
 import pandas as pd
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import style
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 
-__all__ = ["FORMATS", "Drawn", "Unavailable", "draw_all", "figure_modules"]
+__all__ = ["FORMATS", "Drawn", "UnavailableError", "draw_all", "figure_modules"]
 
 FORMATS = ("svg", "pdf", "png")
 
@@ -51,7 +51,7 @@ def draw_all(study: Study, folder: Path) -> tuple[list[Drawn], list[tuple[str, s
     for module in figure_modules():
         try:
             frame = module.data(study)
-        except Unavailable as reason:
+        except UnavailableError as reason:
             missing.append((module.TITLE, str(reason)))
             continue
         files = _save(module, frame, study, folder)

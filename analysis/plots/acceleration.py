@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import canvas, main_schedules, shade_legend, shades
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 from analysis.units import unit
 
@@ -35,7 +35,7 @@ def data(study: Study) -> pd.DataFrame:
                     }
                 )
     if not rows:
-        raise Unavailable("no warmdown has enough evaluations")
+        raise UnavailableError("no warmdown has enough evaluations")
     return pd.DataFrame(rows)
 
 
@@ -75,6 +75,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
     return (
-        "Slopes of a continuous piecewise-linear fit, 90 % intervals with AR(1) errors. A rise to the right is "
+        "Slopes of a continuous piecewise-linear fit, 90 % intervals with AR(1) errors. A rise to the "
+        "right is "
         "acceleration per step; the grey column is the last third of the constant phase."
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import CATEGORIES, GREY, canvas, shade_legend, shades, thousands
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 
 NAME, TITLE, ORDER = "drop", "What the drop follows: the rate left, or the steps taken", 40
@@ -35,7 +35,7 @@ def data(study: Study) -> pd.DataFrame:
                 }
             )
     if not rows:
-        raise Unavailable("no warmdown whose constant-rate continuation is known")
+        raise UnavailableError("no warmdown whose constant-rate continuation is known")
     return pd.DataFrame(rows)
 
 
@@ -77,6 +77,8 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
     return (
-        "The drop is measured from the constant-rate continuation (the constant phase fitted in step^-1/2). Curves that "
-        "lie on one another on the left but not on the right say that the rate left decides, not the steps taken."
+        "The drop is measured from the constant-rate continuation (the constant phase fitted in "
+        "step^-1/2). Curves that "
+        "lie on one another on the left but not on the right say that the rate left decides, not the "
+        "steps taken."
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import CATEGORIES, canvas, shade_legend, shades, steps_axis
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 
 NAME, TITLE, ORDER = "size", "Artifact size against steps", 70
@@ -30,7 +30,7 @@ def data(study: Study) -> pd.DataFrame:
         if "artifact_bytes" in run.metrics
     ]
     if len(rows) < 2:
-        raise Unavailable("fewer than two runs have an artifact size")
+        raise UnavailableError("fewer than two runs have an artifact size")
     return pd.DataFrame(rows)
 
 
@@ -69,10 +69,12 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 def caption(frame: pd.DataFrame, study: Study) -> str:
     if frame["quant_rows_at_floor"].isna().all():
         return (
-            "Rows at the quantizer's floor were not recorded, so a shrinking artifact may be the quantizer's doing as "
+            "Rows at the quantizer's floor were not recorded, so a shrinking artifact may be the "
+            "quantizer's doing as "
             "well as the training's. Lines join the means over seeds."
         )
     return (
-        "Rows at the floor are stored with a step that no longer follows their weights, so a shrinking artifact may be "
+        "Rows at the floor are stored with a step that no longer follows their weights, so a shrinking "
+        "artifact may be "
         "the quantizer's doing. Lines join the means over seeds."
     )

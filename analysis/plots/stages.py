@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import CATEGORIES, GREY, canvas
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 
 NAME, TITLE, ORDER = "stages", "From raw weights to the submitted score", 60
@@ -31,7 +31,7 @@ def data(study: Study) -> pd.DataFrame:
         for step in result.steps
     ]
     if not rows:
-        raise Unavailable("no run has two stages measured")
+        raise UnavailableError("no run has two stages measured")
     return pd.DataFrame(rows).sort_values(["steps", "warmdown_ratio"], kind="stable")
 
 
@@ -41,14 +41,15 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     names = [_wrapped(name) for name in best["effect"]]
     levels = [best["before_bpb"].iloc[0], *best["after_bpb"]]
     left.bar(0, levels[0], width=0.6, color=GREY)
-    for i, row in enumerate(best.itertuples(), start=1):
-        colour = CATEGORIES[2] if row.effect_bpb < 0 else CATEGORIES[1]
-        left.bar(i, row.effect_bpb, bottom=row.before_bpb, width=0.6, color=colour)
-        left.plot([i - 0.7, i + 0.3], [row.before_bpb] * 2, color="black", lw=0.7)
-        top = max(row.before_bpb, row.after_bpb)
-        error = "" if np.isnan(row.standard_error or np.nan) else f"\n± {row.standard_error:.4f}"
+    for i, row in enumerate(best.to_dict("records"), start=1):
+        effect, before, after = (float(row[name]) for name in ("effect_bpb", "before_bpb", "after_bpb"))
+        colour = CATEGORIES[2] if effect < 0 else CATEGORIES[1]
+        left.bar(i, effect, bottom=before, width=0.6, color=colour)
+        left.plot([i - 0.7, i + 0.3], [before] * 2, color="black", lw=0.7)
+        top = max(before, after)
+        error = "" if pd.isna(row["standard_error"]) else f"\n± {row['standard_error']:.4f}"
         left.annotate(
-            f"{row.effect_bpb:+.4f}{error}",
+            f"{effect:+.4f}{error}",
             (i, top),
             (0, 3),
             textcoords="offset points",
@@ -68,9 +69,9 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     left.set_title(f"best run: {_best(frame)}", fontsize=8.5)
     left.grid(axis="x", visible=False)
     effects = list(dict.fromkeys(frame["effect"]))
-    for i, effect in enumerate(effects):
+    for place, effect in enumerate(effects):
         rows = frame[frame["effect"] == effect]
-        x = i + np.linspace(-0.3, 0.3, len(rows)) if len(rows) > 1 else [float(i)]
+        x = place + np.linspace(-0.3, 0.3, len(rows)) * (len(rows) > 1)
         right.errorbar(
             x,
             1000 * rows["effect_bpb"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 
@@ -19,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 # Okabe & Ito 2008, "Color Universal Design", ordered for contrast on white; yellow left out.
+Colour = tuple[float, float, float, float]
+
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b6b6b"
@@ -27,7 +30,7 @@ LIGHT = "#c9c9c9"
 WIDTH = 6.4  # inches: a text column's full width
 HEIGHT = 3.9
 
-_RC = {
+_RC: Any = {
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9.5,
@@ -78,7 +81,7 @@ def sequential() -> Colormap:
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.8, 256)))
 
 
-def shades(values: Iterable[float]) -> dict[float, tuple[float, ...]]:
+def shades(values: Iterable[float]) -> dict[float, Colour]:
     """A colour for each distinct value, dark to light in ascending order."""
     ordered = sorted(set(values))
     at = np.linspace(0.0, 1.0, max(len(ordered), 2))
@@ -86,7 +89,7 @@ def shades(values: Iterable[float]) -> dict[float, tuple[float, ...]]:
 
 
 def steps_axis(axes: Axes, *, log_ticks: Iterable[float] | None = None) -> None:
-    """Training steps on x, ticks as 500, 2k, 12.5k; logarithmic with ticks at the values given, if any are."""
+    """Training steps on x, ticks as 500, 2k, 12.5k; logarithmic where the values to tick are given."""
     axes.set_xlabel("training steps")
     if log_ticks is None:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -109,10 +112,10 @@ def _apart(values: list[float], least: float = 1.15) -> list[float]:
 def shade_legend(
     figure: Figure,
     title: str,
-    colours: dict[float, tuple[float, ...]],
+    colours: dict[float, Colour],
     others: dict[str, dict[str, object]] | None = None,
 ) -> None:
-    """A legend beside the panels: the shades (thinned to 8) and lines of `others` (label -> line properties)."""
+    """A legend beside the panels: the shades, thinned to 8, and `others` (label -> line properties)."""
     values = list(colours)
     if len(values) > 8:
         values = [values[round(i)] for i in np.linspace(0, len(values) - 1, 7)]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import GREY, LIGHT, canvas, main_schedules, shade_legend, shades, steps_axis
-from analysis.plots.unavailable import Unavailable
 from analysis.study import Study
 from analysis.units import axis
 
@@ -37,7 +37,7 @@ def data(study: Study) -> pd.DataFrame:
             for step, lr, value in zip(*curve, strict=True)
         ]
     if not rows:
-        raise Unavailable("no trajectories")
+        raise UnavailableError("no trajectories")
     return pd.DataFrame(rows)
 
 

@@ -1,5 +1,5 @@
 """Why a figure cannot be drawn."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The study has no numbers for this figure. The message says which are missing, in plain words."""
