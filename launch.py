@@ -37,6 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def write_report(folder: str) -> int:
+    """`python -m analysis FOLDER`; its exit code."""
+    from analysis.__main__ import main as analyse
+
+    return analyse(["report", folder])
+
+
 def sweep_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch.py",
@@ -65,7 +72,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-parallel", metavar="N", type=positive(int), help="runs at a time, at most")
     parser.add_argument("--no-report", action="store_true", help="leave the report out")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.set_defaults(run="plan_or_run")
+    parser.set_defaults(run="plan_or_run", write_report=write_report)
     return parser
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,8 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     say(f"{nothing}{result.sweep}: {counts} runs; results in {result.folder}")
     for run_id, error in result.failures.items():
         say(f"  {run_id}: {error}")
-    written = (
-        None if args.no_report or not result.runs["done"] else report(args.output, plan, result.executed)
-    )
+    wanted = result.runs["done"] and not args.no_report
+    written = report(args, result.sweep, result.executed) if wanted else None
     if args.json:
         print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
     return result.exit_code
@@ -95,19 +95,22 @@ def data_record(prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-def report(output: str, plan: Plan, executed: int) -> str | None:
-    """The report's path; made again where a run was finished. A failing report fails no sweep."""
-    if "://" in output:
-        say(f"no report: copy {output}/{plan.sweep.name} to a disk and run `python -m analysis DIR` on it")
+def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:
+    """The report's path; made again where work was done. A report that fails does not fail the sweep."""
+    if "://" in args.output:
+        say(f"no report: copy {args.output}/{sweep} to a disk and run `python -m analysis DIR` on it")
         return None
-    folder = Path(output, plan.sweep.name)
+    folder = Path(args.output, sweep)
     page = folder / "report" / "report.html"
     if executed or not page.is_file():
-        from analysis.__main__ import main as analyse
-
         say("writing the report")
-        if analyse(["report", str(folder)]) != 0 or not page.is_file():
-            say(f"no report was written; try `python -m analysis {folder}`")
+        try:
+            failed = args.write_report(str(folder)) != 0
+        except Exception:
+            traceback.print_exc()
+            failed = True
+        if failed:
+            say(f"the report failed, the results are complete: see `python -m analysis {folder}`")
             return None
     say(f"report: {page}")
     return str(page)
