@@ -17,6 +17,9 @@ from analysis.laws.law import Law
 from analysis.table import Floats
 
 HUBER_DELTA = 1e-3
+PRIOR_SCALE = (
+    2e-3  # residual that one spread of a parameter from its typical value costs; Huber's tail lets data win
+)
 _AT_BOUND = 1e-3  # in log units
 
 
@@ -44,36 +47,48 @@ class Fit:
         return self.law.terms(self.theta, design) @ self.coefficients
 
 
-def fit(law: Law, data: Observations, starts: Floats | None = None) -> Fit:
-    best = None
-    lower = np.log([p.low for p in law.parameters])
-    upper = np.log([p.high for p in law.parameters])
+def fit(law: Law, data: Observations) -> Fit:
+    """The law's best parameters for the data. Sees nothing but its arguments."""
+    lower, upper, typical = (
+        np.log([getattr(p, bound) for p in law.parameters]) for bound in ("low", "high", "typical")
+    )
+    stiffness = PRIOR_SCALE / np.array([p.spread for p in law.parameters])
 
     def residuals(log_theta: Floats) -> Floats:
-        return _solve(law, np.exp(log_theta), data)[1]
+        _, misfit = _solve(law, np.exp(log_theta), data)
+        return np.concatenate([misfit, stiffness * (log_theta - typical)])
 
-    for start in law.starts() if starts is None else starts:
-        if not law.parameters:
-            best = (np.array([]), float("nan"))
-            break
-        x0 = np.clip(np.log(start), lower + 1e-6, upper - 1e-6)
+    best, cost = np.empty(0), float("inf")
+    if not law.parameters:
+        cost = float(np.sum(residuals(best) ** 2) / 2)
+    for start in law.starts() if law.parameters else ():
         found = least_squares(
-            residuals, x0, bounds=(lower, upper), loss="huber", f_scale=HUBER_DELTA, x_scale=1.0,
-            xtol=1e-6, ftol=1e-7, gtol=1e-12, max_nfev=60, diff_step=1e-4,
+            residuals,
+            np.clip(np.log(start), lower + 1e-6, upper - 1e-6),
+            bounds=(lower, upper),
+            loss="huber",
+            f_scale=HUBER_DELTA,
+            xtol=1e-6,
+            ftol=1e-7,
+            gtol=1e-12,
+            max_nfev=60,
+            diff_step=1e-4,
         )
-        if best is None or found.cost < best[1]:
-            best = (found.x, found.cost)
-    theta = np.exp(best[0])
-    coefficients, _ = _solve(law, theta, data)
-    warnings = tuple(
-        f"{law.name}: {p.name} sits on its bound {edge:g}"
-        for p, x, lo, hi in zip(law.parameters, best[0], lower, upper, strict=True)
-        for edge, at in ((p.low, x - lo), (p.high, hi - x))
-        if at < _AT_BOUND
-    )
+        if found.cost < cost:
+            best, cost = found.x, float(found.cost)
+    coefficients, _ = _solve(law, np.exp(best), data)
     k = len(law.linear)
     offset = float(coefficients[k] - coefficients[k + 1]) if data.offset.any() else 0.0
-    return Fit(law, theta, coefficients[:k], offset, float(best[1]), warnings)
+    return Fit(law, np.exp(best), coefficients[:k], offset, cost, _at_bounds(law, best, lower, upper))
+
+
+def _at_bounds(law: Law, log_theta: Floats, lower: Floats, upper: Floats) -> tuple[str, ...]:
+    return tuple(
+        f"{law.name}: {p.name} sits on its bound {edge:g}"
+        for p, x, lo, hi in zip(law.parameters, log_theta, lower, upper, strict=True)
+        for edge, distance in ((p.low, x - lo), (p.high, hi - x))
+        if distance < _AT_BOUND
+    )
 
 
 def _solve(law: Law, theta: Floats, data: Observations) -> tuple[Floats, Floats]:

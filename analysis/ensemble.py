@@ -1,0 +1,301 @@
+"""Several laws as one predictor: each is tried on runs it was not fitted to, and counts by how well it did.
+
+Everything here is a function of one table, the training rows; nothing else can reach a fit, a weight or an error bar.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.design import Design
+from analysis.errors import AnalysisError
+from analysis.fit import Fit, fit
+from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
+from analysis.observations import final_rows, trajectory_rows
+from analysis.stage_gap import BASES, StageGap, fit_gaps
+from analysis.table import Floats, Ints, Run, Table, Trajectory
+
+Fitted = Fit | StageGap
+
+MAX_FOLDS = 4  # of each kind
+REPLICATE_SD = (
+    0.001  # relative, where no replicates tell: seed-to-seed deviations of final losses are .0003-.001
+)
+SCORE_FLOOR = 5e-4  # relative; backtest errors below it are luck
+LIKENESS = 0.01  # difference in r (its mean so far and now) that ends the likeness of two histories
+RATIO_STEP = 0.05  # warmdown ratios closer than this are one
+
+
+def last_known(run: Run, metric: str) -> tuple[int, float, bool] | None:
+    """(step, value, is it the run's final value) of the last measurement."""
+    final = run.final(metric)
+    if final is not None:
+        return run.steps, final, True
+    curve = run.curve(metric)
+    return None if curve is None else (int(curve[0][-1]), float(curve[2][-1]), False)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """An inner backtest: runs held out of the training table."""
+
+    kind: str  # "length" or "ratio"
+    train: Table
+    held_out: tuple[Run, ...]
+    stretch: float  # ln(held-out length / longest trained), or distance of the held-out schedule in `deficit`
+
+
+def folds(table: Table, metric: str) -> list[Fold]:
+    """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule out."""
+    targets = [run for run in table.runs if last_known(run, metric) is not None]
+    lengths = sorted({run.steps for run in targets})
+    result = []
+    for known, wanted in list(zip(lengths, lengths[1:], strict=False))[::-1][:MAX_FOLDS]:
+        held = tuple(run for run in targets if run.steps == wanted and not _is_bare_trunk(run, table, metric))
+        shorter = replace(
+            table, runs=tuple(cut for run in table.runs if (cut := cut_to(run, known)) is not None)
+        )
+        if held and shorter.runs:
+            result.append(Fold("length", shorter, held, float(np.log(wanted / known))))
+    kinds: dict[tuple[str, int], list[Run]] = {}
+    for run in targets:
+        kinds.setdefault((run.schedule, round(run.warmdown_ratio / RATIO_STEP)), []).append(run)
+    if len(kinds) > 1:
+        for kind in sorted(kinds, key=lambda kind: -len(kinds[kind]))[:MAX_FOLDS]:
+            out = [run for run in kinds[kind] if not _is_bare_trunk(run, table, metric)]
+            rest = table.where(lambda run, out=out: run not in out)  # type: ignore[misc]
+            if out and rest.runs:
+                apart = [deficit_distance(rest, run) for run in out]
+                result.append(Fold("ratio", rest, tuple(out), float(np.mean(apart))))
+    return result
+
+
+def deficit(run: Run) -> float:
+    """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is finite)."""
+    return float(np.log(1.0 - run.lr[run.warmup_steps :].mean() + 0.02))
+
+
+def deficit_distance(table: Table, target: Run) -> float:
+    """How far a schedule is from the nearest annealed one of a table, in `deficit`."""
+    known = [deficit(run) for run in table.runs if not run.is_constant]
+    return min((abs(deficit(target) - d) for d in known), default=float("inf"))
+
+
+def measured_prefix(table: Table, metric: str, run: Run, steps: Ints) -> tuple[Floats, Floats]:
+    """What the table's runs measured at these steps, and how alike their learning rates were until then, 0..1, [n].
+
+    A run that branches off a measured trunk repeats it up to noise; before the burn-in nothing else knows the curve.
+    """
+    best, weight, total = np.zeros(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
+    for other in table.runs:
+        curve = other.curve(metric)
+        if curve is None:
+            continue
+        n = min(run.steps, other.steps)
+        apart = np.abs(run.lr[:n] - other.lr[:n])
+        distance = np.cumsum(apart) / np.arange(1, n + 1) + apart
+        inside = (steps >= curve[0][0]) & (steps <= min(curve[0][-1], n))
+        likeness = np.where(inside, np.exp(-distance[np.clip(steps - 1, 0, n - 1)] / LIKENESS), 0.0)
+        total += likeness * np.interp(steps, curve[0], curve[2])
+        weight += likeness
+        best = np.maximum(best, likeness)
+    return total / np.maximum(weight, 1e-300), best
+
+
+def _is_bare_trunk(run: Run, table: Table, metric: str) -> bool:
+    """A constant run beside branches that anneal: what it tells is its trunk, not a final value to predict."""
+    return run.is_constant and any(not other.is_constant for other in table.runs)
+
+
+def cut_to(run: Run, steps: int) -> Run | None:
+    """The run as known when no run was longer than `steps`: whole, a shorter constant run, or not at all."""
+    if run.steps <= steps:
+        return run
+    if not run.is_constant or run.trajectory is None:
+        return None
+    known = run.trajectory.step <= steps
+    if not known.any():
+        return None
+    values = {name: value[known] for name, value in run.trajectory.values.items()}
+    trajectory = Trajectory(run.trajectory.step[known], run.trajectory.lr_scale[known], values)
+    return replace(run, steps=steps, peak_steps=steps, metrics={}, trajectory=trajectory)
+
+
+def fit_laws(table: Table, metric: str, *, baselines: bool = False) -> dict[str, Fitted]:
+    """Every law of the ensemble that the table can carry, or instead the baselines it is compared with."""
+    base = metric
+    if metric in BASES and not any(run.curve(metric) is not None for run in table.runs):
+        base = BASES[metric]
+    fits: dict[str, Fit] = {}
+    if any(run.curve(base) is not None for run in table.runs):
+        data = trajectory_rows(table, base)
+        annealed = len(data.design.pair_row) > 0
+        for law in TRAJECTORY_LAWS:
+            enough = len(data.value) >= 2 * len(law.parameters) + len(law.linear)
+            if annealed and enough and law.baseline == baselines:
+                fits[law.name] = fit(law, data)
+    result: dict[str, Fitted] = {**fits} if base == metric else {**fit_gaps(fits, table, metric)}
+    annealed_runs = table.where(lambda run: not run.is_constant and run.final(metric) is not None)
+    if annealed_runs.runs and not baselines:
+        finals = final_rows(annealed_runs, metric)
+        lengths = len(set(finals.design.step))
+        plans = len(set(zip(finals.design.step, finals.design.warmdown, strict=True)))
+        for law in FINAL_LAWS:
+            # A surface needs its two directions told apart: more plans than lengths.
+            apart = "b" not in law.linear or len(law.linear) < 3 or plans > lengths
+            if (
+                lengths >= len(law.parameters) + 2
+                and plans >= 2 * len(law.parameters) + len(law.linear)
+                and apart
+            ):
+                result[law.name] = fit(law, finals)
+    return result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fold's outcome for one law: relative errors (predicted / measured - 1) on the runs held out."""
+
+    kind: str
+    stretch: float
+    final: dict[str, float]  # by run: at the last measurement
+    curve: float  # mean square over what of the runs' trajectories was not known when fitting; NaN if nothing
+
+
+def _try(fitted: Fitted, fold: Fold, metric: str) -> Trial:
+    final, squares = {}, []
+    for run in fold.held_out:
+        known = last_known(run, metric)
+        assert known is not None
+        step, value, is_final = known
+        predicted = evaluate(fitted, run, np.array([step]), is_final)
+        final[run.run_id] = float(predicted[0] / value - 1)
+        curve = run.curve(metric)
+        if curve is None:
+            continue
+        unseen = (curve[0] > run.peak_steps) & (curve[0] > 0)
+        if unseen.any():
+            squares.append(
+                float(np.mean((evaluate(fitted, run, curve[0][unseen], False) / curve[2][unseen] - 1) ** 2))
+            )
+    return Trial(fold.kind, fold.stretch, final, float(np.mean(squares)) if squares else float("nan"))
+
+
+def evaluate(fitted: Fitted, run: Run, steps: Ints, final: bool) -> Floats:
+    """A law's values at steps of a run, [n]; `final`: as final values are measured."""
+    if len(steps) == 0:
+        return np.empty(0)
+    return fitted.predict(Design([(run, steps)])) + fitted.offset * final
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Fitted laws, their weights (sum 1), and the errors that the weighted centre makes in inner backtests.
+
+    Errors are relative; `length_stretch` is the typical ln(longer / longest trained) of the former, `ratio_stretch`
+    the typical distance of a left-out schedule. None of it was made with anything but `table`.
+    """
+
+    table: Table
+    metric: str
+    fits: dict[str, Fitted]
+    weights: dict[str, float]
+    scores: dict[str, float]  # RMS relative backtest error of each law, NaN where it could not be tried
+    length_errors: Floats
+    ratio_errors: Floats
+    length_stretch: float
+    ratio_stretch: float
+
+    def laws(self, run: Run, steps: Ints, final: bool) -> dict[str, Floats]:
+        usable = {name: f for name, f in self.fits.items() if final or not f.law.of_finals}
+        return {name: evaluate(f, run, steps, final) for name, f in usable.items()}
+
+    def trajectory(self, run: Run, steps: Ints) -> Floats:
+        """Values along a run, [n]: the centre, and where its plan repeats a measured one, what was measured."""
+        centre = self.centre(self.laws(run, steps, final=False))
+        value, likeness = measured_prefix(self.table, self.metric, run, steps)
+        return centre + likeness * (value - centre)
+
+    def centre(self, laws: dict[str, Floats]) -> Floats:
+        weight = self._among(laws)
+        return np.sum([weight[name] * value for name, value in laws.items()], axis=0)
+
+    def _among(self, laws: dict[str, Floats]) -> dict[str, float]:
+        """The weights, summing to 1 over the laws that speak here: laws of finals have no trajectories."""
+        total = sum(self.weights[name] for name in laws)
+        return {name: self.weights[name] / total for name in laws}
+
+    def spread(self, laws: dict[str, Floats]) -> Floats:
+        """Weighted standard deviation of the laws around their centre, [n]."""
+        centre, weight = self.centre(laws), self._among(laws)
+        return np.sqrt(np.sum([weight[name] * (value - centre) ** 2 for name, value in laws.items()], axis=0))
+
+
+def build(table: Table, metric: str) -> Ensemble:
+    """Fit the laws to a table and weigh them by its inner backtests.
+
+    Raises:
+        AnalysisError: the table carries no law.
+    """
+    fits = fit_laws(table, metric)
+    if not fits:
+        raise AnalysisError(
+            f"{table.source}: {metric} of {len(table.runs)} runs carries no law; it takes a trajectory with a "
+            "falling learning rate, or final values at three lengths or more"
+        )
+    trials: list[dict[str, Trial]] = []
+    for fold in folds(table, metric):
+        inner = fit_laws(fold.train, metric)
+        tried = {name: _try(inner[name], fold, metric) for name in fits if name in inner}
+        if tried:
+            trials.append(tried)
+    scores = {name: _score([t[name] for t in trials if name in t]) for name in fits}
+    weights = _weights(scores)
+    errors = {kind: _centre_errors(trials, weights, kind) for kind in ("length", "ratio")}
+    stretch = {
+        kind: [x.stretch for t in trials for x in list(t.values())[:1] if x.kind == kind] for kind in errors
+    }
+    return Ensemble(
+        table=table,
+        metric=metric,
+        fits=fits,
+        weights=weights,
+        scores=scores,
+        length_errors=errors["length"],
+        ratio_errors=errors["ratio"],
+        length_stretch=float(np.mean(stretch["length"])) if stretch["length"] else float("nan"),
+        ratio_stretch=float(np.mean(stretch["ratio"])) if stretch["ratio"] else float("nan"),
+    )
+
+
+def _score(trials: list[Trial]) -> float:
+    """RMS relative error over folds: finals and, where there are some, whole warmdowns count alike."""
+    squares = []
+    for trial in trials:
+        final = float(np.mean(np.square(list(trial.final.values()))))
+        squares.append(final if np.isnan(trial.curve) else (final + trial.curve) / 2)
+    return float(np.sqrt(np.mean(squares))) if squares else float("nan")
+
+
+def _weights(scores: dict[str, float]) -> dict[str, float]:
+    """In proportion to 1 / MSE^2 of the backtests; laws that could not be tried count as the worst, or all equally."""
+    known = [score for score in scores.values() if not np.isnan(score)]
+    raw = {
+        name: ((max(known) if np.isnan(score) else score) ** 2 + SCORE_FLOOR**2) ** -2 if known else 1.0
+        for name, score in scores.items()
+    }
+    total = sum(raw.values())
+    return {name: value / total for name, value in raw.items()}
+
+
+def _centre_errors(trials: list[dict[str, Trial]], weights: dict[str, float], kind: str) -> Floats:
+    """Relative errors of the weighted centre on every run held out in the folds of a kind."""
+    errors = []
+    for tried in trials:
+        of_kind = {name: trial for name, trial in tried.items() if trial.kind == kind}
+        total = sum(weights[name] for name in of_kind)
+        for run_id in next(iter(of_kind.values())).final if of_kind else ():
+            errors.append(sum(weights[n] * t.final[run_id] for n, t in of_kind.items()) / total)
+    return np.array(errors)
