@@ -1,9 +1,9 @@
 """What is to be beaten: the published loop's choices, written plainly, on the same model.
 
 Training: a pass per span, flash attention forced on CUDA, a Newton-Schulz call per matrix, an update per
-tensor, an average over a fresh state dict each step. Test-time training: both passes uncompiled, windows copied
-one by one in Python, all positions through the last block and the head, an update and an all-reduce per tensor.
-It is the same mathematics, and reproduces the parity figures (tests/test_benchmarks.py).
+tensor, an average over a fresh state dict each step. Test-time training: both passes uncompiled, windows
+copied one by one in Python, every position through the last block and the head, an update and an all-reduce
+per tensor. It is the same mathematics, and reproduces the parity figures (tests/test_benchmarks.py).
 
 Source of the choices: openai/parameter-golf, pull request 644. Written anew, nothing copied.
 """
