@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from analysis.ensemble import Ensemble, Fitted, build, evaluate, fit_laws, last_known
+from analysis.ensemble import Ensemble, Fitted, build, evaluate, fit_laws
 from analysis.errors import AnalysisError
+from analysis.folds import last_known
 from analysis.predict import Prediction, one_group, predict_run
 from analysis.table import Floats, Ints, Run, Table, default_metric
 

@@ -5,122 +5,26 @@ Everything here is a function of one table, the training rows; nothing else can 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.design import Design
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit
+from analysis.folds import Fold, folds, last_known, tail_fold
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.observations import final_rows, trajectory_rows
 from analysis.stage_gap import BASES, StageGap, fit_gaps
-from analysis.table import Floats, Ints, Run, Table, Trajectory
+from analysis.table import Floats, Ints, Run, Table
 
 Fitted = Fit | StageGap
 
-MAX_FOLDS = 4  # of each kind
 REPLICATE_SD = (
     0.001  # relative, where no replicates tell: seed-to-seed deviations of final losses are .0003-.001
 )
 SCORE_FLOOR = 5e-4  # relative; backtest errors below it are luck
 LIKENESS = 0.01  # difference in r (its mean so far and now) that ends the likeness of two histories
-RATIO_STEP = 0.05  # warmdown ratios closer than this are one
-
-
-def last_known(run: Run, metric: str) -> tuple[int, float, bool] | None:
-    """(step, value, is it the run's final value) of the last measurement."""
-    final = run.final(metric)
-    if final is not None:
-        return run.steps, final, True
-    curve = run.curve(metric)
-    return None if curve is None else (int(curve[0][-1]), float(curve[2][-1]), False)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """An inner backtest: runs held out of the training table."""
-
-    kind: str  # "length" or "ratio"
-    train: Table
-    held_out: tuple[Run, ...]
-    stretch: float  # ln(held-out length / longest trained), or distance of the held-out schedule in `deficit`
-
-
-def folds(table: Table, metric: str) -> list[Fold]:
-    """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule out."""
-    targets = [run for run in table.runs if last_known(run, metric) is not None]
-    lengths = sorted({run.steps for run in targets})
-    result = []
-    for known, wanted in list(zip(lengths, lengths[1:], strict=False))[::-1][:MAX_FOLDS]:
-        held = tuple(run for run in targets if run.steps == wanted and not _is_bare_trunk(run, table, metric))
-        shorter = replace(
-            table, runs=tuple(cut for run in table.runs if (cut := cut_to(run, known)) is not None)
-        )
-        if held and shorter.runs:
-            result.append(Fold("length", shorter, held, float(np.log(wanted / known))))
-    kinds: dict[tuple[str, int], list[Run]] = {}
-    for run in targets:
-        kinds.setdefault((run.schedule, round(run.warmdown_ratio / RATIO_STEP)), []).append(run)
-    if len(kinds) > 1:
-        for kind in sorted(kinds, key=lambda kind: -len(kinds[kind]))[:MAX_FOLDS]:
-            out = [run for run in kinds[kind] if not _is_bare_trunk(run, table, metric)]
-            rest = table.where(lambda run, out=out: run not in out)  # type: ignore[misc]
-            if out and rest.runs:
-                apart = [deficit_distance(rest, run) for run in out]
-                result.append(Fold("ratio", rest, tuple(out), float(np.mean(apart))))
-    return result
-
-
-def deficit(run: Run) -> float:
-    """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is finite)."""
-    return float(np.log(1.0 - run.lr[run.warmup_steps :].mean() + 0.02))
-
-
-def deficit_distance(table: Table, target: Run) -> float:
-    """How far a schedule is from the nearest annealed one of a table, in `deficit`."""
-    known = [deficit(run) for run in table.runs if not run.is_constant]
-    return min((abs(deficit(target) - d) for d in known), default=float("inf"))
-
-
-def measured_prefix(table: Table, metric: str, run: Run, steps: Ints) -> tuple[Floats, Floats]:
-    """What the table's runs measured at these steps, and how alike their learning rates were until then, 0..1, [n].
-
-    A run that branches off a measured trunk repeats it up to noise; before the burn-in nothing else knows the curve.
-    """
-    best, weight, total = np.zeros(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
-    for other in table.runs:
-        curve = other.curve(metric)
-        if curve is None:
-            continue
-        n = min(run.steps, other.steps)
-        apart = np.abs(run.lr[:n] - other.lr[:n])
-        distance = np.cumsum(apart) / np.arange(1, n + 1) + apart
-        inside = (steps >= curve[0][0]) & (steps <= min(curve[0][-1], n))
-        likeness = np.where(inside, np.exp(-distance[np.clip(steps - 1, 0, n - 1)] / LIKENESS), 0.0)
-        total += likeness * np.interp(steps, curve[0], curve[2])
-        weight += likeness
-        best = np.maximum(best, likeness)
-    return total / np.maximum(weight, 1e-300), best
-
-
-def _is_bare_trunk(run: Run, table: Table, metric: str) -> bool:
-    """A constant run beside branches that anneal: what it tells is its trunk, not a final value to predict."""
-    return run.is_constant and any(not other.is_constant for other in table.runs)
-
-
-def cut_to(run: Run, steps: int) -> Run | None:
-    """The run as known when no run was longer than `steps`: whole, a shorter constant run, or not at all."""
-    if run.steps <= steps:
-        return run
-    if not run.is_constant or run.trajectory is None:
-        return None
-    known = run.trajectory.step <= steps
-    if not known.any():
-        return None
-    values = {name: value[known] for name, value in run.trajectory.values.items()}
-    trajectory = Trajectory(run.trajectory.step[known], run.trajectory.lr_scale[known], values)
-    return replace(run, steps=steps, peak_steps=steps, metrics={}, trajectory=trajectory)
 
 
 def fit_laws(table: Table, metric: str, *, baselines: bool = False) -> dict[str, Fitted]:
@@ -175,7 +79,8 @@ def _try(fitted: Fitted, fold: Fold, metric: str) -> Trial:
         curve = run.curve(metric)
         if curve is None:
             continue
-        unseen = (curve[0] > run.peak_steps) & (curve[0] > 0)
+        trained = [r.curve(metric) for r in fold.train.runs if r.run_id == run.run_id]
+        unseen = curve[0] > max([run.peak_steps, *(int(c[0][-1]) for c in trained if c is not None)])
         if unseen.any():
             squares.append(
                 float(np.mean((evaluate(fitted, run, curve[0][unseen], False) / curve[2][unseen] - 1) ** 2))
@@ -207,6 +112,7 @@ class Ensemble:
     ratio_errors: Floats
     length_stretch: float
     ratio_stretch: float
+    held_out: tuple[tuple[str, str, float], ...] = ()  # (kind, run_id, relative error) behind the errors
 
     def laws(self, run: Run, steps: Ints, final: bool) -> dict[str, Floats]:
         usable = {name: f for name, f in self.fits.items() if final or not f.law.of_finals}
@@ -246,14 +152,15 @@ def build(table: Table, metric: str) -> Ensemble:
             "falling learning rate, or final values at three lengths or more"
         )
     trials: list[dict[str, Trial]] = []
-    for fold in folds(table, metric):
+    for fold in folds(table, metric) or tail_fold(table, metric):
         inner = fit_laws(fold.train, metric)
         tried = {name: _try(inner[name], fold, metric) for name in fits if name in inner}
         if tried:
             trials.append(tried)
-    scores = {name: _score([t[name] for t in trials if name in t]) for name in fits}
+    scores = _scores(trials, list(fits))
     weights = _weights(scores)
-    errors = {kind: _centre_errors(trials, weights, kind) for kind in ("length", "ratio")}
+    held_out = {kind: _centre_errors(trials, weights, kind) for kind in ("length", "ratio")}
+    errors = {kind: np.array([error for _, error in found]) for kind, found in held_out.items()}
     stretch = {
         kind: [x.stretch for t in trials for x in list(t.values())[:1] if x.kind == kind] for kind in errors
     }
@@ -267,35 +174,63 @@ def build(table: Table, metric: str) -> Ensemble:
         ratio_errors=errors["ratio"],
         length_stretch=float(np.mean(stretch["length"])) if stretch["length"] else float("nan"),
         ratio_stretch=float(np.mean(stretch["ratio"])) if stretch["ratio"] else float("nan"),
+        held_out=tuple((kind, run_id, error) for kind, found in held_out.items() for run_id, error in found),
     )
 
 
-def _score(trials: list[Trial]) -> float:
-    """RMS relative error over folds: finals and, where there are some, whole warmdowns count alike."""
-    squares = []
-    for trial in trials:
-        final = float(np.mean(np.square(list(trial.final.values()))))
-        squares.append(final if np.isnan(trial.curve) else (final + trial.curve) / 2)
-    return float(np.sqrt(np.mean(squares))) if squares else float("nan")
+def _scores(trials: list[dict[str, Trial]], names: list[str]) -> dict[str, float]:
+    """RMS relative error of each law over folds: finals and, where there are some, whole warmdowns count alike.
+
+    A law that a fold's rows could not carry is scored there as the worst of those that they could.
+    """
+    table = np.full((len(trials), len(names)), np.nan)
+    for i, tried in enumerate(trials):
+        for name, trial in tried.items():
+            final = float(np.mean(np.square(list(trial.final.values()))))
+            table[i, names.index(name)] = final if np.isnan(trial.curve) else (final + trial.curve) / 2
+        table[i] = np.where(np.isnan(table[i]), np.nanmax(table[i]), table[i])
+    if not trials:
+        return dict.fromkeys(names, float("nan"))
+    return dict(zip(names, np.sqrt(table.mean(axis=0)).tolist(), strict=True))
 
 
 def _weights(scores: dict[str, float]) -> dict[str, float]:
-    """In proportion to 1 / MSE^2 of the backtests; laws that could not be tried count as the worst, or all equally."""
-    known = [score for score in scores.values() if not np.isnan(score)]
-    raw = {
-        name: ((max(known) if np.isnan(score) else score) ** 2 + SCORE_FLOOR**2) ** -2 if known else 1.0
-        for name, score in scores.items()
-    }
+    """In proportion to 1 / MSE^2 of the backtests; equal where there were none."""
+    raw = {n: 1.0 if np.isnan(score) else (score**2 + SCORE_FLOOR**2) ** -2 for n, score in scores.items()}
     total = sum(raw.values())
     return {name: value / total for name, value in raw.items()}
 
 
-def _centre_errors(trials: list[dict[str, Trial]], weights: dict[str, float], kind: str) -> Floats:
-    """Relative errors of the weighted centre on every run held out in the folds of a kind."""
+def _centre_errors(
+    trials: list[dict[str, Trial]], weights: dict[str, float], kind: str
+) -> list[tuple[str, float]]:
+    """(run_id, relative error of the weighted centre) of every run held out in the folds of a kind."""
     errors = []
     for tried in trials:
         of_kind = {name: trial for name, trial in tried.items() if trial.kind == kind}
         total = sum(weights[name] for name in of_kind)
         for run_id in next(iter(of_kind.values())).final if of_kind else ():
-            errors.append(sum(weights[n] * t.final[run_id] for n, t in of_kind.items()) / total)
-    return np.array(errors)
+            error = sum(weights[n] * t.final[run_id] for n, t in of_kind.items()) / total
+            errors.append((run_id, error))
+    return errors
+
+
+def measured_prefix(table: Table, metric: str, run: Run, steps: Ints) -> tuple[Floats, Floats]:
+    """What the table's runs measured at these steps, and how alike their learning rates were until then, 0..1, [n].
+
+    A run that branches off a measured trunk repeats it up to noise; before the burn-in nothing else knows the curve.
+    """
+    best, weight, total = np.zeros(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
+    for other in table.runs:
+        curve = other.curve(metric)
+        if curve is None:
+            continue
+        n = min(run.steps, other.steps)
+        apart = np.abs(run.lr[:n] - other.lr[:n])
+        distance = np.cumsum(apart) / np.arange(1, n + 1) + apart
+        inside = (steps >= curve[0][0]) & (steps <= min(curve[0][-1], n))
+        likeness = np.where(inside, np.exp(-distance[np.clip(steps - 1, 0, n - 1)] / LIKENESS), 0.0)
+        total += likeness * np.interp(steps, curve[0], curve[2])
+        weight += likeness
+        best = np.maximum(best, likeness)
+    return total / np.maximum(weight, 1e-300), best

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from analysis.ensemble import REPLICATE_SD, Ensemble, build, deficit_distance
+from analysis.ensemble import REPLICATE_SD, Ensemble, build
 from analysis.errors import AnalysisError
+from analysis.folds import deficit_distance
 from analysis.table import Floats, Run, Table
 
 BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
@@ -135,7 +136,7 @@ def predict_run(ensemble: Ensemble, target: Run, level: float, at: int | None = 
         weights=ensemble.weights,
         scores=ensemble.scores,
         extrapolation=_extrapolation(ensemble.table, target),
-        warnings=tuple(w for f in ensemble.fits.values() for w in f.warnings),
+        warnings=tuple(dict.fromkeys(w for f in ensemble.fits.values() for w in f.warnings)),
     )
 
 
@@ -159,7 +160,7 @@ def _standard_error(
     apart = deficit_distance(ensemble.table, target)
     if apart > NEAR_DEFICIT and len(ensemble.ratio_errors):
         stretch = max(1.0, apart / ensemble.ratio_stretch)
-        variance += float(np.mean(ensemble.ratio_errors**2)) * stretch**2
+        variance += float(np.mean(ensemble.ratio_errors**2)) * stretch
     if variance == 0.0:  # between runs that were made: as good as the trials were, at least
         variance = float(np.mean(ensemble.length_errors**2))
     relative_spread = float(ensemble.spread(laws)[0] / ensemble.centre(laws)[0])
