@@ -93,6 +93,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     if name == "gc":
         parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+        parser.add_argument("--states", action="store_true", help="also trunk states of finished sweeps")
     parser.set_defaults(run=name + "_command")
     return parser
 

@@ -77,6 +77,8 @@ class Expander:
         """`warmdown_ratio` in steps. What a cell says of the warmdown wins over the shared settings."""
         if "steps" not in top:
             raise ValueError("no run length: give steps")
+        if top.get("schedule") == "constant":
+            return {"warmdown_steps": 0}  # whatever the grid's ratio: the runs are the same
         for level in (cell, values):
             if "warmdown_steps" in level:
                 return {"warmdown_steps": level["warmdown_steps"]}
@@ -84,8 +86,6 @@ class Expander:
                 return {"warmdown_steps": round(level["warmdown_ratio"] * top["steps"])}
         if "warmdown_steps" in top:
             return {}
-        if top.get("schedule") == "constant":
-            return {"warmdown_steps": 0}
         raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
 
 

@@ -55,9 +55,9 @@ def make_plan(
     )
 
 
-def trunk_end(config: RunConfig) -> int:
-    """Steps a run spends at the full learning rate, which it can share."""
-    return config.steps if config.schedule == "constant" else config.peak_steps
+def trunk_id(config: RunConfig) -> str:
+    """Names the constant phase that a run shares with all runs of the same name."""
+    return digest(config.trunk())[:16]
 
 
 def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class _Planner:
         """One trunk and the branches off it."""
         by_point: dict[int, list[_Run]] = {}
         for run_id, config in members:
-            by_point.setdefault(trunk_end(config) if self.sweep.share else 0, []).append((run_id, config))
+            by_point.setdefault(config.peak_steps if self.sweep.share else 0, []).append((run_id, config))
         finished = self.finished.get(trunk_id, {})
         # States to start from, by step; every point is computed from the nearest one below it.
         available: dict[int, str | None] = {0: None}
@@ -241,7 +241,7 @@ class _Planner:
         fields = {k: v for k, v in config.__dict__.items() if k not in ("steps", "warmdown_steps")}
         key = tuple(id(v) if isinstance(v, BaseModel) else v for v in fields.values())
         if key not in self.trunk_ids:
-            self.trunk_ids[key] = digest(config.trunk())[:16]
+            self.trunk_ids[key] = trunk_id(config)
         return self.trunk_ids[key]
 
     def _settings(self, config: RunConfig, kind: StageKind) -> str:

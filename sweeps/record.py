@@ -247,10 +247,12 @@ class SweepRecorder:
             row |= {key: done.result[key] for key in _STAGE_COLUMNS if key in done.result}
         row |= _sums(stages)
         if last is not None:
-            row["train_loss_final"] = last.result["train_loss_final"]
-            row["epochs"] = config.train_tokens / last.result["train_shard_tokens"]
-            row["train_seconds"] = sum(done.result["train_seconds"] for done in chain)
-            row |= {key: last.execution[key] for key in ("device", "torch_version")}
+            row["train_loss_final"] = last.result.get("train_loss_final")
+            if shard_tokens := last.result.get("train_shard_tokens"):
+                row["epochs"] = config.train_tokens / shard_tokens
+            if all("train_seconds" in done.result for done in chain):  # not of an adopted checkpoint
+                row["train_seconds"] = sum(done.result["train_seconds"] for done in chain)
+            row |= {key: last.execution.get(key) for key in ("device", "torch_version")}
         own = [done for done in (*chain, *stages) if len(self.runs_of[done.id]) == 1]
         shared = [done for done in (*chain, *stages) if len(self.runs_of[done.id]) > 1]
         if chain:

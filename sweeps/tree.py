@@ -207,7 +207,7 @@ class Plan:
                 return plain_flops(config, tokens) / self.speeds.evaluate
 
     def record(self) -> dict[str, Any]:
-        """What plan.json says: the segments and stages each run is made of."""
+        """What plan.json says: the segments and stages each run is made of, and their estimated seconds."""
         return {
             "sweep": self.sweep.name,
             "steps_naive": self.steps_naive,
@@ -219,10 +219,14 @@ class Plan:
                     "stop": s.stop,
                     "trunk": s.trunk,
                     "trunk_id": s.trunk_id,
+                    "estimated_device_seconds": self.seconds[s.id],
                 }
                 for s in self.segments.values()
             },
-            "stages": {s.id: {"kind": s.kind, "after": s.after} for s in self.stages.values()},
+            "stages": {
+                s.id: {"kind": s.kind, "after": s.after, "estimated_device_seconds": self.seconds[s.id]}
+                for s in self.stages.values()
+            },
             "runs": {
                 run_id: {"segments": list(self.segments_of(run_id)), "stages": list(run.stages)}
                 for run_id, run in self.runs.items()

@@ -35,6 +35,12 @@ def test_what_a_cell_says_of_the_warmdown_wins() -> None:
 def test_constant_schedule_needs_no_warmdown() -> None:
     sweep = read_sweep("grid: {steps: [10]}\nset: {schedule: constant}")
     assert sweep.runs[0].warmdown_steps == 0
+    sweep = read_sweep("grid: {steps: [10], warmdown_ratio: [.2, .5], schedule: [linear, constant]}")
+    assert [(run.schedule, run.warmdown_steps) for run in sweep.runs] == [
+        ("linear", 2),
+        ("constant", 0),
+        ("linear", 5),
+    ]
 
 
 def test_any_key_is_an_axis_with_a_column_of_its_own() -> None:

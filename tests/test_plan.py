@@ -50,8 +50,7 @@ def unit_steps(run: RunConfig) -> set[tuple[object, ...]]:
     """The single steps a run is made of, named by all that they depend on."""
     trunk = run.seed
     branch = (run.schedule, run.steps, run.warmdown_steps)
-    peak = run.steps if run.schedule == "constant" else run.steps - run.warmdown_steps
-    return {(trunk, step) if step < peak else (trunk, step, *branch) for step in range(run.steps)}
+    return {(trunk, step) if step < run.peak_steps else (trunk, step, *branch) for step in range(run.steps)}
 
 
 def check_coherent(plan: Plan) -> None:
