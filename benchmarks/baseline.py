@@ -10,8 +10,7 @@ Source of the choices: openai/parameter-golf, pull request 644. Written anew, no
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,19 +23,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gepa_core.backend import rank_and_world
 from gepa_core.config import EvalConfig, RunConfig, TTTConfig
 from gepa_core.data.tokenizer import ByteTable
+from gepa_core.kernels import plain_expressions
 from gepa_core.model import GEPA
 from gepa_core.optim import is_muon_matrix, is_untrained, lr_factor, orthogonalize
 from gepa_core.schedule import lr_multiplier
 from gepa_core.ttt import chunk_lr
 
 
-def forced_flash(device: torch.device) -> Any:
+@contextlib.contextmanager
+def published_kernels(device: torch.device) -> Iterator[None]:
     """The published code forbids every attention kernel but flash; a CPU has one of its own."""
-    return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device.type == "cuda" else contextlib.nullcontext()
+    with plain_expressions(), contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+        yield
 
 
 def _loss(model: GEPA, ids: Tensor, targets: Tensor) -> Tensor:
-    return model.loss(ids, targets)
+    return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
 
 
 class PlainTrainer:
@@ -73,7 +77,7 @@ class PlainTrainer:
         config, cfg = self.config, self.config.optim
         total = torch.zeros((), device=self.device)
         for ids, targets in spans:
-            with forced_flash(self.device):
+            with published_kernels(self.device):
                 loss = self.loss(self.model, ids, targets)
                 (loss / len(spans)).backward()
             total += loss.detach() / len(spans)
@@ -152,7 +156,7 @@ class PlainTTT:
                 window = self.tokens[start : end + 1].to(self.device)
                 ids[row, : end - start] = window[:-1]
                 targets[row, : end - start] = window[1:]
-            with forced_flash(self.device):
+            with published_kernels(self.device):
                 logits = self.model(ids)
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             losses = losses.view_as(targets)
@@ -177,8 +181,8 @@ class PlainTTT:
                 start = first + i * size
                 text = self.tokens[start : start + rows * size + 1].to(self.device)
                 optimizer.zero_grad(set_to_none=True)
-                with forced_flash(self.device):
-                    self.model.loss(text[:-1].view(rows, size), text[1:].view(rows, size)).backward()
+                with published_kernels(self.device):
+                    _loss(self.model, text[:-1].view(rows, size), text[1:].view(rows, size)).backward()
                 parameters = [p for p in self.model.parameters() if p.grad is not None]
                 if rank_and_world()[1] > 1:
                     for parameter in parameters:

@@ -1,10 +1,13 @@
 """Hand-written gradients for fp32 on a CPU, where a pass over activations costs as much as a small product.
 
 A GPU compiles the plain expressions into fused kernels; a CPU runs one operation at a time, and autograd's
-own backward takes two to four times the passes of these. Each function is the plain expression unless its
-gradient is wanted on a CPU in fp32; both agree up to rounding (tests/test_model.py).
+own backward takes two to four times the passes of these. Each function is the plain expression elsewhere;
+both agree up to rounding (tests/test_model.py). Without gradients there is nothing to save either: then
+intermediate results are overwritten.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,19 +20,40 @@ _SLAB = 1 << 17  # logits at a time: 0.5 MB, within a core's L2 cache
 _MAX_CAP = 80.0  # exp(cap) * vocabulary must stay finite
 
 
+_plain = False
+
+
+@contextlib.contextmanager
+def plain_expressions() -> Iterator[None]:
+    """Switches everything by hand off: for ablation, and for the baseline of the benchmarks."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def _on_cpu(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or _plain:
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def _by_hand(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    return _on_cpu(x) and torch.is_grad_enabled()
+
+
+def _overwriting(x: Tensor) -> bool:
+    return _on_cpu(x) and not torch.is_grad_enabled()
 
 
 def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
     """scale * x / rms(x) over the last dimension."""
     if _by_hand(x):
         return _RMSNorm.apply(x, scale)
+    if _overwriting(x):
+        return x * _rms_factor(x, scale)
     y = F.rms_norm(x, (x.shape[-1],))
     return y if scale == 1.0 else y * scale
 
@@ -38,6 +62,9 @@ def relu_squared_affine(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """relu(x)^2 * scale + bias; x [...,H], scale and bias [H]."""
     if _by_hand(x):
         return _ReluSquaredAffine.apply(x, scale, bias)
+    if _overwriting(x):
+        r = F.relu(x)
+        return torch.addcmul(bias, r.mul_(r), scale, out=r)
     return torch.addcmul(bias, F.relu(x).square(), scale)
 
 
@@ -50,14 +77,20 @@ def capped_cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, cap: float)
 
 def capped(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap), fp32."""
+    if _overwriting(logits):
+        return (logits * (1.0 / cap)).tanh_().mul_(cap)
     return cap * torch.tanh(logits.float() / cap)
+
+
+def _rms_factor(x: Tensor, scale: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(_EPS).rsqrt_().mul_(scale)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        factor = norm.square_().div_(x.shape[-1]).add_(_EPS).rsqrt_().mul_(scale)
+        factor = _rms_factor(x, scale)
         y = x * factor
         ctx.save_for_backward(y, factor)
         ctx.scale = scale

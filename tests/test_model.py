@@ -257,3 +257,20 @@ def test_gradient_of_the_capped_loss(cap: float, monkeypatch: pytest.MonkeyPatch
         return kernels.capped_cross_entropy(h, weight, targets, cap) * 3.0
 
     _agree(loss, monkeypatch, 2 * _randn(33, 16), 2 * _randn(40, 16))
+
+
+def test_without_gradients_results_are_those_of_the_plain_expressions() -> None:
+    x, scale, bias = _randn(2, 5, 12), _randn(12), _randn(12)
+    cases = (
+        lambda: kernels.rms_norm(x, 0.5),
+        lambda: kernels.relu_squared_affine(x, scale, bias),
+        lambda: kernels.capped(x, 3.0),
+    )
+    for case in cases:
+        kept = x.clone()
+        with torch.no_grad():
+            fast = case()
+            with kernels.plain_expressions():
+                plain = case()
+        assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, kept)
