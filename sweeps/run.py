@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError
-from sweeps.driver import Driver, Ending, Options
+from sweeps.driver import Cluster, Driver, Ending, Options
 from sweeps.lease import Lease
-from sweeps.progress import View, make_view
+from sweeps.progress import make_view
 from sweeps.record import SweepRecorder, devices
+from sweeps.spec import Sweep
 from sweeps.store import Store
 from sweeps.tree import Plan
 
@@ -67,8 +68,22 @@ class SweepResult:
         return asdict(self)
 
 
+ClusterFactory = Callable[[Sweep, str | None], AbstractContextManager[Cluster]]
+"""(sweep, address) -> where its work is executed."""
+
+
+def ray_cluster(sweep: Sweep, address: str | None) -> AbstractContextManager[Cluster]:
+    from sweeps.cluster import RayCluster  # seconds, and only needed where there is something to do
+
+    return RayCluster(sweep, address)
+
+
 def run_sweep(
-    plan: Plan, store_url: str, options: RunOptions, record: Mapping[str, Any] | None = None
+    plan: Plan,
+    store_url: str,
+    options: RunOptions,
+    record: Mapping[str, Any] | None = None,
+    cluster: ClusterFactory = ray_cluster,
 ) -> SweepResult:
     """Does what of `plan` is not done in the store. `record`: entries of sweep.json besides the usual ones.
 
@@ -88,7 +103,7 @@ def run_sweep(
         view = make_view(plan, store, plain=options.plain)
         recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
         try:
-            ending, driver = _carry_out(plan, store, recorder, view, selected, options, record or {})
+            ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
         finally:
             view.close()
         return _result(recorder, selected, ending, driver, time.monotonic() - begun)
@@ -98,16 +113,15 @@ def run_sweep(
 
 def _carry_out(
     plan: Plan,
-    store: Store,
     recorder: SweepRecorder,
-    view: View,
     selected: list[str],
     options: RunOptions,
     record: Mapping[str, Any],
+    start_cluster: ClusterFactory,
 ) -> tuple[Ending, Driver | None]:
     recorder.folder.remove_temporaries()
     recorder.load(options.retry_failed)
-    recorder.folder.write_json("sweep.json", {**sweep_record(plan, store), **record})
+    recorder.folder.write_json("sweep.json", {**sweep_record(plan, recorder.store), **record})
     recorder.folder.write_json("plan.json", plan.record())
     recorder.write_runs()
     wanted = {
@@ -119,10 +133,8 @@ def _carry_out(
     left = _left(plan, wanted, set(recorder.done))
     if not left:
         return Ending.COMPLETE, None
-    from sweeps.cluster import RayCluster
-
-    view.show("say", "", text="joining the cluster" if options.address else "starting a local Ray")
-    with RayCluster(plan.sweep, options.address) as cluster:
+    recorder.note("say", "", text="joining the cluster" if options.address else "starting a local Ray")
+    with start_cluster(plan.sweep, options.address) as cluster:
         driver = Driver(
             plan,
             cluster,

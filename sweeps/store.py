@@ -111,7 +111,6 @@ class Store:
     def commit(self, outcome: Outcome) -> Outcome:
         """Make a finished attempt the result, unless another one is already; returns the one that is.
 
-        A result whose final state was deleted since, and is needed again, is replaced by the one remade.
         Raises CommitError where files of the attempt are missing or cut short.
         """
         base = self.attempt_path(outcome.id, outcome.attempt)
@@ -122,10 +121,9 @@ class Store:
                 raise CommitError(f"{where} has {size} bytes and not {facts['bytes']}: it is not committed")
         path = f"segments/{outcome.id}/DONE.json"
         while not self.files.put_new(path, outcome.to_json()):
-            winner = self.done(outcome.id)
-            if winner and (outcome.kind != "segment" or self.final_state(winner)):
+            if winner := self.done(outcome.id):
                 return winner
-            self.files.delete(path)  # no record (a put cut short on a disk that is not atomic), or no state
+            self.files.delete(path)  # not a record: a put cut short on a disk that is not atomic
         return outcome
 
     def finished_attempts(self, id_: str) -> list[Outcome]:

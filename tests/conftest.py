@@ -1,7 +1,8 @@
 """What every test relies on: one thread a process, a home of its own, and the reference figures."""
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,36 @@ def shared() -> Path:
     if not (SHARED / "reference").is_dir():
         pytest.skip(f"reference figures are not at hand ({SHARED} is missing)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(home: Path) -> Iterator[str]:
+    """moto's S3 server with a bucket, found by the environment as a real one would be."""
+    import logging
+
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": endpoint,
+        }.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="bucket")
+        yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str) -> Callable[[str], str]:
+    """Name -> URL of an empty prefix in an S3 bucket."""
+    return lambda name: f"s3://bucket/{uuid.uuid4().hex[:8]}-{name}"

@@ -2,13 +2,12 @@
 
 import errno
 import json
-import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,12 @@ from sweeps.schema import RUNS, runs_schema, to_parquet
 from sweeps.store import CommitError, Outcome, Store, checksums
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """moto's S3 server, with a bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": endpoint,
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="bucket")
-        yield endpoint
-    server.stop()
-
-
 @pytest.fixture(params=["disk", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "disk":
         return str(tmp_path / "store")
-    request.getfixturevalue("s3_endpoint")
-    return f"s3://bucket/{tmp_path.name}"
+    s3: Callable[[str], str] = request.getfixturevalue("s3")
+    return s3(tmp_path.name)
 
 
 @pytest.fixture
@@ -232,13 +206,12 @@ def test_a_result_altered_since_is_not_read(store: Store) -> None:
         store.read_file(outcome, "trajectory.parquet")
 
 
-def test_states_are_dropped_and_remade(store: Store) -> None:
-    first = finished(store, "0-10-x", "aaaa")
-    store.commit(first)
-    store.drop_state(first)
-    assert store.final_state(first) is None and store.done("0-10-x") == first
-    again = finished(store, "0-10-x", "bbbb")
-    assert store.commit(again) == again and store.final_state(again)
+def test_a_state_that_is_dropped_leaves_its_figures(store: Store) -> None:
+    done = finished(store, "0-10-x", "aaaa")
+    store.commit(done)
+    store.drop_state(done)
+    assert store.final_state(done) is None and store.done("0-10-x") == done
+    assert store.files.exists("segments/0-10-x/attempts/aaaa/trajectory.parquet")
 
 
 def test_saved_states_are_listed_furthest_first(store: Store) -> None:
