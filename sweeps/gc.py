@@ -53,7 +53,7 @@ def collect(store: Store, waste: list[Waste]) -> None:
 def _waste(store: Store, path: str, why: str) -> Waste:
     size = store.files.size(path)
     if size is None:
-        size = sum(entry.size for entry in store.files.list(path, recursive=True))
+        size = sum(entry.size for entry in store.files.list(path, recursive=True) if not entry.is_dir)
     return Waste(path, size, why)
 
 
