@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.confounds import confounds
+from analysis.advise import Advice, advise
+from analysis.confounds import confounds, replicate_sd
 from analysis.decompose import Decomposition, decompose
+from analysis.errors import AnalysisError
+from analysis.forecast import Forecast, forecast
 from analysis.table import Table, default_metric
 from analysis.units import STAGES
 from analysis.verdict import headline, warmdown_verdict
@@ -28,6 +31,9 @@ class Study:
     verdict: tuple[str, ...]
     stages: Decomposition
     confounds: tuple[str, ...]
+    forecast: Forecast | None
+    no_forecast: str  # why there is none
+    advice: Advice | None
 
 
 def study(table: Table) -> Study:
@@ -37,17 +43,31 @@ def study(table: Table) -> Study:
         AnalysisError: no metric that can be analysed is known.
     """
     metric = default_metric(table)
+    wanted = final_metric(table, metric)
+    noise = replicate_sd(table, metric)
+    found, reason = _forecast(table, wanted, noise[0] if noise else None)
     warmdown = analyse_warmdowns(table, metric)
     return Study(
         table=table,
         metric=metric,
-        final_metric=final_metric(table, metric),
+        final_metric=wanted,
         warmdown=warmdown,
         headline=headline(warmdown),
         verdict=warmdown_verdict(warmdown),
         stages=decompose(table),
         confounds=confounds(table, metric),
+        forecast=found,
+        no_forecast=reason,
+        advice=advise(found) if found else None,
     )
+
+
+def _forecast(table: Table, metric: str, noise: float | None) -> tuple[Forecast | None, str]:
+    """A forecast, or why the runs do not carry one: a report without predictions is still a report."""
+    try:
+        return forecast(table, metric, noise), ""
+    except AnalysisError as error:
+        return None, str(error)
 
 
 def final_metric(table: Table, metric: str) -> str:
