@@ -18,12 +18,14 @@ Scores = dict[str, float | None]
 def backtest(table: Table, *, split: str, metric: str | None = None, level: float = 0.9) -> dict[str, object]:
     """Scores of the ensemble, and of each law, on the test runs: whole trajectory and last measurement.
 
-    Fits see only the training rows. Groups of runs (peak_lr, params, ...) are fitted apart. The last measurement is
-    the final value where one is known, else the trajectory's last row. The ensemble reads the part of a test run that
-    repeats a training run's learning rates off that run; "centre" among the laws is the ensemble without that.
+    Fits see only the training rows. Groups of runs (peak_lr, params, ...) are fitted apart. The last
+    measurement is the final value where one is known, else the trajectory's last row. The ensemble reads
+    the part of a test run that repeats a training run's learning rates off that run; "centre" among the
+    laws is the ensemble without that.
 
     Raises:
-        AnalysisError: the column is missing, or names no train or no test run, or the training rows carry no law.
+        AnalysisError: the column is missing, or names no train or no test run, or the training rows carry
+        no law.
     """
     metric = metric or default_metric(table)
     if not any(split in run.columns for run in table.runs):

@@ -1,8 +1,10 @@
-"""What laws are functions of: cumulative learning rates and lagged drops at the rows of a fit, from blocks of LR.
+"""What laws are functions of: cumulative learning rates and lagged drops at the rows of a fit, from blocks
+of LR.
 
-A run's LR curve is merged into blocks over which it changes by at most 1 % of the peak (and 10 % of itself), 400 at
-most. A law asks a Design for S_kappa(t) = sum of r^kappa before t, and for drops seen through a kernel:
-sum over drops k of (r_{k-1}^q - r_k^q) F(age of k), where the age is time in S_kappa or in steps.
+A run's LR curve is merged into blocks over which it changes by at most 1 % of the peak (and 10 % of
+itself), 400 at most. A law asks a Design for S_kappa(t) = sum of r^kappa before t, and for drops seen
+through a kernel: sum over drops k of (r_{k-1}^q - r_k^q) F(age of k), where the age is time in S_kappa or
+in steps.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ def lr_blocks(lr: Floats, peak_steps: int, warmup_steps: int) -> tuple[Ints, Flo
     """Block starts [b] (first is 0) and mean multipliers [b] of an LR curve [steps]."""
     tolerance = 0.01
     while True:
-        # Position along the curve in units of the tolerated change, absolute and relative: cut at whole numbers.
+        # Position along the curve in units of the tolerated change, absolute and relative: cut at whole
+        # numbers.
         change = np.abs(np.diff(lr, prepend=lr[:1]))
         relative = change / np.maximum(lr, 1e-12) * (tolerance * 10 > 0)
         way = np.cumsum(np.maximum(change / tolerance, relative / (10 * tolerance)))
@@ -37,7 +40,8 @@ class Design:
     """Rows (run, step) of a fit or of a prediction, with the LR history of each.
 
     Args:
-        rows: for each run the steps (updates done) at which a value is wanted, each [n_i], 1 <= step <= run.steps.
+        rows: for each run the steps (updates done) at which a value is wanted, each [n_i], 1 <= step <=
+        run.steps.
     """
 
     def __init__(self, rows: Sequence[tuple[Run, Ints]]) -> None:
@@ -84,10 +88,12 @@ class Design:
         return at_start[b] + (self.step - self.start[b]) * speed[b], at_start
 
     def lagged_drops(self, kappa: float, q: float, kernel: Callable[[Floats, Floats], Floats]) -> Floats:
-        """Sum over drops of (r_before^q - r_after^q) kernel(age, r_after), [n]; ages in thousands of S_kappa."""
+        """Sum over drops of (r_before^q - r_after^q) kernel(age, r_after), [n]; ages in thousands of
+        S_kappa.
+        """
         at_row, at_start = self.clock(kappa)
         rq = self.rate**q
         drop = rq[self.previous] - rq
         age = at_row[self.pair_row] - at_start[self.pair_drop]
         seen = drop[self.pair_drop] * kernel(age, self.rate[self.pair_drop])
-        return np.bincount(self.pair_row, seen, minlength=len(self.step))
+        return np.asarray(np.bincount(self.pair_row, seen, minlength=len(self.step)), np.float64)

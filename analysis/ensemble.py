@@ -1,6 +1,7 @@
 """Several laws as one predictor: each is tried on runs it was not fitted to, and counts by how well it did.
 
-Everything here is a function of one table, the training rows; nothing else can reach a fit, a weight or an error bar.
+Everything here is a function of one table, the training rows; nothing else can reach a fit, a weight or an
+error bar.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from analysis.design import Design
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit
-from analysis.folds import Fold, folds, last_known, tail_fold
+from analysis.folds import Fold, folds, last_known
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.observations import final_rows, trajectory_rows
 from analysis.stage_gap import BASES, StageGap, fit_gaps
@@ -79,8 +80,7 @@ def _try(fitted: Fitted, fold: Fold, metric: str) -> Trial:
         curve = run.curve(metric)
         if curve is None:
             continue
-        trained = [r.curve(metric) for r in fold.train.runs if r.run_id == run.run_id]
-        unseen = curve[0] > max([run.peak_steps, *(int(c[0][-1]) for c in trained if c is not None)])
+        unseen = curve[0] > run.peak_steps
         if unseen.any():
             squares.append(
                 float(np.mean((evaluate(fitted, run, curve[0][unseen], False) / curve[2][unseen] - 1) ** 2))
@@ -99,8 +99,9 @@ def evaluate(fitted: Fitted, run: Run, steps: Ints, final: bool) -> Floats:
 class Ensemble:
     """Fitted laws, their weights (sum 1), and the errors that the weighted centre makes in inner backtests.
 
-    Errors are relative; `length_stretch` is the typical ln(longer / longest trained) of the former, `ratio_stretch`
-    the typical distance of a left-out schedule. None of it was made with anything but `table`.
+    Errors are relative; `length_stretch` is the typical ln(longer / longest trained) of the former,
+    `ratio_stretch` the typical distance of a left-out schedule. None of it was made with anything but
+    `table`.
     """
 
     table: Table
@@ -119,12 +120,17 @@ class Ensemble:
         return {name: evaluate(f, run, steps, final) for name, f in usable.items()}
 
     def trajectory(self, run: Run, steps: Ints) -> Floats:
-        """Values along a run, [n]: the centre, and where its plan repeats a measured one, what was measured."""
+        """Values along a run, [n]: the centre, and where its plan repeats a measured one, what was
+        measured.
+        """
         centre = self.centre(self.laws(run, steps, final=False))
         value, likeness = measured_prefix(self.table, self.metric, run, steps)
         return centre + likeness * (value - centre)
 
     def centre(self, laws: dict[str, Floats]) -> Floats:
+        """The laws' weighted mean; their median where no backtest could tell them apart."""
+        if all(np.isnan(score) for score in self.scores.values()):
+            return np.median(list(laws.values()), axis=0)
         weight = self._among(laws)
         return np.sum([weight[name] * value for name, value in laws.items()], axis=0)
 
@@ -148,11 +154,12 @@ def build(table: Table, metric: str) -> Ensemble:
     fits = fit_laws(table, metric)
     if not fits:
         raise AnalysisError(
-            f"{table.source}: {metric} of {len(table.runs)} runs carries no law; it takes a trajectory with a "
+            f"{table.source}: {metric} of {len(table.runs)} runs carries no law; it takes a trajectory "
+            f"with a "
             "falling learning rate, or final values at three lengths or more"
         )
     trials: list[dict[str, Trial]] = []
-    for fold in folds(table, metric) or tail_fold(table, metric):
+    for fold in folds(table, metric):
         inner = fit_laws(fold.train, metric)
         tried = {name: _try(inner[name], fold, metric) for name in fits if name in inner}
         if tried:
@@ -179,7 +186,8 @@ def build(table: Table, metric: str) -> Ensemble:
 
 
 def _scores(trials: list[dict[str, Trial]], names: list[str]) -> dict[str, float]:
-    """RMS relative error of each law over folds: finals and, where there are some, whole warmdowns count alike.
+    """RMS relative error of each law over folds: finals and, where there are some, whole warmdowns count
+    alike.
 
     A law that a fold's rows could not carry is scored there as the worst of those that they could.
     """
@@ -216,9 +224,11 @@ def _centre_errors(
 
 
 def measured_prefix(table: Table, metric: str, run: Run, steps: Ints) -> tuple[Floats, Floats]:
-    """What the table's runs measured at these steps, and how alike their learning rates were until then, 0..1, [n].
+    """What the table's runs measured at these steps, and how alike their learning rates were until then,
+    0..1, [n].
 
-    A run that branches off a measured trunk repeats it up to noise; before the burn-in nothing else knows the curve.
+    A run that branches off a measured trunk repeats it up to noise; before the burn-in nothing else knows
+    the curve.
     """
     best, weight, total = np.zeros(len(steps)), np.zeros(len(steps)), np.zeros(len(steps))
     for other in table.runs:

@@ -2,4 +2,6 @@
 
 
 class AnalysisError(Exception):
-    """Bad or insufficient data. The message says what is wrong, where (file, run or column), and what to do."""
+    """Bad or insufficient data. The message says what is wrong, where (file, run or column), and what to
+    do.
+    """

@@ -1,8 +1,9 @@
-"""One routine fits every law: variable projection with non-negative linear terms, exponents searched in log space.
+"""One routine fits every law: variable projection with non-negative linear terms, exponents searched in log
+space.
 
-The terms' coefficients are solved exactly inside (NNLS), so that the search has 0-5 well-conditioned dimensions; the
-residuals are logarithms under a Huber loss. Sources: Golub & Pereyra 1973 (variable projection); Hoffmann et al. 2022
-(Huber on log loss, delta 1e-3).
+The terms' coefficients are solved exactly inside (NNLS), so that the search has 0-5 well-conditioned
+dimensions; the residuals are logarithms under a Huber loss. Sources: Golub & Pereyra 1973 (variable
+projection); Hoffmann et al. 2022 (Huber on log loss, delta 1e-3).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _AT_BOUND = 1e-3  # in log units
 
 @dataclass(frozen=True)
 class Observations:
-    """Rows of a fit: `value` [n] > 0, `weight` [n], `offset` [n] = 1 where the row carries the finals' offset."""
+    """Rows of a fit: `value` [n] > 0, `weight` [n], `offset` [n] = 1 where the row carries the finals'
+    offset.
+    """
 
     design: Design
     value: Floats
@@ -72,7 +75,7 @@ def fit(law: Law, data: Observations) -> Fit:
             ftol=1e-7,
             gtol=1e-12,
             max_nfev=60,
-            diff_step=1e-4,
+            diff_step=np.full(len(law.parameters), 1e-4),
         )
         if found.cost < cost:
             best, cost = found.x, float(found.cost)

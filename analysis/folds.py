@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class Fold:
 
 
 def folds(table: Table, metric: str) -> list[Fold]:
-    """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule out."""
+    """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule
+    out.
+    """
     targets = [run for run in table.runs if last_known(run, metric) is not None]
     lengths = sorted({run.steps for run in targets})
     result = []
-    for known, wanted in list(zip(lengths, lengths[1:], strict=False))[::-1][:MAX_FOLDS]:
+    for known, wanted in list(pairwise(lengths))[::-1][:MAX_FOLDS]:
         held = tuple(run for run in targets if run.steps == wanted and not _is_bare_trunk(run, table, metric))
         shorter = replace(
             table, runs=tuple(cut for run in table.runs if (cut := cut_to(run, known)) is not None)
@@ -57,7 +60,9 @@ def folds(table: Table, metric: str) -> list[Fold]:
 
 
 def deficit(run: Run) -> float:
-    """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is finite)."""
+    """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is
+    finite).
+    """
     return float(np.log(1.0 - run.lr[run.warmup_steps :].mean() + 0.02))
 
 
@@ -69,19 +74,6 @@ def deficit_distance(table: Table, target: Run) -> float:
 def _is_bare_trunk(run: Run, table: Table, metric: str) -> bool:
     """A constant run beside branches that anneal: what it tells is its trunk, not a final value to predict."""
     return run.is_constant and any(not other.is_constant for other in table.runs)
-
-
-def tail_fold(table: Table, metric: str) -> list[Fold]:
-    """Where nothing else can be held out: the second half of the longest warmdown. It weighs laws, no more."""
-    annealed = [run for run in table.runs if not run.is_constant and run.curve(metric) is not None]
-    for run in sorted(annealed, key=lambda run: -run.steps):
-        middle = run.peak_steps + run.warmdown_steps // 2
-        known = cut_trajectory(run, middle)
-        if known is not None and known.step[-1] > run.peak_steps:
-            first = replace(run, metrics={}, trajectory=known)
-            others = tuple(other for other in table.runs if other is not run)
-            return [Fold("tail", replace(table, runs=(first, *others)), (run,), 0.0)]
-    return []
 
 
 def cut_trajectory(run: Run, steps: int) -> Trajectory | None:

@@ -16,11 +16,12 @@ from analysis.errors import AnalysisError
 from analysis.schedule import SHAPES
 from analysis.table import TRAJECTORY_OF, Run, Table, Trajectory, joined_trunks
 
-METRICS = (
-    "float_bpb ema_bpb int6_bpb int6_sliding_bpb ttt_bpb final_loss val_loss val_bpb artifact_bytes code_bytes "
-    "quant_rows_at_floor quantized_fraction train_loss_final train_seconds eval_seconds ttt_seconds "
-    "gpu_seconds_own gpu_seconds_shared gpus params train_tokens epochs"
-).split()
+METRICS = [
+    "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "final_loss", "val_loss", "val_bpb",
+    "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quantized_fraction", "train_loss_final",
+    "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "params",
+    "train_tokens", "epochs",
+]  # fmt: skip
 CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "train_loss")
 GROUP_AXES = ("params", "peak_lr", "data_fingerprint")
 _MIXED_UNITS = (
@@ -34,10 +35,12 @@ _BOOKKEEPING = {
 
 
 def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
-    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV with optional trajectories CSV.
+    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV with optional
+    trajectories CSV.
 
     Raises:
-        AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, a schedule is
+        AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, a
+        schedule is
             unknown, units are mixed, or no finished run is left.
     """
     source = Path(path)
@@ -263,7 +266,9 @@ def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory
 
 
 def _finals_from_trajectories(runs: list[Run]) -> list[Run]:
-    """A trajectory's row at `steps` as the final value, where the table has no finals of that quantity at all."""
+    """A trajectory's row at `steps` as the final value, where the table has no finals of that quantity at
+    all.
+    """
     for column in CURVES:
         if any(run.final(column) is not None for run in runs):
             continue
@@ -275,7 +280,9 @@ def _finals_from_trajectories(runs: list[Run]) -> list[Run]:
 
 
 def _refuse_mixed_units(table: Table) -> None:
-    """A value far off its neighbours' in steps, or off its own trajectory's end, is in other units or of a broken run."""
+    """A value far off its neighbours' in steps, or off its own trajectory's end, is in other units or of a
+    broken run.
+    """
     for metric in (
         "float_bpb",
         "ema_bpb",
@@ -307,6 +314,7 @@ def _refuse_mixed_units(table: Table) -> None:
 def _refuse_apart(source: str, metric: str, run_id: str, value: float, other: float, what: str) -> None:
     if max(value, other) > _MIXED_UNITS * min(value, other):
         raise AnalysisError(
-            f"{source}: {metric} of run '{run_id}' is {value:g}, but {what} say {other:g}: mixed units (nats and BPB), "
+            f"{source}: {metric} of run '{run_id}' is {value:g}, but {what} say {other:g}: mixed units "
+            f"(nats and BPB), "
             "or a diverged run; correct or drop it"
         )

@@ -10,8 +10,9 @@ from analysis.fit import Observations
 from analysis.table import Floats, Ints, Run, Table
 
 BURN_IN = 1 / 6
-"""Part of the longest run whose rows are left out at its start: a power law in S does not hold from step 0. Constant
-runs of 24k-50k steps are extrapolated to twice and thrice their length within .002 from then on, and not from 2k."""
+"""Part of the longest run whose rows are left out at its start: a power law in S does not hold from step
+0. Constant runs of 24k-50k steps are extrapolated to twice and thrice their length within .002 from then
+on, and not from 2k."""
 
 
 def trajectory_rows(table: Table, metric: str) -> Observations:
@@ -55,7 +56,8 @@ def trajectory_rows(table: Table, metric: str) -> Observations:
 
 
 def finals_are_apart(table: Table, metric: str) -> bool:
-    """Whether finals were measured otherwise (on more data, say) than trajectories, so that laws need an offset.
+    """Whether finals were measured otherwise (on more data, say) than trajectories, so that laws need an
+    offset.
 
     Known where a trajectory reaches the run's last step; where none does, it has to be assumed.
     """

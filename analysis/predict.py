@@ -1,8 +1,9 @@
 """What a run not yet made would give: an ensemble's centre and an interval calibrated by its own backtests.
 
-Rule: centre +- z sqrt(sigma_b^2 s^2 + spread of the laws^2 + seed^2), where sigma_b is the RMS error of the centre on
-runs held out of the training rows (longer ones, other warmdowns) and s >= 1 how much farther the prediction reaches
-than those trials did. On unseen finals of public curves residual bootstraps cover 17-39 % for nominal 90 %.
+Rule: centre +- z sqrt(sigma_b^2 s^2 + spread of the laws^2 + seed^2), where sigma_b is the RMS error of the
+centre on runs held out of the training rows (longer ones, other warmdowns) and s >= 1 how much farther the
+prediction reaches than those trials did. On unseen finals of public curves residual bootstraps cover 17-39
+% for nominal 90 %.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ NEAR_DEFICIT = 0.25  # in ln(share of the peak rate's sum given up): schedules c
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A final value with its interval; `low` and `high` are None, with a reason, where no honest one can be given."""
+    """A final value with its interval; `low` and `high` are None, with a reason, where no honest one can be
+    given.
+    """
 
     metric: str
     steps: int
@@ -90,7 +93,8 @@ def one_group(table: Table, where: dict[str, object]) -> Table:
         differing = {axis: sorted({str(dict(group).get(axis)) for group in groups}) for axis in sorted(axes)}
         told = "; ".join(f"{axis}: {', '.join(seen)}" for axis, seen in differing.items() if len(seen) > 1)
         raise AnalysisError(
-            f"{table.source}: the runs differ in more than steps and schedule ({told}), and one law would mix them; "
+            f"{table.source}: the runs differ in more than steps and schedule ({told}), and one law "
+            f"would mix them; "
             "keep the rows of one value of each"
         )
     return kept
@@ -175,12 +179,12 @@ def _extrapolation(table: Table, target: Run) -> dict[str, object]:
     length = (
         f"{factor:.2f} x the longest run ({longest} steps)" if factor > BEYOND else "within the lengths run"
     )
-    ratio = "within" if inside else "outside"
+    ratio = f"warmdown ratio {target.warmdown_ratio:.2f} {'within' if inside else 'outside'}"
     return {
         "longest_run": longest,
         "factor": factor,
         "beyond_longest": factor > BEYOND,
         "ratio_range": [min(ratios), max(ratios)],
         "ratio_inside": inside,
-        "label": f"{length}; warmdown ratio {target.warmdown_ratio:.2f} {ratio} {min(ratios):.2f}-{max(ratios):.2f}",
+        "label": f"{length}; {ratio} {min(ratios):.2f}-{max(ratios):.2f}",
     }

@@ -1,4 +1,5 @@
-"""Stages that are only measured at the end (int6, sliding, TTT): a trajectory law of the float loss plus a gap.
+"""Stages that are only measured at the end (int6, sliding, TTT): a trajectory law of the float loss plus a
+gap.
 
 The gap, measured at the runs' ends, is constant or falls with ln steps; inner backtests weigh the two.
 """

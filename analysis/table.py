@@ -1,7 +1,8 @@
 """Runs and their trajectories as one typed table, from a results folder or from anyone's CSV.
 
 CSV: a file of runs (columns run_id, steps, and peak_steps or warmdown_steps; others optional) and a file of
-trajectories (run_id, step, and at least one of val_bpb, val_loss; lr_scale optional). Unknown cells are empty.
+trajectories (run_id, step, and at least one of val_bpb, val_loss; lr_scale optional). Unknown cells are
+empty.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ TRAJECTORY_OF = {
     "final_loss": "val_loss",
     "train_loss_final": "train_loss",
 }
-"""Final metric -> the trajectory column whose last value it is. A trajectory column may also be asked for by name."""
+"""Final metric -> the trajectory column whose last value it is. A trajectory column may also be asked for
+by name.
+"""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Evaluations along a run: `step` [n] increasing (updates done), `lr_scale` [n], `values[column]` [n], NaN = not measured."""
+    """Evaluations along a run: `step` [n] increasing (updates done), `lr_scale` [n], `values[column]` [n],
+    NaN = not measured.
+    """
 
     step: Ints
     lr_scale: Floats
@@ -40,7 +45,9 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run. Steps count optimizer updates; `metrics` hold final values only where they are known."""
+    """One training run. Steps count optimizer updates; `metrics` hold final values only where they are
+    known.
+    """
 
     run_id: str
     steps: int
@@ -82,8 +89,8 @@ class Run:
     def final(self, metric: str) -> float | None:
         """The final value of a metric or of a trajectory column, None where it is unknown.
 
-        The loader fills it from a trajectory's row at `steps`, unless the table has finals of its own: these may be
-        measured on other data than the trajectory is.
+        The loader fills it from a trajectory's row at `steps`, unless the table has finals of its own:
+        these may be measured on other data than the trajectory is.
         """
         for name in (metric, *(m for m, column in TRAJECTORY_OF.items() if column == metric)):
             if name in self.metrics:
@@ -147,16 +154,18 @@ def default_metric(table: Table) -> str:
         if any(run.final(metric) is not None or run.curve(metric) is not None for run in table.runs):
             return metric
     raise AnalysisError(
-        f"{table.source}: neither val_bpb nor val_loss is known for any run (columns: {', '.join(table.metrics())})"
+        f"{table.source}: neither val_bpb nor val_loss is known for any run (columns: "
+        f"{', '.join(table.metrics())})"
     )
 
 
 def joined_trunks(runs: Iterable[Run]) -> list[Run]:
-    """Give runs that repeat each other's rows before their warmdowns the same `trunk`, the id of its first run.
+    """Give runs that repeat each other's rows before their warmdowns the same `trunk`, the id of its first
+    run.
 
-    Branches of one trunk carry its numbers digit for digit; runs that retrained the same prefix do not. For a run
-    whose column first_step says that it is a branch one equal row is proof. Else half of the common rows (3 or
-    more) must be equal, as rounded values coincide by chance.
+    Branches of one trunk carry its numbers digit for digit; runs that retrained the same prefix do not. For
+    a run whose column first_step says that it is a branch one equal row is proof. Else half of the common
+    rows (3 or more) must be equal, as rounded values coincide by chance.
     """
     result = [run if run.trunk else replace(run, trunk=run.run_id) for run in runs]
     for i, run in enumerate(result):

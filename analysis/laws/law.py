@@ -1,8 +1,10 @@
-"""What a law is: nonlinear parameters in bounds, and terms in which the loss is linear with coefficients >= 0.
+"""What a law is: nonlinear parameters in bounds, and terms in which the loss is linear with coefficients >=
+0.
 
-Laws of trajectories share one picture: a floor L0; progress A S_kappa^-alpha with S_kappa = sum of r^kappa; and an
-excess B that the learning rate keeps up and that fades, with a lag, as the rate falls: B (1 - drops seen so far).
-They differ in kappa, in the power q of the rate, and in the kernel that says how much of a drop is seen at which age.
+Laws of trajectories share one picture: a floor L0; progress A S_kappa^-alpha with S_kappa = sum of r^kappa;
+and an excess B that the learning rate keeps up and that fades, with a lag, as the rate falls: B (1 - drops
+seen so far). They differ in kappa, in the power q of the rate, and in the kernel that says how much of a
+drop is seen at which age.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from analysis.table import Floats
 class Parameter:
     """A positive parameter, searched in log space between its bounds from each of its starts.
 
-    `typical` and `spread` (in log units) are a weak prior: where a few runs do not determine the parameter, the fit
-    stays near what larger studies found instead of at a bound. Data that speak overrule it.
+    `typical` and `spread` (in log units) are a weak prior: where a few runs do not determine the parameter,
+    the fit stays near what larger studies found instead of at a bound. Data that speak overrule it.
     """
 
     name: str

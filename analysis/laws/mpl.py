@@ -1,4 +1,6 @@
-"""Multi-power law: L0 + A S1^-alpha - B sum of drops (1 - (1 + age r^-gamma / tau)^-beta), and S1 -> S_kappa."""
+"""Multi-power law: L0 + A S1^-alpha - B sum of drops (1 - (1 + age r^-gamma / tau)^-beta), and S1 ->
+S_kappa.
+"""
 
 from analysis.design import Design
 from analysis.laws.law import ALPHA, BETA, KAPPA, TAU, Law, Parameter, floor_progress_excess, progress
