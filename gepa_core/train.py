@@ -58,9 +58,9 @@ def train_segment(
     """Trains from the state `start` (None: initial weights) to `until` steps; leaves that state in `workdir`.
 
     Continues from the newest whole checkpoint under workdir/checkpoints, where there is one. Validates at
-    multiples of eval.every, at `until` if that is config.peak_steps, and, unless final_step is False, at
-    config.steps. In a torch.distributed group each rank calls this and trains on its spans; rank 0 reports
-    and writes. When should_stop says so on any rank, the state is saved and the result has finished=False.
+    multiples of eval.every, at config.peak_steps, and, unless final_step is False, at config.steps. In a
+    torch.distributed group each rank calls this and trains on its spans; rank 0 reports and writes. When
+    should_stop says so on any rank, the state is saved and the result has finished=False.
 
     Raises ConfigError, DataError, CheckpointError; DivergedError when loss or weights are no longer finite;
     torch.OutOfMemoryError passes through.

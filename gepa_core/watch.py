@@ -89,9 +89,7 @@ class Observer:
     def observe(self, lr_scale: float) -> StepReport | None:
         step, cfg = self._trainer.step, self._config.eval
         at_end = self._final_step and step == self._config.steps
-        validates = (
-            step % cfg.every == 0 or at_end or (step == self._until and step == self._config.peak_steps)
-        )
+        validates = step % cfg.every == 0 or at_end or step == self._config.peak_steps
         averages = step % cfg.ema_every == 0 or at_end
         if not (validates or averages or step % cfg.log_every == 0 or step == self._until):
             return None

@@ -142,7 +142,9 @@ class _Planner:
             if point not in available:
                 at = bisect_left(steps, point)
                 start = steps[at - 1]
-                available[point] = self._extend(trunk_id, available[start], start, point, needy[0][1])
+                # The segment's representative validates here: a run that ends here, if there is one.
+                config = min((config for _, config in needy), key=lambda config: config.steps)
+                available[point] = self._extend(trunk_id, available[start], start, point, config)
                 steps.insert(at, point)
             state = available[point]
             if state in self.known:
