@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.errors import AnalysisError
+from analysis.table import Table
 
 COMMANDS = ("predict", "backtest", "compare", "import")
 
@@ -55,7 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     predict = source("predict", "final value of a run that was not made", _predict)
     predict.add_argument("--steps", type=int, required=True)
     predict.add_argument("--warmdown", type=int, required=True, help="warmdown steps among them")
-    predict.add_argument("--metric", help="e.g. ttt_bpb, val_loss (default: what the trajectories hold)")
+    predict.add_argument("--metric", help="e.g. ttt_bpb, val_loss (default: the last stage measured)")
+    predict.add_argument("--schedule", help="shape of the warmdown (default: the commonest of the runs)")
+    predict.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE",
+        help="keep these runs, if an axis varies",
+    )
     predict.add_argument("--level", type=float, default=0.9, help="of the interval (default 0.9)")
     predict.add_argument("--json", action="store_true")
 
@@ -64,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     backtest.add_argument("--split", required=True, help="the column")
     backtest.add_argument("--metric")
+    backtest.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
     backtest.add_argument("--json", action="store_true")
 
     compare = commands.add_parser("compare", help="two sweeps, paired by configuration")
@@ -107,20 +117,75 @@ def _command(options: argparse.Namespace) -> str:
 def _predict(options: argparse.Namespace) -> None:
     from analysis.load import load
     from analysis.predict import predict
+    from analysis.study import final_metric
+    from analysis.table import default_metric
 
     table = load(options.source, options.trajectories)
     result = predict(
-        table, steps=options.steps, warmdown=options.warmdown, metric=options.metric, level=options.level
+        table,
+        steps=options.steps,
+        warmdown=options.warmdown,
+        metric=options.metric or final_metric(table, default_metric(table)),
+        level=options.level,
+        schedule=options.schedule,
+        where=dict(_axis(text, table) for text in options.where),
     )
-    print(json.dumps(result.as_json(), allow_nan=False) if options.json else result)
+    if options.json:
+        print(json.dumps(result.to_json(), allow_nan=False))
+        return
+    band = (
+        f"no interval: {result.reason}"
+        if result.low is None or result.high is None
+        else f"{100 * result.level:g} % interval {result.low:.4f} to {result.high:.4f}"
+    )
+    plan = f"{result.steps:,} steps, {result.warmdown:,} of them {result.schedule} warmdown"
+    print(f"{result.metric} of {plan}: {result.value:.4f} ({band})")
+    print(result.extrapolation["label"])
+    for law, value in sorted(result.laws.items(), key=lambda item: -result.weights[item[0]]):
+        print(f"  {law}: {value:.4f} (weight {result.weights[law]:.2f})")
+    for warning in result.warnings:
+        print(f"warning: {warning}")
+
+
+def _axis(text: str, table: Table) -> tuple[str, object]:
+    """AXIS=VALUE as the value that the table's runs hold.
+
+    Raises:
+        AnalysisError: no run has that axis, or that value.
+    """
+    name, _, value = text.partition("=")
+    values = {
+        str(dict(run.group)[name]): dict(run.group)[name] for run in table.runs if name in dict(run.group)
+    }
+    if not values:
+        axes = sorted({axis for run in table.runs for axis, _ in run.group})
+        raise AnalysisError(
+            f"--where {text}: the runs have no axis '{name}'; they have {', '.join(axes) or 'none'}"
+        )
+    if value not in values:
+        raise AnalysisError(f"--where {text}: no run has that value; there are {', '.join(sorted(values))}")
+    return name, values[value]
 
 
 def _backtest(options: argparse.Namespace) -> None:
     from analysis.backtest import backtest
     from analysis.load import load
 
-    result = backtest(load(options.source, options.trajectories), split=options.split, metric=options.metric)
-    print(json.dumps(result.as_json(), allow_nan=False) if options.json else result)
+    result = backtest(
+        load(options.source, options.trajectories),
+        split=options.split,
+        metric=options.metric,
+        level=options.level,
+    )
+    if options.json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    from analysis.tables import backtest_table
+
+    print(backtest_table(result).markdown())
+    summary = {name: value for name, value in result.items() if isinstance(value, float) and name != "level"}
+    for name, number in summary.items():
+        print(f"{name}: {number:.5g}")
 
 
 def _compare(options: argparse.Namespace) -> None:

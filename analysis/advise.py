@@ -93,7 +93,8 @@ def _ratio_sentence(found: Forecast, longest: int) -> str:
         )
     best = found.best_at(longest)
     alike = f"{best.low:.2f} to {best.high:.2f} cannot be told from it"
-    text = f"For {best.steps:,} steps the best {found.schedule} warmdown is {best.ratio:.2f} of the run; {alike}."
+    text = f"For {best.steps:,} steps the best {found.schedule} warmdown is {best.ratio:.2f} of the run; "
+    text += f"{alike}."
     if best.at_edge:
         word = "longest" if best.ratio == found.tried[-1] else "shortest"
         text += f" It is the {word} that was run, so that the true optimum may lie beyond it."
@@ -118,10 +119,10 @@ def _budget_sentences(
 
 
 def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candidate]:
-    """Plans that nobody ran, by the share of the laws' disagreement about the target they settle per new step.
+    """Plans that nobody ran, by the share of the laws' disagreement about the target each new step settles.
 
-    The laws are taken as equally likely where their backtest errors are within a factor of 3 of the least. Seeing a
-    run with replicate noise s removes cov(run, target)^2 / (var(run) + s^2) of the target's variance.
+    The laws are taken as equally likely where their backtest errors are within a factor of 3 of the least.
+    Seeing a run with replicate noise s removes cov(run, target)^2 / (var(run) + s^2) of the target's variance.
     """
     table, ensemble = found.ensemble.table, found.ensemble
     made = {(run.steps, round(run.warmdown_ratio, 1)) for run in table.runs}
@@ -167,5 +168,6 @@ def _next_sentence(best: Candidate, found: Forecast, cost: Cost | None, target: 
     )
     ratios = [run.warmdown_ratio for run in found.ensemble.table.runs]
     if max(ratios) < _LONG_RATIO:
-        text += f" No run warms down for {_LONG_RATIO:.0%} of its steps or more; one that does fixes the surface best."
+        text += f" No run warms down for {_LONG_RATIO:.0%} of its steps or more: "
+        text += "one that does fixes the surface best."
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html import escape
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from analysis.load import load
 from analysis.plots import Drawn, draw_all
 from analysis.study import Study, study
 from analysis.sweepfile import SweepFile, read_sweep_file
-from analysis.tables import all_tables
+from analysis.tables import all_tables, law_parameters
 from analysis.tabular import ReportTable
 from analysis.units import LABELS, unit
 
@@ -71,6 +72,7 @@ def _html(
         f"Made by {', then '.join(made)}{commit}.</p>",
         f'<div class="verdict">{page.paragraphs(summary(study, sweep))}</div>',
         page.section("Does improvement accelerate, and why", page.bullets(study.verdict)),
+        page.section("What to run next", page.bullets(_advice(study))),
         page.section("What the stages do", page.bullets((*study.stages.sentences, *study.stages.notes))),
         page.section("What else may explain the differences", page.bullets(study.confounds)),
         page.section("Figures", "\n".join(page.figure(f.title, f.caption, f.files) for f in figures)),
@@ -78,6 +80,15 @@ def _html(
         page.section("What was left out", page.bullets((*study.table.notes, *_skipped(study), *gaps))),
     ]
     return page.page(name, "\n".join(part for part in body if part))
+
+
+def _advice(study: Study) -> tuple[str, ...]:
+    """Advice, or why there is none."""
+    if study.advice is None or study.forecast is None:
+        return (f"No predictions: {study.no_forecast}.",)
+    others = study.forecast.left_out
+    mixed = (f"Made from the largest group of like runs; not from {', '.join(others)}.",) if others else ()
+    return (*study.advice.sentences, *mixed)
 
 
 def _skipped(study: Study) -> list[str]:
@@ -88,8 +99,10 @@ def _skipped(study: Study) -> list[str]:
 
 
 def summary(study: Study, sweep: SweepFile) -> list[str]:
-    """The verdict first, then the best run and what compressors reach."""
+    """The verdict first, then the best run, the main advice, and what compressors reach."""
     paragraphs = [study.headline, best_run(study)]
+    if study.advice is not None:
+        paragraphs.append(study.advice.sentences[0])
     if sweep.compressor_bpb:
         others = " and ".join(f"{name} {bpb:.3f}" for name, bpb in sweep.compressor_bpb)
         paragraphs.append(f"On the same validation text, general compressors reach {others} bits per byte.")
@@ -130,9 +143,25 @@ def fits(study: Study) -> dict[str, object]:
             {"schedule": law.schedule, "a": vars(law.a), "b": vars(law.b), "lengths": len(law.drop)}
             for law in study.warmdown.lengths
         ],
+        "laws": _laws(study),
         "trends": [
             {"what": trend.what, "slope": vars(trend.slope), "points": trend.points}
             for trend in (study.stages.ttt_on_base, study.stages.bytes_on_steps)
             if trend is not None
         ],
+    }
+
+
+def _laws(study: Study) -> dict[str, object]:
+    """Weights, held-out errors and parameters of every law; empty without a forecast."""
+    if study.forecast is None:
+        return {}
+    ensemble = study.forecast.ensemble
+    return {
+        name: {
+            "weight": ensemble.weights[name],
+            "held_out_error": ensemble.scores[name] if math.isfinite(ensemble.scores[name]) else None,
+            "parameters": law_parameters(fitted),
+        }
+        for name, fitted in ensemble.fits.items()
     }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 
+from analysis.cost import device_of, run_hours
+from analysis.fit import Fit
 from analysis.slopes import Estimate
+from analysis.stage_gap import StageGap
 from analysis.study import Study
 from analysis.tabular import Column, ReportTable
 from analysis.units import LABELS, STAGES, unit
@@ -16,7 +20,6 @@ def runs(study: Study) -> ReportTable:
     """Every finished run: plan, measured stages, size, cost."""
     rows = []
     for run in study.table.runs:
-        hours = gpu_hours(run.metrics)
         rows.append(
             {
                 "run_id": run.run_id,
@@ -29,7 +32,7 @@ def runs(study: Study) -> ReportTable:
                 **{stage: run.metrics.get(stage) for stage in STAGES},
                 "artifact_bytes": run.metrics.get("artifact_bytes"),
                 "quant_rows_at_floor": run.metrics.get("quant_rows_at_floor"),
-                "gpu_hours": hours,
+                "hours": run_hours(run),
             }
         )
     columns = {
@@ -46,21 +49,9 @@ def runs(study: Study) -> ReportTable:
     columns |= {
         "artifact_bytes": Column("artifact [bytes]", ",.0f"),
         "quant_rows_at_floor": Column("rows at floor", ",.0f"),
-        "gpu_hours": Column("device hours", ".3g"),
+        "hours": Column(f"{device_of(study.table)}-hours", ".3g"),
     }
     return ReportTable("runs", "Runs", pd.DataFrame(rows), columns)
-
-
-def gpu_hours(metrics: dict[str, float]) -> float | None:
-    """Device hours of a run trained alone: own and shared work, else training and evaluation wall time."""
-    for parts in (
-        ("gpu_seconds_own", "gpu_seconds_shared"),
-        ("train_seconds", "eval_seconds"),
-        ("train_seconds",),
-    ):
-        if all(part in metrics for part in parts):
-            return sum(metrics[part] for part in parts) / 3600
-    return None
 
 
 def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
@@ -176,7 +167,108 @@ def lengths(study: Study) -> ReportTable | None:
     return ReportTable("length", "Final drop = a + b ln(warmdown steps)", pd.DataFrame(rows), columns)
 
 
-TABLES: tuple[Callable[[Study], ReportTable | None], ...] = (runs, warmdowns, lengths, stages)
+def best_ratios(study: Study) -> ReportTable | None:
+    """Best warmdown ratio and predicted result, per number of steps."""
+    if study.forecast is None:
+        return None
+    rows = [
+        {
+            "steps": best.steps,
+            "ratio": best.ratio,
+            "ratio_low": best.low,
+            "ratio_high": best.high,
+            "at_edge": "end of the range run" if best.at_edge else "",
+            "value": best.prediction.value,
+            "low": best.prediction.low,
+            "high": best.prediction.high,
+            "how_far": best.prediction.extrapolation["label"],
+        }
+        for best in study.forecast.best
+    ]
+    u = unit(study.final_metric)
+    columns = {
+        "steps": Column("steps", ",.0f"),
+        "ratio": Column("best ratio", ".2f"),
+        "ratio_low": Column("as good from", ".2f"),
+        "ratio_high": Column("to", ".2f"),
+        "at_edge": Column("optimum"),
+        "value": Column(f"predicted [{u}]", ".4f"),
+        "low": Column("low", ".4f"),
+        "high": Column("high", ".4f"),
+        "how_far": Column("reach"),
+    }
+    title = (
+        f"Best warmdown ratio for a number of steps ({LABELS.get(study.final_metric, study.final_metric)})"
+    )
+    return ReportTable("advice", title, pd.DataFrame(rows), columns)
+
+
+def laws(study: Study) -> ReportTable | None:
+    """The laws that were fitted: weight, error in backtests, parameters."""
+    if study.forecast is None:
+        return None
+    ensemble = study.forecast.ensemble
+    rows = []
+    for name, fitted in ensemble.fits.items():
+        fit = fitted.base if isinstance(fitted, StageGap) else fitted
+        parameters = [f"{name} = {value:.4g}" for name, value in law_parameters(fitted).items()]
+        rows.append(
+            {
+                "law": name,
+                "weight": ensemble.weights[name],
+                "backtest_error": ensemble.scores[name],
+                "parameters": ", ".join(parameters),
+                "warnings": "; ".join(fitted.warnings),
+                "source": fit.law.source,
+            }
+        )
+    columns = {
+        "law": Column("law"),
+        "weight": Column("weight", ".3f"),
+        "backtest_error": Column("relative error held out (RMS)", ".5f"),
+        "parameters": Column("parameters"),
+        "warnings": Column("warnings"),
+        "source": Column("source"),
+    }
+    frame = pd.DataFrame(rows).sort_values("weight", ascending=False, kind="stable")
+    return ReportTable("laws", "Laws, weighted by their errors on runs held out", frame, columns)
+
+
+def law_parameters(fitted: Fit | StageGap) -> dict[str, float]:
+    """Exponents, then linear coefficients, then what a stage's gap adds."""
+    fit = fitted.base if isinstance(fitted, StageGap) else fitted
+    found = {p.name: value for p, value in zip(fit.law.parameters, fit.theta.tolist(), strict=True)}
+    found |= dict(zip(fit.law.linear, fit.coefficients.tolist(), strict=True))
+    if isinstance(fitted, StageGap):
+        found |= {"gap": fitted.intercept, "gap per ln(steps / 1000)": fitted.slope}
+    return found
+
+
+def backtest_table(result: Mapping[str, Any]) -> ReportTable:
+    """`backtest` for reading: one row a test run."""
+    digits = {
+        "mae": ".5f",
+        "rmse": ".5f",
+        "r2": ".5f",
+        "pred_e": ".5f",
+        "worst_e": ".5f",
+        "final_error": "+.5f",
+    }
+    columns = {"run_id": Column("run")} | {name: Column(name, form) for name, form in digits.items()}
+    columns |= {"low": Column("low", ".4f"), "high": Column("high", ".4f"), "covered": Column("covered")}
+    frame = pd.DataFrame([{"run_id": run_id, **scores} for run_id, scores in result["runs"].items()])
+    title = f"{result['metric']}: fitted on {result['split']} = train, scored on test"
+    return ReportTable("backtest", title, frame, columns)
+
+
+TABLES: tuple[Callable[[Study], ReportTable | None], ...] = (
+    runs,
+    best_ratios,
+    warmdowns,
+    lengths,
+    stages,
+    laws,
+)
 
 
 def all_tables(study: Study) -> list[ReportTable]:
