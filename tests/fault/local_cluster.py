@@ -1,0 +1,85 @@
+"""A real Ray cluster of several nodes on this machine, and ways to hurt it, process by process."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sweeps.cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
+
+
+@contextlib.contextmanager
+def ray_nodes(count: int, cpus: int = 2, **head: Any) -> Iterator["LocalCluster"]:
+    """`count` nodes with `cpus` each; gone with all their processes and files at the end."""
+    temp = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it
+    cluster = LocalCluster(temp, cpus, head)
+    try:
+        for _ in range(count - 1):
+            cluster.add_node()
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+class LocalCluster:
+    """The first node holds the cluster's head and is never hurt."""
+
+    def __init__(self, temp: Path, cpus: int, head: dict[str, Any]) -> None:
+        self.node_args = {"num_cpus": cpus, "object_store_memory": 80 << 20}
+        arguments = {"include_dashboard": False, "temp_dir": str(temp), **self.node_args, **head}
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
+        self.nodes: list[Any] = []
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add_node(self, **arguments: Any) -> Any:
+        node = self.cluster.add_node(wait=False, **{**self.node_args, **arguments})
+        self.nodes.append(node)
+        return node
+
+    def kill_node(self, node: Any) -> None:
+        """End a node's raylet at once; its workers find out by themselves."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self.cluster.shutdown()
+
+
+def workers(of: str = "ray::Worker") -> list[int]:
+    """Processes of this user that are ranks of leases."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(of.encode()):
+                    found.append(int(entry.name))
+    return found
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> bool:
+    """False where the process is gone already."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> None:
+    """Raises TimeoutError, naming `what`, unless `condition()` becomes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.01)
