@@ -48,10 +48,9 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"{path}: must have the keys run and data, may have exec, and no others")
     if not isinstance(raw["run"], dict):
         raise ConfigError(f"{path}: run must be a mapping of RunConfig keys")
+    run = over_recipe(raw["run"], path)
     dataset = _open(raw["data"], path)
-    job = _validate(
-        Job, {**raw, "run": over_recipe(raw["run"], path), "data": dataset.paths.model_dump()}, path
-    )
+    job = _validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
     return job.model_copy(update={"run": _fingerprinted(job.run, dataset, path)})
 
