@@ -25,9 +25,16 @@ from gepa_core.errors import DataError, DivergedError
 
 _SLAB = 1 << 22  # scores accounted for at a time, to bound the memory of long texts
 
-# Tokens a scoring batch holds. GPU: enough to fill it, with room for [B,L,V] fp32 logits. CPU: activations
-# that stay in the cache are worth more than longer matrix products (measured, benchmarks/ttt.py --ablate).
-_BATCH_TOKENS = {"cuda": 1 << 18, "cpu": 1 << 11}
+# A GPU is filled by this many tokens, with room for the [B,L,V] fp32 logits of plain evaluation. A CPU wants
+# its widest activation to stay in the cache (measured with benchmarks/ttt.py).
+_GPU_BATCH_TOKENS = 1 << 18
+_CPU_BATCH_ELEMENTS = 1 << 20
+
+
+def batch_rows(device: torch.device, length: int, widest: float) -> int:
+    """Rows of `length` tokens to take at once, where the widest activation has `widest` elements a token."""
+    tokens = _GPU_BATCH_TOKENS if device.type == "cuda" else _CPU_BATCH_ELEMENTS / widest
+    return max(1, int(tokens / length))
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,9 @@ class Scorer:
         self.model, self.windows, self.exec_cfg = model, windows, exec_cfg
         self.device = resolve_device(exec_cfg)
         self.seq_len = int(windows.length[0])
-        self.batch = exec_cfg.eval_batch_seqs or max(1, _BATCH_TOKENS[self.device.type] // self.seq_len)
+        usual = int(windows.scored[len(windows.scored) // 2])
+        widest = max(model.cfg.mlp_hidden, model.cfg.vocab_size * usual / self.seq_len)
+        self.batch = exec_cfg.eval_batch_seqs or batch_rows(self.device, self.seq_len, widest)
         self.compiles = wants_compile(exec_cfg, self.device)
         self.offset = windows.offset
         # NaN marks what is not scored: an omission cannot pass for a score.

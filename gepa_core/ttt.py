@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gepa_core.backend import PhaseClock, attention, compiled, share, sum_over_ranks, wants_compile
 from gepa_core.data.tokenizer import ByteTable
-from gepa_core.evaluate import Evaluation, Scorer, account, check_text, sliding_windows
+from gepa_core.evaluate import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Adapter:
         views = self.momentum.split(sizes)
         self.velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
         self.updates = self.tokens_trained = 0
+        self.micro_batch = scorer.exec_cfg.micro_batch_seqs or self._micro_batch()
+
+    def _micro_batch(self) -> int:
+        if self.scorer.device.type == "cuda":
+            return self.cfg.batch_seqs
+        return batch_rows(self.scorer.device, self.scorer.seq_len, self.scorer.model.cfg.mlp_hidden)
 
     def adapt(self, chunk: int) -> None:
         """Trains on the whole sequences of a chunk for cfg.epochs epochs."""
@@ -92,10 +98,10 @@ class Adapter:
     def step(self, starts: NDArray[np.int64], lr: float) -> None:
         """One update on the sequences at `starts`, shared by the ranks. No wait for the device."""
         mine = starts[share(len(starts))]
-        micro = self.scorer.exec_cfg.micro_batch_seqs or len(starts)
+        parts = -(-len(mine) // self.micro_batch)
         gradient = None
-        for i in range(0, len(mine), micro):
-            part = self._gradient(mine[i : i + micro], len(starts))
+        for micro in np.array_split(mine, parts) if parts else ():
+            part = self._gradient(micro, len(starts))
             gradient = part if gradient is None else gradient.add_(part)
         if gradient is None:  # more ranks than sequences
             gradient = torch.zeros_like(self.momentum)
