@@ -79,20 +79,27 @@ def address_of(args: argparse.Namespace) -> str | None:
 
 
 def data_record(prepared: Prepared) -> list[dict[str, Any]]:
-    """For sweep.json: where the data lies, and its validation text's sizes where all of it is measured."""
-    limits = {run.data.val_tokens for run in prepared.sweep.runs}
-    return [
-        {
-            "source": str(source),
-            "fingerprint": data.config.train,
-            "train_tokens": data.train_tokens,
-            "val_tokens": data.val_tokens,
-            "val_text": dict(data.val_text)
-            if data.val_text and all(limit is None or limit >= data.val_tokens for limit in limits)
-            else None,
-        }
-        for source, data in prepared.data.items()
-    ]
+    """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
+    from sweeps.baseline import compressed_sizes
+
+    record = []
+    for source, data in prepared.data.items():
+        runs = [run for run in prepared.sweep.runs if run.data.train == data.config.train]
+        limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
+        text = dict(data.val_text) if data.val_text else None
+        if limits != {data.val_tokens}:  # one part of it, or several
+            paths = data.paths
+            text = compressed_sizes(paths.val, paths.tokenizer, *limits) if len(limits) == 1 else None
+        record.append(
+            {
+                "source": str(source),
+                "fingerprint": data.config.train,
+                "train_tokens": data.train_tokens,
+                "val_tokens": data.val_tokens,
+                "val_text": text,
+            }
+        )
+    return record
 
 
 def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:

@@ -201,3 +201,17 @@ def test_changed_sweep_file_says_what_changed_and_keeps_what_matches(
     assert "0 → 3  trunk, 3 steps  (done)" in shown, "training is reused all the same"
     assert main([*arguments[:2], *arguments[3:]]) == 0
     assert "1 runs still match and are kept, 1 new, 1 left out" in capsys.readouterr().out
+
+
+def test_compressors_see_the_text_that_is_validated_on(data: Path) -> None:
+    """The manifest's sizes for all of it, and less for the part that the sweep measures."""
+    from gepa_core.data.folder import open_folder
+    from sweeps.baseline import MAX_TOKENS, compressed_sizes
+
+    dataset = open_folder(data)
+    paths = (dataset.paths.val, dataset.paths.tokenizer)
+    assert compressed_sizes(*paths, dataset.val.total - 1) == dataset.val_text
+    assert compressed_sizes(*paths, MAX_TOKENS + 1) is None
+    part = compressed_sizes(*paths, 1024)
+    assert part is not None and dataset.val_text is not None
+    assert part["text_bytes"] < dataset.val_text["text_bytes"]
