@@ -22,7 +22,6 @@ from typing import Any
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",
 }
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -183,6 +182,8 @@ class RayCluster:
 
     def _start_local(self) -> None:
         os.environ.update(_WORKER_ENV)
+        # A cluster that is joined may ask for a token; Ray finds it by itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         code = str(Path(__file__).parents[1])
         paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
