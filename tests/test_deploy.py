@@ -122,25 +122,22 @@ def test_nodes_get_all_the_code_and_nothing_else(tmp_path: Path) -> None:
 
 # Fields of the ray.io/v1 resources that KubeRay 1.5 knows (ray-operator/apis/ray/v1): an unknown one is
 # refused or dropped in silence.
-RAYJOB = set(
-    "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
-    "entrypointNumGpus entrypointResources jobId managedBy metadata rayClusterSpec runtimeEnvYAML "
-    "shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
-    "ttlSecondsAfterFinished".split()
-)
-RAYCLUSTER = set(
-    "autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec headServiceAnnotations "
-    "managedBy rayVersion suspend workerGroupSpecs".split()
-)
-AUTOSCALER = set(
-    "env envFrom idleTimeoutSeconds image imagePullPolicy resources securityContext upscalingMode version "
-    "volumeMounts".split()
-)
-GROUP = {"labels", "rayStartParams", "resources", "template"}
-HEAD = GROUP | {"enableIngress", "headService", "serviceType"}
-WORKER = GROUP | set(
-    "groupName idleTimeoutSeconds maxReplicas minReplicas numOfHosts replicas scaleStrategy suspend".split()
-)
+FIELDS = {
+    kind: set(names)
+    for kind, names in yaml.safe_load("""
+job: [activeDeadlineSeconds, backoffLimit, clusterSelector, deletionStrategy, entrypoint, entrypointNumCpus,
+  entrypointNumGpus, entrypointResources, jobId, managedBy, metadata, rayClusterSpec, runtimeEnvYAML,
+  shutdownAfterJobFinishes, submissionMode, submitterConfig, submitterPodTemplate, suspend,
+  ttlSecondsAfterFinished]
+cluster: [autoscalerOptions, enableInTreeAutoscaling, gcsFaultToleranceOptions, headGroupSpec,
+  headServiceAnnotations, managedBy, rayVersion, suspend, workerGroupSpecs]
+autoscaler: [env, envFrom, idleTimeoutSeconds, image, imagePullPolicy, resources, securityContext,
+  upscalingMode, version, volumeMounts]
+head: [enableIngress, headService, labels, rayStartParams, resources, serviceType, template]
+worker: [groupName, idleTimeoutSeconds, labels, maxReplicas, minReplicas, numOfHosts, rayStartParams,
+  replicas, resources, scaleStrategy, suspend, template]
+""").items()
+}
 
 
 def groups() -> list[dict[str, Any]]:
@@ -153,10 +150,10 @@ def test_rayjob_has_only_fields_that_kuberay_reads() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
     cluster = spec["rayClusterSpec"]
-    assert spec.keys() <= RAYJOB and cluster.keys() <= RAYCLUSTER
-    assert cluster["autoscalerOptions"].keys() <= AUTOSCALER
-    assert cluster["headGroupSpec"].keys() <= HEAD
-    assert all(group.keys() <= WORKER for group in cluster["workerGroupSpecs"])
+    assert spec.keys() <= FIELDS["job"] and cluster.keys() <= FIELDS["cluster"]
+    assert cluster["autoscalerOptions"].keys() <= FIELDS["autoscaler"]
+    assert cluster["headGroupSpec"].keys() <= FIELDS["head"]
+    assert all(group.keys() <= FIELDS["worker"] for group in cluster["workerGroupSpecs"])
     assert all(group.keys() >= {"rayStartParams", "template"} for group in groups())
     # The operator refuses labels among the start parameters; only autoscaler v2 reads a group's labels.
     assert not any("labels" in group["rayStartParams"] for group in groups())
