@@ -24,10 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(argv[0]) if argv and argv[0] in COMMANDS else sweep_parser()
     args = parser.parse_intermixed_args(argv)
     from gepa_core.errors import UserError
-    from sweeps import command
 
     try:
-        return int(getattr(command, args.run)(args))
+        return int(args.run(args))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -35,6 +34,18 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `| head`
         return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from sweeps.command import plan_or_run
+
+    return plan_or_run(args)
+
+
+def manage(args: argparse.Namespace) -> int:
+    from sweeps import manage
+
+    return int(getattr(manage, f"{args.command}_command")(args))
 
 
 def write_report(folder: str) -> int:
@@ -72,7 +83,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-parallel", metavar="N", type=positive(int), help="runs at a time, at most")
     parser.add_argument("--no-report", action="store_true", help="leave the report out")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.set_defaults(run="plan_or_run", write_report=write_report)
+    parser.set_defaults(run=sweep, write_report=write_report)
     return parser
 
 
@@ -94,7 +105,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     if name == "gc":
         parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
         parser.add_argument("--states", action="store_true", help="also trunk states of finished sweeps")
-    parser.set_defaults(run=name + "_command")
+    parser.set_defaults(run=manage)
     return parser
 
 

@@ -3,13 +3,16 @@
 import argparse
 import json
 import os
+import re
+import socket
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from gepa_core.errors import DataError
+from gepa_core.errors import ConfigError, DataError, UserError
 from sweeps.advice import advise
 from sweeps.cost import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
 from sweeps.estimate import Node, places, refusal, summary
@@ -39,8 +42,9 @@ class Prepared:
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Train, measure and report what is not done yet; exit code."""
+    check_address(address_of(args))
     prepared = open_data(sweep, say)
-    plan = over_store(prepared, args.output)
+    plan = over_store(prepared, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
     for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
@@ -76,6 +80,20 @@ def say(line: str) -> None:
 
 def address_of(args: argparse.Namespace) -> str | None:
     return args.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_address(address: str | None) -> None:
+    """Raises ConfigError where nothing listens; Ray itself would try for minutes. "auto" is left to Ray."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({error}); see `ray status` on its head node, or leave "
+            "--address (and RAY_ADDRESS) out to use this machine"
+        ) from None
 
 
 def data_record(prepared: Prepared) -> list[dict[str, Any]]:
@@ -154,19 +172,20 @@ def open_data(sweep: Sweep, say: Any) -> Prepared:
     return Prepared(sweep.with_data(found), found, ())
 
 
-def over_store(prepared: Prepared, output: str) -> Plan:
+def over_store(prepared: Prepared, output: str, *, fresh: bool = False) -> Plan:
     """The plan over what the store at `output` has, if there is one; it is not created."""
     sweep = prepared.sweep
     on_gpu = sweep.resources.gpus_per_run > 0
     speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
     if "://" not in output and not Path(output, "segments").is_dir():
         return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
-    from sweeps.history import read_history
+    from sweeps.history import History, read_history
     from sweeps.store import Store
 
     history = read_history(Store(output))
     speeds = speeds.measured(history.on(gpu=on_gpu))
-    return make_plan(sweep, history.segments, history.stages, speeds=speeds, val_tokens=prepared.val_tokens)
+    known = History() if fresh else history
+    return make_plan(sweep, known.segments, known.stages, speeds=speeds, val_tokens=prepared.val_tokens)
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -182,19 +201,19 @@ def changed(plan: Plan, output: str) -> list[str]:
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     prepared = look_at_data(sweep)
-    plan = over_store(prepared, args.output)
+    if args.only:
+        prepared = replace(prepared, sweep=only(prepared.sweep, args.only))
+    plan = over_store(prepared, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    left = figures["gpu_hours_left"]
+    if args.max_gpu_hours and left > args.max_gpu_hours:
+        notes.append(f"stops, resumable, at --max-gpu-hours {args.max_gpu_hours:g} of {left:.1f} estimated")
     notes += [f"changed since the last launch: {line}" for line in changed(plan, args.output)]
     advice = advise(plan.sweep)
     if args.json:
-        extra = {
-            "unchecked": list(prepared.unchecked),
-            "cannot_place": cannot,
-            "notes": notes,
-            "advice": advice,
-        }
+        extra = {"unchecked": prepared.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
         print(json.dumps(figures | extra, allow_nan=False))
         return 0
     from rich.console import Console
@@ -203,6 +222,15 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
 
     show_plan(Console(highlight=False, soft_wrap=True), plan, figures, notes=notes, advice=advice)
     return 0
+
+
+def only(sweep: Sweep, glob: str) -> Sweep:
+    """The sweep's runs whose id matches. Raises ConfigError where there are none."""
+    runs = tuple(run for run in sweep.runs if fnmatchcase(run.run_id, glob))
+    if not runs:
+        some = ", ".join(run.run_id for run in sweep.runs[:5])
+        raise ConfigError(f"--only {glob}: no run of {sweep.name} matches; there are {some}, ...")
+    return replace(sweep, runs=runs)
 
 
 def epochs(plan: Plan, prepared: Prepared) -> list[str]:
@@ -223,19 +251,22 @@ def epochs(plan: Plan, prepared: Prepared) -> list[str]:
 def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
     """Leases at a time, on what, and what can never be placed there."""
     resources = sweep.resources
-    address = address_of(args)
+    address, unreachable = address_of(args), []
+    nodes, where = [local_node()], "this machine"
     if address:
-        from sweeps.cluster import cluster_nodes
+        try:
+            check_address(address)
+            from sweeps.cluster import cluster_nodes
 
-        nodes, where = cluster_nodes(address), f"the cluster at {address}"
-    else:
-        nodes, where = [local_node()], "this machine"
+            nodes, where = cluster_nodes(address), f"the cluster at {address}"
+        except UserError as error:
+            unreachable, address = [str(error)], None
     leases = places(sweep.bundles(), resources, nodes)
     why = refusal(sweep, nodes)
-    cannot = [f"not on {where}: {why}"] if why else []
+    cannot = [*unreachable, f"not on {where}: {why}"] if why else unreachable
     if not address and resources.cluster_gpus and resources.gpus_per_run:
         leases, where = int(resources.cluster_gpus / resources.gpus_per_run), f"{resources.cluster_gpus} GPUs"
-        cannot = []
+        cannot = unreachable
         if not leases:
             cannot = [
                 f"a run asks for {resources.gpus_per_run:g} GPUs, the cluster has {resources.cluster_gpus}"
@@ -256,59 +287,3 @@ def local_node() -> Node:
         gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Node({"CPU": cpus, "GPU": gpus, "memory": memory})
-
-
-def status_command(args: argparse.Namespace) -> int:
-    """`launch.py status DIR`."""
-    from sweeps.status import locate, status_lines, sweep_status
-
-    store, names = locate(args.dir)
-    found = [sweep_status(store, name) for name in names]
-    if args.json:
-        print(json.dumps({"sweeps": found}, allow_nan=False))
-    else:
-        print("\n".join(line for status in found for line in status_lines(status)))
-    return 0
-
-
-def gc_command(args: argparse.Namespace) -> int:
-    """`launch.py gc DIR`."""
-    from sweeps.gc import collect, find_waste
-    from sweeps.status import locate
-
-    store, _ = locate(args.dir)
-    waste = find_waste(store, states=args.states)
-    total = sum(item.bytes for item in waste)
-    if not args.dry_run:
-        collect(store, waste)
-    if args.json:
-        items = [vars(item) for item in waste]
-        print(json.dumps({"bytes": total, "deleted": not args.dry_run, "items": items}))
-        return 0
-    for item in waste:
-        print(f"{item.path}: {item.why}, {item.bytes:,} bytes")
-    print(f"{'would delete' if args.dry_run else 'deleted'} {total:,} bytes")
-    return 0
-
-
-def export_command(args: argparse.Namespace) -> int:
-    """`launch.py export RUN_ID --to DIR`."""
-    from sweeps.export import export
-    from sweeps.status import locate
-
-    store, _ = locate(args.output)
-    print(f"{args.to}: {', '.join(export(store, args.run_id, Path(args.to)))}")
-    return 0
-
-
-def import_command(args: argparse.Namespace) -> int:
-    """`launch.py import CHECKPOINT SWEEP.yaml`."""
-    from sweeps.adopt import adopt
-    from sweeps.store import Store
-
-    prepared = open_data(load_sweep(args.sweep, args.overrides), say)
-    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
-    adopted = adopt(Store(args.output), prepared.sweep, Path(args.checkpoint), tokens)
-    name = prepared.sweep.name
-    print(f"adopted as {adopted.id}: {len(adopted.runs)} runs of {name} can start at step {adopted.step}")
-    return 0

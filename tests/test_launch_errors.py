@@ -115,6 +115,25 @@ def test_plan_and_errors_are_quick(tmp_path: Path) -> None:
     assert spent < 2 * 1.5
 
 
+def test_plan_of_some_runs_within_a_budget(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(GOOD.replace("[10]", "[10, 20000]"))
+    shown = launch(tmp_path, "s.yaml", "--plan", "--only", "20000-*", "--max-gpu-hours", "0.01")
+    assert shown.returncode == 0
+    assert "1 run in 1 tree" in shown.stdout and "at --max-gpu-hours 0.01 of" in shown.stdout
+    assert "no run of s matches; there are 10-5-linear-s42-" in refused(
+        tmp_path, "s.yaml", "--plan", "--only", "x*"
+    )
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    """A run is refused at once; a plan says so and reckons with this machine."""
+    (tmp_path / "s.yaml").write_text(GOOD)
+    assert "no Ray cluster answers at 127.0.0.1:1" in refused(tmp_path, "s.yaml", "--address", "127.0.0.1:1")
+    shown = launch(tmp_path, "s.yaml", "--plan", "--address", "127.0.0.1:1")
+    assert shown.returncode == 0
+    assert "no Ray cluster answers" in shown.stdout and "this machine" in shown.stdout
+
+
 def test_help_lists_commands_and_exit_codes(tmp_path: Path) -> None:
     shown = launch(tmp_path, "--help")
     assert shown.returncode == 0
