@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -54,21 +55,28 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def attention_order(exec_cfg: Any, device: torch.device) -> tuple[str, ...]:
+    """Attention kernels by preference: the one asked for, else cuDNN on Hopper and later, flash before.
+
+    The others follow, for what the first cannot do: fp32, or the masked queries of a trimmed last block.
+    Empty on a CPU, which has one of its own, unless one is asked for.
+    """
+    if exec_cfg.attention is None and device.type != "cuda":
+        return ()
+    first = exec_cfg.attention
+    if first is None:
+        first = "cudnn" if torch.cuda.get_device_capability(device) >= _HOPPER else "flash"
+    return (first, *(name for name in _BACKENDS if name != first))
+
+
 @contextlib.contextmanager
 def attention(exec_cfg: Any, device: torch.device) -> Iterator[None]:
-    """Selects the attention kernel: cuDNN on Hopper and later, flash before, torch's own choice on a CPU.
-
-    An `exec_cfg.attention` that was asked for is forced; a default falls back where its kernel cannot run.
-    """
-    if exec_cfg.attention is not None:
-        with sdpa_kernel(_BACKENDS[exec_cfg.attention]):
-            yield
-    elif device.type == "cuda":
-        fast = "cudnn" if torch.cuda.get_device_capability(device) >= _HOPPER else "flash"
-        order = [fast, *(name for name in ("flash", "efficient", "math") if name != fast)]
-        with sdpa_kernel([_BACKENDS[name] for name in order], set_priority=True):
-            yield
-    else:
+    """Prefers attention kernels in the order of `attention_order`."""
+    order = attention_order(exec_cfg, device)
+    if not order:
+        yield
+        return
+    with sdpa_kernel([_BACKENDS[name] for name in order], set_priority=True):
         yield
 
 
@@ -77,16 +85,28 @@ def wants_compile(exec_cfg: Any, device: torch.device) -> bool:
     return device.type == "cuda" if exec_cfg.compile is None else bool(exec_cfg.compile)
 
 
-_compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+_compiled: dict[tuple[Callable[..., Any], tuple[str, ...]], Callable[..., Any]] = {}
 
 
-def compiled(function: F) -> F:
-    """torch.compile of a module-level function, once a process, for static shapes."""
-    if function not in _compiled:
+def compiled(function: F, exec_cfg: Any, device: torch.device) -> F:
+    """torch.compile of a module-level function, once a process and choice of attention, for static shapes.
+
+    A graph keeps the attention kernel it was traced with, and torch caches graphs by code object: each choice
+    compiles a copy of its own.
+    """
+    order = attention_order(exec_cfg, device)
+    if (function, order) not in _compiled:
         # A worker meets several models and shapes; past the limit torch would fall back to eager in silence.
         torch._dynamo.config.recompile_limit = 64
-        _compiled[function] = torch.compile(function, dynamic=False)
-    return _compiled[function]  # type: ignore[return-value]
+        code = function.__code__.replace(co_name="_".join((function.__name__, *order)))
+        copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
+        _compiled[function, order] = torch.compile(copy, dynamic=False)
+    return _compiled[function, order]  # type: ignore[return-value]
+
+
+def maybe_compiled(function: F, exec_cfg: Any, device: torch.device) -> F:
+    """`compiled`, where `wants_compile`; else the function as it is."""
+    return compiled(function, exec_cfg, device) if wants_compile(exec_cfg, device) else function
 
 
 class PhaseClock:

@@ -177,7 +177,7 @@ class Scorer:
             function = token_nll
             if self.compiles and scored == self.windows.scored[usual] and length == self.seq_len:
                 # One static shape is compiled: a short batch is filled up with copies of its last window.
-                function = compiled(token_nll)
+                function = compiled(token_nll, self.exec_cfg, self.device)
                 starts = np.pad(starts, (0, self.batch - len(starts)), mode="edge")
             rows = self.rows(starts, length)
             with attention(self.exec_cfg, self.device):

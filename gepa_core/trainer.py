@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gepa_core import checkpoint
-from gepa_core.backend import attention, compiled, rank_and_world, wants_compile
+from gepa_core.backend import attention, maybe_compiled, rank_and_world, wants_compile
 from gepa_core.batches import Prefetcher, StepBatches, micro_batch_seqs
 from gepa_core.config import ExecConfig, RunConfig, digest
 from gepa_core.data.shards import TokenStream
@@ -52,7 +52,7 @@ class Trainer:
         self._first_step = 0
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.compiles = wants_compile(exec_cfg, device)
-        self._loss_function = compiled(training_loss) if self.compiles else training_loss
+        self._loss_function = maybe_compiled(training_loss, exec_cfg, device)
 
     def lr_scale(self, step: int) -> float:
         """Multiplier of every learning rate at 0-based `step`."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gepa_core.backend import PhaseClock, attention, compiled, share, sum_over_ranks, wants_compile
+from gepa_core.backend import PhaseClock, attention, maybe_compiled, share, sum_over_ranks
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.evaluate import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
 
@@ -112,7 +112,7 @@ class Adapter:
     def _gradient(self, starts: NDArray[np.int64], batch: int) -> Tensor:
         """Flat gradient of the sequences' part in the mean loss of a batch; fp32 [parameters]."""
         exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
-        function = compiled(sequence_loss) if wants_compile(exec_cfg, device) else sequence_loss
+        function = maybe_compiled(sequence_loss, exec_cfg, device)
         rows = self.scorer.rows(starts, self.scorer.seq_len)
         with attention(exec_cfg, device):
             loss = function(self.model, rows[:, :-1], rows[:, 1:]) * (len(starts) / batch)
