@@ -11,9 +11,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.errors import AnalysisError
-from analysis.table import Table
+
+if TYPE_CHECKING:
+    from analysis.table import Table  # numpy and pandas load only where a command needs them
 
 COMMANDS = ("predict", "backtest", "compare", "import")
 

@@ -122,7 +122,7 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
     """Plans that nobody ran, by the share of the laws' disagreement about the target each new step settles.
 
     The laws are taken as equally likely where their backtest errors are within a factor of 3 of the least.
-    Seeing a run with replicate noise s removes cov(run, target)^2 / (var(run) + s^2) of the target's variance.
+    Seeing a run with replicate noise s takes cov(run, target)^2 / (var(run) + s^2) off the target's variance.
     """
     table, ensemble = found.ensemble.table, found.ensemble
     made = {(run.steps, round(run.warmdown_ratio, 1)) for run in table.runs}

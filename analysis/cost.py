@@ -44,7 +44,7 @@ def run_hours(run: Run) -> float | None:
 def cost_of(table: Table) -> Cost | None:
     """Per-step and fixed cost; None without times.
 
-    The fixed part is what runs say of their evaluations, not an intercept: early steps are slower (compilation).
+    The fixed part is what runs say of their evaluations, not an intercept, which compilation would enter.
     """
     known = [(run, hours) for run in table.runs if (hours := run_hours(run)) is not None]
     if not known:

@@ -40,8 +40,8 @@ class Surface:
 class BestRatio:
     """Best warmdown ratio for a number of steps.
 
-    `low`..`high`: the optima of all laws of weight, and the ratios that the centre cannot tell from the best by
-    more than replicate noise. `at_edge`: the optimum lies at the end of the ratios that were run.
+    `low`..`high`: the optima of all laws of weight, and the ratios that the centre cannot tell from the best
+    by more than replicate noise. `at_edge`: the optimum lies at the end of the ratios that were run.
     """
 
     steps: int

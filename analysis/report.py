@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from analysis import page
+from analysis.advise import interval
 from analysis.load import load
 from analysis.plots import Drawn, draw_all
 from analysis.study import Study, study
@@ -102,11 +103,22 @@ def summary(study: Study, sweep: SweepFile) -> list[str]:
     """The verdict first, then the best run, the main advice, and what compressors reach."""
     paragraphs = [study.headline, best_run(study)]
     if study.advice is not None:
-        paragraphs.append(study.advice.sentences[0])
+        paragraphs += [study.advice.sentences[0], longer_run(study)]
     if sweep.compressor_bpb:
         others = " and ".join(f"{name} {bpb:.3f}" for name, bpb in sweep.compressor_bpb)
         paragraphs.append(f"On the same validation text, general compressors reach {others} bits per byte.")
     return [text for text in paragraphs if text]
+
+
+def longer_run(study: Study) -> str:
+    """What twice the longest run is predicted to give."""
+    if study.forecast is None:
+        return ""
+    best, longest = study.forecast.best[-1], max(run.steps for run in study.table.runs)
+    return (
+        f"{best.steps:,} steps, {best.steps / longest:.2g} times the longest run, are predicted to reach "
+        f"{interval(best.prediction)} {unit(study.final_metric)} at ratio {best.ratio:.2f}."
+    )
 
 
 def best_run(study: Study) -> str:

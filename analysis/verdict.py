@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.slopes import Estimate
 from analysis.units import span, unit
 from analysis.warmdown import MILESTONES, LengthLaw, RunWarmdown, Warmdown
 
@@ -69,15 +70,21 @@ def headline(result: Warmdown) -> str:
     words = []
     for schedule in dict.fromkeys(r.run.schedule for r in result.runs):
         ratios = [r.last_over_first for r in result.runs if r.run.schedule == schedule]
-        faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
-        word = "accelerates" if faster > len(ratios) / 2 else "slows" if slower > len(ratios) / 2 else None
-        words.append(f"{word or 'does not clearly accelerate'} towards the end of a {schedule} warmdown")
+        word = {1: "accelerates", -1: "slows", 0: "does not clearly accelerate"}[_direction(ratios)]
+        steep = f"last fifth {span(ratio.value for ratio in ratios)} times as steep as the first"
+        words.append(f"{word} towards the end of a {schedule} warmdown ({steep})")
     found = collapse(result.runs)
     cause = ""
     if found is not None and found.remaining < 0.7 * min(found.steps, found.progress or np.inf):
         cause = ": it follows the learning rate that is left, not the number of steps"
         cause += "" if found.progress is None else " nor the shape that takes it there"
     return f"Improvement {' and '.join(words)}{cause}."
+
+
+def _direction(ratios: Sequence[Estimate]) -> int:
+    """1 if most intervals lie above 1, -1 if most lie below, else 0."""
+    faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
+    return 1 if faster > len(ratios) / 2 else -1 if slower > len(ratios) / 2 else 0
 
 
 def _acceleration(runs: Sequence[RunWarmdown]) -> str:
@@ -87,13 +94,7 @@ def _acceleration(runs: Sequence[RunWarmdown]) -> str:
         ratios = [r.last_over_first for r in runs if r.run.schedule == schedule]
         faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
         n = len(ratios)
-        word = (
-            "accelerates"
-            if faster > n / 2
-            else "slows down"
-            if slower > n / 2
-            else "neither accelerates nor slows"
-        )
+        word = {1: "accelerates", -1: "slows down", 0: "neither accelerates nor slows"}[_direction(ratios)]
         if faster and slower:
             word = f"accelerates in {faster} and slows in {slower} of {n} runs"
         parts.append(

@@ -46,6 +46,8 @@ def write_sweep(
     for name in ("trajectory", "blocks"):
         (folder / name).mkdir(parents=True)
     grid = [(n, r, s, seed) for seed in seeds for n in steps for r in ratios for s in schedules]
+    if odd := [(n, r) for n, r, _, _ in grid if (n - round(r * n)) % EVERY or n % EVERY]:
+        raise ValueError(f"steps and peaks must be multiples of {EVERY}: {odd}")
     rows: list[dict] = []
     plan: dict = {"runs": {}, "segments": {}}
     for seed in seeds:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,11 +45,15 @@ def figure_modules() -> list[ModuleType]:
     return sorted((m for m in found if hasattr(m, "NAME")), key=lambda m: (m.ORDER, m.NAME))
 
 
-def draw_all(study: Study, folder: Path) -> tuple[list[Drawn], list[tuple[str, str]]]:
+def draw_all(
+    study: Study, folder: Path, only: Collection[str] | None = None
+) -> tuple[list[Drawn], list[tuple[str, str]]]:
     """Draw what the study has numbers for; returns (figures, [(title, why it is missing)])."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn, missing = [], []
     for module in figure_modules():
+        if only is not None and module.NAME not in only:
+            continue
         try:
             frame = module.data(study)
         except UnavailableError as reason:

@@ -35,7 +35,6 @@ _RC: Any = {
     "axes.labelsize": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
