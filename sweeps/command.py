@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, DataError, UserError
-from sweeps.advice import advise
+from sweeps.advice import advise, uneven_ranks
 from sweeps.cost import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
 from sweeps.estimate import Node, places, refusal, summary
 from sweeps.plan import make_plan
@@ -43,6 +43,8 @@ class Prepared:
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Train, measure and report what is not done yet; exit code."""
     check_address(address_of(args))
+    if impossible := list(uneven_ranks(sweep)):
+        raise ConfigError(f"{sweep.file}: {impossible[0]}")
     prepared = open_data(sweep, say)
     plan = over_store(prepared, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):

@@ -61,7 +61,12 @@ class DataSource:
         """
         assert self.train is not None
         if not glob.glob(self.train):  # noqa: PTH207 - the pattern may be absolute
-            raise DataError(f"{self.train}: no such shards; for a data folder of your own, {HOW_TO_PREPARE}")
+            published = "`python -m gepa_core.data fetch` gets the published ones; " * (
+                "fineweb" in self.train
+            )
+            raise DataError(
+                f"{self.train}: no such shards; {published}for text of your own, {HOW_TO_PREPARE}"
+            )
         folder, _, pattern = self.train.rpartition("/")
         val = self.val
         if val is None:

@@ -46,7 +46,8 @@ def refused(folder: Path, *arguments: str) -> str:
         (("name: s", "name: s: t"), ["line 1, column 8: not YAML"]),
         (("corpus", "nowhere"), ["nowhere", "python -m gepa_core.data prepare", ".txt, .jsonl or .parquet"]),
         (("set: {data.dir: corpus}", ""), ["names no data", "set data.dir"]),
-        (("data.dir: corpus", "data.train: 'corpus/x_*.bin'"), ["corpus/x_*.bin: no such shards"]),
+        (("data.dir: corpus", "data.train: 'fineweb/x_*.bin'"), ["fineweb/x_*.bin: no such shards", "fetch"]),
+        (("corpus}", "corpus}\nexec: {ranks: 3}"), ["s.yaml: 2 spans a step do not divide among 3 ranks"]),
     ],
 )  # fmt: skip
 def test_wrong_sweep_files(change: tuple[str, str], expected: list[str], tmp_path: Path) -> None:
