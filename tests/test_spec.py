@@ -6,7 +6,7 @@ import pytest
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
-from sweeps.spec import SpecError, Sweep, load_sweep, read_sweep
+from sweeps.spec import TOP_KEYS, Resources, SpecError, Sweep, load_sweep, read_sweep
 from sweeps.yamlfile import parse
 
 GRID = "grid: {steps: [100, 200], warmdown_ratio: [.5]}\n"
@@ -247,3 +247,11 @@ def test_with_data_puts_fingerprints_in_and_keeps_the_rest() -> None:
         assert run.data == DataConfig(train="sha256:1", val="sha256:2", tokenizer="sha256:3", val_tokens=1000)
         assert found.paths_of(run) == paths
         assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+def test_the_documented_sweep_file_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sweep-files.md").read_text()
+    sweep = read_sweep(page.partition("```yaml\n")[2].partition("```")[0], ["resources.gpus_per_run=1"])
+    assert len(sweep.runs) == 13 and sweep.exec.ranks == 1
+    for name in (*Resources.model_fields, *TOP_KEYS):
+        assert name in page
