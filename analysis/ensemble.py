@@ -13,7 +13,7 @@ import numpy as np
 from analysis.design import Design
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit
-from analysis.folds import Fold, folds, last_known
+from analysis.folds import Fold, folds, last_known, replicate_sd
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.observations import final_rows, trajectory_rows
 from analysis.stage_gap import BASES, StageGap, fit_gaps
@@ -21,9 +21,6 @@ from analysis.table import Floats, Ints, Run, Table
 
 Fitted = Fit | StageGap
 
-REPLICATE_SD = (
-    0.001  # relative, where no replicates tell: seed-to-seed deviations of final losses are .0003-.001
-)
 SCORE_FLOOR = 5e-4  # relative; backtest errors below it are luck
 LIKENESS = 0.01  # difference in r (its mean so far and now) that ends the likeness of two histories
 
@@ -113,7 +110,14 @@ class Ensemble:
     ratio_errors: Floats
     length_stretch: float
     ratio_stretch: float
+    replicate_sd: float  # relative
     held_out: tuple[tuple[str, str, float], ...] = ()  # (kind, run_id, relative error) behind the errors
+
+    def mean_square(self, kind: str) -> float:
+        """Mean square backtest error of a kind. All errors together count as one more: few small ones are luck."""
+        errors = self.length_errors if kind == "length" else self.ratio_errors
+        pooled = np.concatenate([self.length_errors, self.ratio_errors])
+        return float((np.sum(errors**2) + np.mean(pooled**2)) / (len(errors) + 1))
 
     def laws(self, run: Run, steps: Ints, final: bool) -> dict[str, Floats]:
         usable = {name: f for name, f in self.fits.items() if final or not f.law.of_finals}
@@ -181,6 +185,7 @@ def build(table: Table, metric: str) -> Ensemble:
         ratio_errors=errors["ratio"],
         length_stretch=float(np.mean(stretch["length"])) if stretch["length"] else float("nan"),
         ratio_stretch=float(np.mean(stretch["ratio"])) if stretch["ratio"] else float("nan"),
+        replicate_sd=replicate_sd(table, metric),
         held_out=tuple((kind, run_id, error) for kind, found in held_out.items() for run_id, error in found),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from analysis.table import Run, Table, Trajectory
 
 MAX_FOLDS = 4  # of each kind
+REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
 RATIO_STEP = 0.05  # warmdown ratios closer than this are one
 
 
@@ -57,6 +58,23 @@ def folds(table: Table, metric: str) -> list[Fold]:
                 apart = [deficit_distance(rest, run) for run in out]
                 result.append(Fold("ratio", rest, tuple(out), float(np.mean(apart))))
     return result
+
+
+def replicate_sd(table: Table, metric: str) -> float:
+    """Relative SD between runs of one plan on different trunks, drawn to `REPLICATE_SD` where there are few."""
+    plans: dict[tuple[object, ...], dict[str, list[float]]] = {}
+    for run in table.runs:
+        if (final := run.final(metric)) is not None:
+            plan = (run.steps, run.peak_steps, run.schedule, run.final_lr_fraction)
+            plans.setdefault(plan, {}).setdefault(f"{run.seed}/{run.trunk}", []).append(np.log(final))
+    squares, freedom = REPLICATE_SD**2, 1
+    for trunks in plans.values():
+        means = np.array(
+            [np.mean(finals) for finals in trunks.values()]
+        )  # branches of a trunk share its noise
+        squares += float(np.sum((means - means.mean()) ** 2))
+        freedom += len(means) - 1
+    return float(np.sqrt(squares / freedom))
 
 
 def deficit(run: Run) -> float:

@@ -93,6 +93,11 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
         frame = pd.read_parquet(file)
     except Exception as error:  # pyarrow raises many types for a damaged file
         raise AnalysisError(f"{file}: not readable ({error}); `launch.py resume` writes it anew") from None
+    if "final_lr_fraction" not in frame and "config_json" in frame:
+        frame["final_lr_fraction"] = [
+            json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
+            for config in frame["config_json"]
+        ]
     axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
     made_of = _segments_of_runs(folder / "plan.json")
     parts = {part.stem: pd.read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
@@ -256,11 +261,9 @@ def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory
         raise AnalysisError(f"{where}: step {step} appears twice in its trajectory; keep one row a step")
     rows = rows.sort_values("step")
     values = {name: rows[name].to_numpy(float) for name in columns if name in CURVES}
-    empty = sum(
-        int((~np.isfinite(value)).sum()) for name, value in values.items() if name in ("val_bpb", "val_loss")
-    )
-    if empty and empty < len(rows):
-        notes.append(f"{where}: {empty} empty or non-finite evaluations left out")
+    silent = ~np.any([np.isfinite(value) for value in values.values()], axis=0)
+    if silent.any():
+        notes.append(f"{where}: {int(silent.sum())} rows of its trajectory hold no value and were left out")
     lr = rows["lr_scale"].to_numpy(float) if "lr_scale" in columns else np.full(len(rows), np.nan)
     return Trajectory(rows["step"].to_numpy(np.int64), lr, values)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from analysis.ensemble import REPLICATE_SD, Ensemble, build
+from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
 from analysis.folds import deficit_distance
 from analysis.table import Floats, Run, Table
@@ -160,15 +160,15 @@ def _standard_error(
     variance = 0.0
     if reach > np.log(BEYOND):
         stretch = max(1.0, reach / ensemble.length_stretch)
-        variance += float(np.mean(ensemble.length_errors**2)) * stretch**2
+        variance += ensemble.mean_square("length") * stretch**2
     apart = deficit_distance(ensemble.table, target)
     if apart > NEAR_DEFICIT and len(ensemble.ratio_errors):
         stretch = max(1.0, apart / ensemble.ratio_stretch)
-        variance += float(np.mean(ensemble.ratio_errors**2)) * stretch
+        variance += ensemble.mean_square("ratio") * stretch
     if variance == 0.0:  # between runs that were made: as good as the trials were, at least
-        variance = float(np.mean(ensemble.length_errors**2))
+        variance = ensemble.mean_square("length")
     relative_spread = float(ensemble.spread(laws)[0] / ensemble.centre(laws)[0])
-    return float(np.sqrt(variance + relative_spread**2 + REPLICATE_SD**2)), None
+    return float(np.sqrt(variance + relative_spread**2 + ensemble.replicate_sd**2)), None
 
 
 def _extrapolation(table: Table, target: Run) -> dict[str, object]:
