@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gepa_core.kernels import capped, capped_cross_entropy, relu_squared_affine, rms_norm
+from gepa_core.kernels import capped, capped_cross_entropy, norm_rotate, relu_squared_affine, rms_norm
 
 # Small parameters that stay fp32 whatever the storage of the matrices, and are no Muon matrices.
 CONTROL_NAMES = (
@@ -66,13 +66,6 @@ def tail(x: Tensor, last: int | None) -> Tensor:
     return x if last is None else x[:, -last:]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first 2*R of the C dims of x [B,T,heads,C]; cos, sin [T,1,R]; halves convention."""
-    half = cos.shape[-1]
-    x1, x2, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest), dim=-1)
-
-
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B,S,H,C] are the last S of the T positions of k, v [B,T,K,C]; returns [B,S,H,C]."""
     S, T = q.shape[1], k.shape[1]
@@ -123,9 +116,8 @@ class Attention(nn.Module):
             v = v + value_embedding
         v = v.unflatten(-1, heads)
         S = q.shape[1]
-        q = rotate(rms_norm(q), cos[-S:], sin[-S:])
-        k = rotate(rms_norm(k), cos, sin)
-        q = q * self.q_gain.to(q.dtype)[:, None]
+        q = norm_rotate(q, cos[-S:], sin[-S:], self.q_gain.to(q.dtype)[:, None])
+        k = norm_rotate(k, cos, sin)
         y = causal_attention(q, k, v)
         if self.exclude_self:
             y = exclude_self(y, tail(v, last))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gepa_core import flops, kernels
 from gepa_core.config import ModelConfig
-from gepa_core.model import GEPA, BigramEmbedding, Linear, exclude_self, rotary_table, rotate
+from gepa_core.kernels import rotate
+from gepa_core.model import GEPA, BigramEmbedding, Linear, exclude_self, rotary_table
 from tests import tiny
 
 
@@ -242,6 +243,13 @@ def _randn(*shape: int) -> Tensor:
 def test_gradient_of_the_norm(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     _agree(lambda x: kernels.rms_norm(x, scale), monkeypatch, _randn(2, 5, 3, 8))
     assert not kernels.rms_norm(torch.zeros(2, 8, requires_grad=True)).any()
+
+
+@pytest.mark.parametrize("with_gain", [True, False])
+def test_gradient_of_the_rotation(with_gain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cos, sin = (table[:, None] for table in rotary_table(5, 4, 100.0, 5))
+    x, gain = _randn(2, 5, 3, 8), (_randn(3, 1),) if with_gain else ()
+    _agree(lambda x, *gain: kernels.norm_rotate(x, cos, sin, *gain), monkeypatch, x, *gain)
 
 
 def test_gradient_of_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
