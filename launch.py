@@ -8,6 +8,7 @@ COMMANDS = {
     "gc": "delete states that neither a result nor an extension of a sweep needs",
     "export": "copy one run's weights, artifact and configuration out of a store",
     "import": "adopt a checkpoint as a state that runs can start from",
+    "mirror": "write a sweep's runs as TensorBoard event files or W&B runs",
 }
 EPILOG = (
     """commands:
@@ -101,7 +102,14 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--to", metavar="DIR", required=True, help="folder to make")
     else:
         parser.add_argument("dir", metavar="DIR", help="a store, or one sweep's folder in it")
+    if name in ("status", "gc"):
         parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    if name == "mirror":
+        kind = parser.add_mutually_exclusive_group(required=True)
+        kind.add_argument("--tensorboard", metavar="OUT", help="folder for event files")
+        kind.add_argument(
+            "--wandb", metavar="PROJECT", help="runs in ./wandb, offline; `wandb sync` sends them"
+        )
     if name == "gc":
         parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
         parser.add_argument("--states", action="store_true", help="also trunk states of finished sweeps")

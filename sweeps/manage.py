@@ -1,4 +1,4 @@
-"""What `launch.py` does with a store beside running sweeps: status, gc, export, import."""
+"""What `launch.py` does with a store beside running sweeps: status, gc, export, import, mirror."""
 
 import argparse
 import json
@@ -61,4 +61,21 @@ def import_command(args: argparse.Namespace) -> int:
     adopted = adopt(Store(args.output), prepared.sweep, Path(args.checkpoint), tokens)
     name = prepared.sweep.name
     print(f"adopted as {adopted.id}: {len(adopted.runs)} runs of {name} can start at step {adopted.step}")
+    return 0
+
+
+def mirror_command(args: argparse.Namespace) -> int:
+    """`launch.py mirror DIR`."""
+    from sweeps.mirrors import read_runs, to_tensorboard, to_wandb
+    from sweeps.status import locate
+
+    store, names = locate(args.dir)
+    for name in names:
+        runs = read_runs(store, name)
+        made = (
+            to_tensorboard(runs, Path(args.tensorboard))
+            if args.tensorboard
+            else to_wandb(runs, args.wandb, Path())
+        )
+        print("\n".join(map(str, made)))
     return 0
