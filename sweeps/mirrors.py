@@ -1,7 +1,7 @@
 """A sweep's runs as TensorBoard event files or W&B runs; extras, on request only.
 
-Written from the tables of a sweep, finished or still running, one run a run: its curves, joined over the trunks
-that it shares; its configuration; and its final figures once it is done.
+Written from the tables of a sweep, finished or still running, one run a run: its curves, joined over the
+trunks that it shares; its configuration; and its final figures once it is done.
 """
 
 import importlib
@@ -98,7 +98,7 @@ def _mirrored(row: dict[str, Any], points: list[dict[str, float]]) -> Mirrored:
 
 
 def to_tensorboard(runs: list[Mirrored], out: Path) -> list[Path]:
-    """Event files under OUT/<sweep>/<run_id>/: scalars by the tables' names, finals as `final/NAME`, and the axes
+    """Event files under OUT/<sweep>/<run_id>/: scalars by the tables' names, finals as `final/NAME`, the axes
     for the HParams tab. Earlier ones of the same runs are replaced. Returns the folders.
 
     Raises MissingExtraError without tensorboard.
