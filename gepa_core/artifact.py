@@ -17,6 +17,7 @@ import torch
 import zstandard
 from torch import Tensor
 
+from gepa_core import codec
 from gepa_core.errors import ArtifactError
 from gepa_core.quantize import Quantized
 
@@ -49,6 +50,8 @@ def write_artifact(quantized: Quantized, path: Path) -> int:
 
 
 def encode(quantized: Quantized) -> bytes:
+    if quantized.method == "rd":
+        return codec.encode(quantized.tensors, quantized.passthrough, quantized.dtypes)
     return compress(published_bytes(quantized))
 
 
@@ -109,6 +112,8 @@ def read_artifact(path: Path) -> dict[str, Tensor]:
 
 
 def decode(data: bytes) -> dict[str, Tensor]:
+    if data.startswith(codec.MAGIC):
+        return codec.decode(data)
     if data[:4] == ZSTD_MAGIC:
         return _published_state(_load_plain(_decompress(data)))
     raise ArtifactError("not an int6 artifact: it begins like no format known here")

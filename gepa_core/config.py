@@ -158,6 +158,8 @@ class QuantConfig(_Frozen):
     """`rd` only: size of the compressed model to aim at; None = the 16,000,000-byte cap less the code."""
     calibration_tokens: int = Field(131_072, ge=1)
     """`rd` only: training tokens behind the Hessians."""
+    integer_bits: int = Field(6, ge=2, le=8)
+    """`rd` only: range of the integers. The recipe's rule is 6; the cap is on bytes, whatever the range."""
 
 
 class TTTConfig(_Frozen):

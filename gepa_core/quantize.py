@@ -7,27 +7,16 @@ rate and distortion to fill a byte budget (rate_distortion.py).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gepa_core.config import QuantConfig
+from gepa_core.codec import dequantize
+from gepa_core.config import CAP_BYTES, QuantConfig
 from gepa_core.errors import ArtifactError
-
-CONTROL_NAMES = (
-    "attn_scale",
-    "mlp_scale",
-    "resid_mix",
-    "q_gain",
-    "skip_weights",
-    "skip_gates",
-    "smear_gate",
-    "bigram",
-    "ve_shared",
-    "ve_layer_scales",
-)
-"""A tensor whose name contains one of these is stored fp32 if it is not quantized, any other fp16."""
+from gepa_core.model import CONTROL_NAMES
 
 INT_MIN, INT_MAX = -32, 31
 SCALE_FLOOR = 1.0 / INT_MAX
@@ -51,10 +40,7 @@ class QuantizedTensor:
     column_scale: Tensor | None = None
 
     def dequantize(self) -> Tensor:
-        """fp32 [rows, columns]; the order of the products is fixed, so that the bits are too."""
-        shape = (-1, *[1] * (self.integers.ndim - 1))
-        weight = self.integers.float() * self.row_scale.float().view(shape)
-        return weight if self.column_scale is None else weight * self.column_scale
+        return dequantize(self.integers, self.row_scale, self.column_scale)
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Quantized:
     tensors: dict[str, QuantizedTensor]
     passthrough: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
-    report: QuantReport = field(repr=False)
+    report: QuantReport
 
     def dequantize(self) -> dict[str, Tensor]:
         """The state dict that an artifact of this gives back, bit for bit."""
@@ -97,15 +83,15 @@ class Quantized:
 
 def is_quantized(tensor: Tensor, keep_float_max_numel: int) -> bool:
     """Matrices over the limit. Vectors pass through whatever their size: a row of one weight has no step."""
-    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > keep_float_max_numel
+    return tensor.is_floating_point() and tensor.ndim == 2 and tensor.numel() > keep_float_max_numel
 
 
-def stored_float(name: str, tensor: Tensor, control_names: tuple[str, ...] = CONTROL_NAMES) -> Tensor:
+def stored_float(name: str, tensor: Tensor) -> Tensor:
     """A small tensor as the published artifact holds it: control tensors fp32, other floats fp16."""
+    tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
-        return tensor.detach().cpu().contiguous()
-    control = any(part in name for part in control_names)
-    return tensor.detach().cpu().to(torch.float32 if control else torch.float16).contiguous()
+        return tensor
+    return tensor.float() if any(part in name for part in CONTROL_NAMES) else tensor.half()
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -225,19 +211,36 @@ def quantize_rows(state: Mapping[str, Tensor], method: str, keep_float_max_numel
     passthrough: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if is_quantized(tensor, keep_float_max_numel):
-            weight = tensor.detach().float().cpu().contiguous()
-            rows = quantizer(weight.flatten(1))
-            tensors[name] = QuantizedTensor(rows.integers.view(weight.shape), rows.row_scale)
+            tensors[name] = quantizer(tensor.detach().float().cpu())
         else:
             passthrough[name] = stored_float(name, tensor)
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
     return Quantized(method, tensors, passthrough, dtypes, make_report(state, tensors, passthrough))
 
 
-def quantize(state: Mapping[str, Tensor], config: QuantConfig) -> Quantized:
+def quantize(
+    state: Mapping[str, Tensor],
+    config: QuantConfig,
+    sensitivities: Mapping[str, Any] | None = None,
+    *,
+    code_bytes: int = 0,
+) -> Quantized:
     """Quantizes a model's state dict as `config` says.
 
-    Raises ArtifactError for NaN or infinite weights, naming the tensor.
+    `rd` needs the sensitivities of calibrate.py, and leaves `code_bytes` free under the cap if no budget
+    is given. Raises ArtifactError for NaN or infinite weights, naming the tensor.
     """
     check_finite(state)
-    return quantize_rows(state, config.method, config.keep_float_max_numel)
+    if config.method != "rd":
+        return quantize_rows(state, config.method, config.keep_float_max_numel)
+    from gepa_core.rate_distortion import quantize_rate_distortion
+
+    if sensitivities is None:
+        raise ArtifactError("quant.method rd needs training text to calibrate on; give the run's data")
+    return quantize_rate_distortion(
+        state,
+        sensitivities,
+        budget_bytes=config.budget_bytes or CAP_BYTES - code_bytes,
+        keep_float_max_numel=config.keep_float_max_numel,
+        integer_bits=config.integer_bits,
+    )
