@@ -67,7 +67,7 @@ def advise(found: Forecast) -> Advice:
     target = found.best[-1]
     candidates = _candidates(found, longest, target)
     sentences = [_ratio_sentence(found, longest), *_budget_sentences(budgets, cost, found, longest)]
-    if marginal is not None and cost is not None:
+    if marginal and cost is not None:
         per, size = ("hour", 1.0) if cost.hours(longest) >= 0.5 else ("minute", 1 / 60)
         sentences.append(
             f"At {longest:,} steps a further {cost.device}-{per} changes the best result by "
@@ -91,6 +91,8 @@ def _ratio_sentence(found: Forecast, longest: int) -> str:
         return (
             f"All runs warm down for {found.tried[0]:.2f} of their steps: nothing says which ratio is best."
         )
+    if not found.knows_ratios:
+        return "No law that these runs carry depends on the warmdown: nothing says which ratio is best."
     best = found.best_at(longest)
     alike = f"{best.low:.2f} to {best.high:.2f} cannot be told from it"
     text = f"For {best.steps:,} steps the best {found.schedule} warmdown is {best.ratio:.2f} of the run; "

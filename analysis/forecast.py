@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 LEVEL = 0.9
 FARTHEST = 2.0  # times the longest run
 BESIDE = 0.1  # the surface is drawn this far beyond the ratios that were run
+_FLAT = 1e-6  # relative: laws that know no warmdown give one value for all ratios
 _MINOR = 0.05  # laws of less weight do not move the range of optima
 _LENGTHS, _RATIOS = 13, 25
 
@@ -62,6 +63,12 @@ class Forecast:
     tried: Floats  # grid over the ratios that were run
     noise: float  # relative replicate SD
     left_out: tuple[str, ...]  # runs of other groups, which one law must not mix
+
+    @property
+    def knows_ratios(self) -> bool:
+        """Whether two ratios were run and a law of weight depends on them."""
+        value = self.surface.value
+        return len(self.tried) > 1 and bool((np.ptp(value, axis=1) > _FLAT * value.mean()).all())
 
     @property
     def schedule(self) -> str:

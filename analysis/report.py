@@ -101,7 +101,7 @@ def _skipped(study: Study) -> list[str]:
 
 def summary(study: Study, sweep: SweepFile) -> list[str]:
     """The verdict first, then the best run, the main advice, and what compressors reach."""
-    paragraphs = [study.headline, best_run(study)]
+    paragraphs = [study.headline or study.verdict[0], best_run(study)]
     if study.advice is not None:
         paragraphs += [study.advice.sentences[0], longer_run(study)]
     if sweep.compressor_bpb:

@@ -169,7 +169,7 @@ def lengths(study: Study) -> ReportTable | None:
 
 def best_ratios(study: Study) -> ReportTable | None:
     """Best warmdown ratio and predicted result, per number of steps."""
-    if study.forecast is None:
+    if study.forecast is None or not study.forecast.knows_ratios:
         return None
     rows = [
         {

@@ -24,7 +24,8 @@ from analysis.tabular import Column, ReportTable
 from tests.synthetic_results import write_sweep
 
 FIGURES = (
-    "scaling", "trajectories", "acceleration", "drop", "surface", "stages", "size", "predicted", "residuals",
+    "scaling", "trajectories", "acceleration", "drop", "surface", "stages", "effects", "size", "predicted",
+    "residuals",
 )  # fmt: skip
 COMMAND = "python -m analysis results/small --out out"
 

@@ -76,4 +76,4 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
         if len(errors):
             size = f"mean absolute error {errors.mean():.4f}, worst {errors.max():.4f}"
             parts.append(f"{label}: {size} ({len(errors)} runs)")
-    return f"Runs predicted by laws that had not seen them. {'; '.join(parts)}."
+    return f"Predictions by laws that had not seen the run: {'; '.join(parts)}."

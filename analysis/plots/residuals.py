@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -79,7 +81,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, (left, right) = canvas(2, sharey=True)
     colours = shades(frame["steps"])
     for _, run in frame.groupby("run_id", sort=False):
-        look = {"color": colours[run["steps"].iloc[0]], "alpha": 0.8}
+        look: dict[str, Any] = {"color": colours[run["steps"].iloc[0]], "alpha": 0.8}
         left.plot(run["step"], 1000 * run["residual"], lw=0.8, **look)
         right.plot(run["lr_scale"], 1000 * run["residual"], ".", ms=3, **look)
     for panel in (left, right):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.forecast import FARTHEST
 from analysis.plots.errors import UnavailableError
-from analysis.plots.style import CATEGORIES, GREY, canvas, shade_legend, shades, steps_axis
+from analysis.plots.style import CATEGORIES, GREY, MARKERS, canvas, shade_legend, shades, steps_axis
 from analysis.study import Study
 from analysis.units import axis
 
@@ -28,6 +28,7 @@ def data(study: Study) -> pd.DataFrame:
             "warmdown_ratio": run.warmdown_ratio,
             "schedule": run.schedule,
             "seed": run.seed,
+            "in_forecast": study.forecast is None or run.run_id not in study.forecast.left_out,
             "value": value,
         }
         for run in study.table.runs
@@ -103,10 +104,13 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         if len(rows) and rows["low"].notna().any() and ratio in (nearest[0], nearest[-1]):
             low, high = rows["low"].astype(float), rows["high"].astype(float)
             panel.fill_between(rows["steps"], low, high, color=colours[ratio], alpha=0.13, lw=0)
-    for ratio, rows in measured.groupby("line"):
-        seeds = rows.groupby("steps")["value"]
-        look = {"fmt": "o", "ms": 4.5, "lw": 1, "color": colours[float(str(ratio))]}
-        panel.errorbar(seeds.mean().index, seeds.mean(), seeds.std().fillna(0.0), **look)
+    markers = dict(zip(dict.fromkeys(measured["schedule"]), MARKERS * 3, strict=False))
+    for (ratio, schedule, inside), rows in measured.groupby(["line", "schedule", "in_forecast"]):
+        seeds, colour = rows.groupby("steps")["value"], colours[float(str(ratio))]
+        panel.errorbar(
+            seeds.mean().index, seeds.mean(), seeds.std().fillna(0.0), fmt=markers[schedule], ms=4.5, lw=1,
+            color=colour, mfc=colour if inside else "white",
+        )  # fmt: skip
     trials = frame[frame["kind"] == "backtest"]
     panel.plot(trials["steps"], trials["value"], "x", ms=5.5, mew=1.2, color=CATEGORIES[1])
     longest = measured["steps"].max()
@@ -121,6 +125,11 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     others: dict[str, dict[str, object]] = {}
     if len(trials):
         others["predicted from\nshorter runs"] = {"ls": "", "marker": "x", "mew": 1.2, "color": CATEGORIES[1]}
+    plain: dict[str, object] = {"ls": "", "color": GREY}
+    if len(markers) > 1:
+        others |= {name: plain | {"marker": marker} for name, marker in markers.items()}
+    if not measured["in_forecast"].all():
+        others["other settings"] = plain | {"marker": "o", "mfc": "white"}
     shade_legend(figure, "warmdown ratio", colours, others)
     return figure
 

@@ -23,6 +23,8 @@ def data(study: Study) -> pd.DataFrame:
     }
     if len(ratios) < 2:
         raise UnavailableError("all runs have one warmdown ratio")
+    if not study.forecast.knows_ratios:
+        raise UnavailableError("no law that the runs carry depends on the warmdown")
     rows: list[dict[str, object]] = [
         {"kind": "predicted", "steps": steps, "warmdown_ratio": ratio, "value": surface.value[i, j]}
         for i, steps in enumerate(surface.steps)
@@ -51,12 +53,13 @@ def data(study: Study) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, (panel,) = canvas()
     grid = frame[frame["kind"] == "predicted"].pivot(index="warmdown_ratio", columns="steps", values="value")
+    lengths, ratios = grid.columns.to_numpy(float), grid.index.to_numpy(float)
     measured, best = frame[frame["kind"] == "measured"], frame[frame["kind"] == "best"]
     colours = sequential().reversed()
     mesh = panel.pcolormesh(
-        grid.columns, grid.index, grid.to_numpy(), cmap=colours, shading="gouraud", rasterized=True
+        lengths, ratios, grid.to_numpy(), cmap=colours, shading="gouraud", rasterized=True
     )
-    lines = panel.contour(grid.columns, grid.index, grid.to_numpy(), levels=8, colors="white", linewidths=0.7)
+    lines = panel.contour(lengths, ratios, grid.to_numpy(), levels=8, colors="white", linewidths=0.7)
     panel.clabel(lines, fontsize=7, fmt="%.3f")
     figure.colorbar(mesh, label=axis(study.final_metric), pad=0.02)
     panel.fill_between(best["steps"], best["ratio_low"], best["ratio_high"], color="white", alpha=0.28, lw=0)
@@ -65,13 +68,13 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         best["steps"], best["warmdown_ratio"], color=CATEGORIES[1], lw=1.8, label="best of the ratios run"
     )
     panel.scatter(
-        measured["steps"], measured["warmdown_ratio"], c=measured["value"], cmap=colours, norm=mesh.norm,
-        s=36, edgecolors="white", linewidths=1.1, zorder=5, label="measured",
+        measured["steps"], measured["warmdown_ratio"], c=measured["value"], cmap=colours,
+        vmin=grid.to_numpy().min(), vmax=grid.to_numpy().max(), s=36, edgecolors="white", linewidths=1.1, zorder=5, label="measured",
     )  # fmt: skip
     panel.axvline(measured["steps"].max(), color="white", lw=0.9, ls=(0, (2, 2)))
-    steps_axis(panel, log_ticks=[*measured["steps"], grid.columns[-1]])
-    panel.set_xlim(grid.columns[0] * 0.97, grid.columns[-1])
-    panel.set_ylim(grid.index[0], grid.index[-1])
+    steps_axis(panel, log_ticks=[*measured["steps"], lengths[-1]])
+    panel.set_xlim(lengths[0] * 0.97, lengths[-1])
+    panel.set_ylim(ratios[0], ratios[-1])
     panel.set_ylabel("warmdown ratio [warmdown steps / steps]")
     panel.grid(visible=False)
     figure.legend(loc="outside upper left", ncols=2)
