@@ -111,3 +111,23 @@ def test_a_grid_too_large_to_plan_is_refused_at_once() -> None:
             f"grid: {{steps: [9], warmdown_ratio: [.5], seed: {seeds}, optim.adam_beta1: "
             f"{[s / 2000 for s in seeds]}}}"
         )
+
+
+def test_data_can_be_an_axis() -> None:
+    from gepa_core.config import DataConfig, DataPaths
+    from sweeps.source import Resolved
+
+    sweep = read_sweep("grid: {steps: [10], warmdown_ratio: [.5], data.dir: [one, two]}")
+    assert [str(source) for source in sweep.sources] == ["one", "two"]
+    assert len({run.run_id for run in sweep.runs}) == 2
+
+    def found(name: str) -> Resolved:
+        paths = DataPaths(train=name, val=name, tokenizer=name)
+        return Resolved(paths, DataConfig(train=name, val=name, tokenizer=name), 1000, 1000)
+
+    resolved = sweep.with_data({source: found(f"sha256:{source}") for source in sweep.sources})
+    assert [resolved.paths_of(run).train for run in resolved.runs] == ["sha256:one", "sha256:two"]
+    same = sweep.with_data({source: found("sha256:same") for source in sweep.sources})
+    assert len(same.runs) == 1, "folders of the same data make the same run"
+    half = sweep.with_data({sweep.sources[0]: found("sha256:one")})
+    assert not half.resolved and half.runs[1].data.train == "unresolved:two"
