@@ -36,7 +36,9 @@ class Trainer:
     ) -> None:
         self.config, self.exec_cfg, self.device = config, exec_cfg, device
         self.rank, self.world = rank_and_world()
-        self.micro_batch = micro_batch_seqs(config.batch, exec_cfg.micro_batch_seqs, device)
+        self.micro_batch = micro_batch_seqs(
+            config.batch, config.model.width, exec_cfg.micro_batch_seqs, device
+        )
         self.batches = StepBatches(
             stream, config.batch, config.model.vocab_size, self.micro_batch, device, self.rank, self.world
         )

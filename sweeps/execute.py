@@ -289,7 +289,9 @@ def _execution(job: Job, world: int, outcome: Outcome) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "deterministic": job.exec.deterministic,
-        "micro_batch_seqs": micro_batch_seqs(job.config.batch, job.exec.micro_batch_seqs, device),
+        "micro_batch_seqs": micro_batch_seqs(
+            job.config.batch, job.config.model.width, job.exec.micro_batch_seqs, device
+        ),
         **outcome.execution,
     }
 

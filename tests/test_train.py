@@ -161,11 +161,12 @@ def test_tokens_past_the_vocabulary_are_refused(tmp_path: Path) -> None:
         (48, 20, "cuda", 16),
         (6, 100, "cpu", 6),
         (7, 3, "cpu", 1),
+        (6, None, "cpu", 1),
     ],
 )
 def test_micro_batches_divide_a_span(seqs: int, wanted: int | None, device: str, chosen: int) -> None:
     batch = BatchConfig(seq_len=2048, seqs_per_span=seqs)
-    assert micro_batch_seqs(batch, wanted, torch.device(device)) == chosen
+    assert micro_batch_seqs(batch, 64, wanted, torch.device(device)) == chosen
 
 
 def test_micro_batches_change_nothing_but_rounding(
