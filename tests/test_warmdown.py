@@ -107,9 +107,9 @@ def test_two_shapes_tell_rate_from_progress(sweep: Table) -> None:
     assert "it is the remaining learning rate that drives the drop" in words
     assert "under linear, improvement per step accelerates" in words.lower()
     assert "under 1-sqrt, improvement per step slows down" in words.lower()
-    assert headline(result).startswith(
-        "Improvement accelerates towards the end of a linear warmdown and slows"
-    )
+    short = headline(result)
+    assert short.startswith("Improvement accelerates towards the end of a linear warmdown")
+    assert "and slows towards the end of a 1-sqrt warmdown" in short
 
 
 def test_fractions_are_of_the_gain_since_the_peak() -> None:
@@ -196,3 +196,35 @@ def test_true_curve_is_continuous_at_the_peak() -> None:
     """The fixture itself: no jump where the warmdown begins, the whole drop at the end."""
     at = true_bpb(np.array([1200, 1200.001]), 2000, 800)
     assert at[0] == pytest.approx(at[1], abs=1e-5)
+
+
+def test_documented_verdict_is_what_the_data_say(shared: Path) -> None:
+    """docs/warmdown.md quotes numbers; each is computed here and looked up there."""
+    page = " ".join((Path(__file__).parents[1] / "docs" / "warmdown.md").read_text().split())
+
+    def short(value: float, digits: int) -> str:
+        return f"{value:.{digits}f}".removeprefix("0")
+
+    reference = shared / "reference"
+    published = analyse(load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv"), "val_bpb")
+    quoted = [run.last_over_first.text(".2f") for run in published.runs]
+    quoted.append(f"{quoted[0]}, {quoted[1]} and {quoted[2]} times as steep")
+    q = [short(run.q.value, 2) for run in published.runs if run.q is not None]
+    quoted.append(f"q = {q[0]}, {q[1]} and {q[2]}")
+    steps = sorted(run.steps_gain.value for run in published.runs if run.steps_gain is not None)
+    quoted.append(f"{short(steps[0], 4)} to {short(steps[-1], 4)} BPB")
+    shares = np.mean([list(run.fractions.values()) for run in published.runs], axis=0)
+    quoted.append(" / ".join(short(share, 2) for share in shares))
+    lined = collapse(published.runs)
+    assert lined is not None
+    quoted += [f"differ by {short(lined.remaining, 3)}", f"since the peak, by {short(lined.steps, 3)}"]
+    folder = reference / "curves" / "wsd_124m_lr1e-3"
+    curves = load(folder / "runs.csv", folder / "trajectories.csv")
+    fifth = curves.where(lambda run: run.is_constant or abs(run.warmdown_ratio - 0.2) < 0.01)
+    public = analyse(fifth, "val_loss")
+    lined = collapse(public.runs)
+    assert lined is not None and lined.progress is not None
+    quoted.append(f"remaining rate ({short(lined.remaining, 3)})")
+    quoted.append(f"warmdown ({short(lined.progress, 3)}) or steps ({short(lined.steps, 3)})")
+    for number in quoted:
+        assert number in page, number

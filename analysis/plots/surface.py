@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -67,10 +69,16 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     panel.plot(
         best["steps"], best["warmdown_ratio"], color=CATEGORIES[1], lw=1.8, label="best of the ratios run"
     )
-    panel.scatter(
-        measured["steps"], measured["warmdown_ratio"], c=measured["value"], cmap=colours,
-        vmin=grid.to_numpy().min(), vmax=grid.to_numpy().max(), s=36, edgecolors="white", linewidths=1.1, zorder=5, label="measured",
-    )  # fmt: skip
+    look: dict[str, Any] = {
+        "edgecolors": "white",
+        "linewidths": 1.1,
+        "zorder": 5,
+        "label": "measured",
+        "s": 36,
+    }
+    low, high = mesh.get_clim()
+    x, y = measured["steps"], measured["warmdown_ratio"]
+    panel.scatter(x, y, c=measured["value"], cmap=colours, vmin=low, vmax=high, **look)
     panel.axvline(measured["steps"].max(), color="white", lw=0.9, ls=(0, (2, 2)))
     steps_axis(panel, log_ticks=[*measured["steps"], lengths[-1]])
     panel.set_xlim(lengths[0] * 0.97, lengths[-1])
