@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import zstandard
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from gepa_core import codec
 from gepa_core.errors import ArtifactError
-from gepa_core.quantize import Quantized
+
+if TYPE_CHECKING:
+    from gepa_core.quantize import Quantized
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_DECOMPRESSED_BYTES = 1 << 30
@@ -31,7 +33,7 @@ _FLOATS = {
 }
 
 
-def write_artifact(quantized: Quantized, path: Path) -> int:
+def write_artifact(quantized: "Quantized", path: Path) -> int:
     """Writes the file atomically and returns its size in bytes. The same model gives the same bytes."""
     data = encode(quantized)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def write_artifact(quantized: Quantized, path: Path) -> int:
     return len(data)
 
 
-def encode(quantized: Quantized) -> bytes:
+def encode(quantized: "Quantized") -> bytes:
     if quantized.method == "rd":
         return codec.encode(quantized.tensors, quantized.passthrough, quantized.dtypes)
     return compress(published_bytes(quantized))
@@ -74,7 +76,7 @@ def compress(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
 
 
-def published_bytes(quantized: Quantized) -> bytes:
+def published_bytes(quantized: "Quantized") -> bytes:
     """The published dictionary under torch.save, uncompressed."""
     restored = {
         name: str(quantized.dtypes[name]).removeprefix("torch.")
@@ -115,8 +117,13 @@ def decode(data: bytes) -> dict[str, Tensor]:
     if data.startswith(codec.MAGIC):
         return codec.decode(data)
     if data[:4] == ZSTD_MAGIC:
-        return _published_state(_load_plain(_decompress(data)))
+        return decode_published(data)
     raise ArtifactError("not an int6 artifact: it begins like no format known here")
+
+
+def decode_published(data: bytes) -> dict[str, Tensor]:
+    """The state dict of a zstd-compressed torch.save dictionary, as the published run wrote it."""
+    return _published_state(_load_plain(_decompress(data)))
 
 
 def _decompress(data: bytes) -> bytes:
