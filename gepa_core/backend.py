@@ -65,7 +65,9 @@ def attention_order(exec_cfg: Any, device: torch.device) -> tuple[str, ...]:
         return ()
     first = exec_cfg.attention
     if first is None:
-        first = "cudnn" if torch.cuda.get_device_capability(device) >= _HOPPER else "flash"
+        # cuDNN's backward has no deterministic form, flash's has.
+        hopper = torch.cuda.get_device_capability(device) >= _HOPPER
+        first = "cudnn" if hopper and not exec_cfg.deterministic else "flash"
     return (first, *(name for name in _BACKENDS if name != first))
 
 

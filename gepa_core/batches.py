@@ -74,9 +74,13 @@ class StepBatches:
     def _to_device(self, tokens: np.ndarray) -> Tensor:
         if self.device.type != "cuda":
             return torch.from_numpy(tokens.astype(np.int64))
-        # Two bytes a token cross the bus and are widened there; int16 is what every kernel knows.
         narrow = torch.from_numpy(tokens.view(np.int16)).pin_memory()
-        return narrow.to(self.device, non_blocking=True).long() & 0xFFFF
+        return widened(narrow.to(self.device, non_blocking=True))
+
+
+def widened(narrow: Tensor) -> Tensor:
+    """int64 of uint16 tokens that crossed the bus as int16, which every kernel knows."""
+    return narrow.long() & 0xFFFF
 
 
 class Prefetcher:

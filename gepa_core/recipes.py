@@ -71,8 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "quant": {"keep_float_max_numel": 4096, "calibration_tokens": 65_536},
         "ttt": {"chunk_tokens": 4096, "epochs": 3, "batch_seqs": 8, "freeze_blocks": 1},
     },
-    # The least size at which quantizers are compared: over 5 million parameters. bf16 is 1.25 times as fast as
-    # fp32 at this width on a CPU with AVX512-BF16 or AMX; on one without, set model.compute_dtype to fp32.
+    # The least size at which quantizers are compared: over 5 million parameters. bf16 is 1.25 times as fast
+    # as fp32 at this width on a CPU with AVX512-BF16 or AMX; on one without, set model.compute_dtype to fp32.
     "gepa-5m": {
         "model": _SMALL_MODEL
         | {

@@ -4,6 +4,7 @@ python -m gepa_core.train JOB.yaml [--out DIR]                      one process
 torchrun --nproc-per-node 4 -m gepa_core.train JOB.yaml --out DIR   several ranks
 """
 
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,7 +117,10 @@ def prepare(exec_cfg: ExecConfig) -> torch.device:
         torch.set_num_threads(exec_cfg.threads or 1)
     elif exec_cfg.threads:
         torch.set_num_threads(exec_cfg.threads)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     if exec_cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device

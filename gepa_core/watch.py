@@ -139,9 +139,12 @@ class Saver:
         return self._every is not None and self._trainer.step % self._every == 0
 
     def is_time(self) -> bool:
-        """By the clock of rank 0."""
-        late = time.monotonic() - self._last > self._period
-        return self._every is None and self._trainer.rank == 0 and late
+        """By the clock of rank 0, once a period: the wish may be granted some steps later."""
+        now = time.monotonic()
+        late = self._every is None and self._trainer.rank == 0 and now - self._last > self._period
+        if late:
+            self._last = now
+        return late
 
     def save(self) -> Path:
         path = self._folder / str(self._trainer.step)

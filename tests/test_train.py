@@ -14,13 +14,13 @@ import zstandard
 
 from gepa_core import checkpoint
 from gepa_core.backend import rank_and_world
-from gepa_core.batches import StepBatches, micro_batch_seqs
+from gepa_core.batches import StepBatches, micro_batch_seqs, widened
 from gepa_core.command import train_command
 from gepa_core.config import NUMERICS_VERSION, BatchConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from gepa_core.job import over_recipe
-from gepa_core.trainer import Trainer
+from gepa_core.trainer import Trainer, training_loss
 from tests import tiny
 from tests.training import (
     RUN,
@@ -167,6 +167,11 @@ def test_tokens_past_the_vocabulary_are_refused(tmp_path: Path) -> None:
 def test_micro_batches_divide_a_span(seqs: int, wanted: int | None, device: str, chosen: int) -> None:
     batch = BatchConfig(seq_len=2048, seqs_per_span=seqs)
     assert micro_batch_seqs(batch, 64, wanted, torch.device(device)) == chosen
+
+
+def test_tokens_are_widened_without_a_sign() -> None:
+    tokens = np.array([0, 1, 1023, 32767, 32768, 65535], dtype=np.uint16)
+    assert widened(torch.from_numpy(tokens.view(np.int16))).tolist() == tokens.tolist()
 
 
 def test_micro_batches_change_nothing_but_rounding(
@@ -333,6 +338,20 @@ def test_divergence_is_told_with_its_step_whenever_it_is_seen(
         train(paths, tmp_path, run, checkpoint_every=2)
     assert error.value.step == 2
     assert checkpoint.in_order(tmp_path / "checkpoints") == []
+
+
+def test_the_loss_compiles_as_one_graph(paths: DataPaths) -> None:
+    trainer = Trainer(RUN, ExecConfig(device="cpu"), TokenStream(open_shards(paths.train)), CPU)
+    ((ids, targets), *_) = trainer.batches.read(0)
+    eager = training_loss(trainer.model, ids, targets)
+    eager.backward()
+    gradients = trainer.flat.gradients.clone()
+    trainer.flat.zero_gradients()
+    compiled = torch.compile(training_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    loss = compiled(trainer.model, ids, targets)
+    loss.backward()
+    torch.testing.assert_close(loss, eager)
+    torch.testing.assert_close(trainer.flat.gradients, gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_warming_up_leaves_the_state_alone(paths: DataPaths) -> None:
