@@ -39,6 +39,7 @@ from sweeps.spec import Sweep  # noqa: E402
 from sweeps.store import Outcome  # noqa: E402
 
 _OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
+_PROBE_SECONDS = 10.0
 _GRACE_SECONDS = 10.0  # for the other ranks to tell what happened, once one has failed
 _WORKER_ENV = {
     # Asked for by torch where `deterministic` is; without effect on the CPU.
@@ -344,7 +345,10 @@ def cluster_nodes(address: str) -> list[Node]:
 
 
 def _connect(address: str, **options: Any) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # ray raises all sorts here
         raise ClusterError(

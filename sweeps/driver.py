@@ -264,7 +264,7 @@ class Driver:
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
-        micro_batch = self._micro_batch.get(node, self._smallest) if node in self.plan.segments else None
+        micro_batch = self._micro_batch.get(node, self._smallest)
         job = self.recorder.job(node, micro_batch)
         self.recorder.note("started", node, lease=name, attempts=len(self._history.get(node, ())))
         self.cluster.start(name, job)

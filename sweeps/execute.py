@@ -186,6 +186,7 @@ def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
         return _quantize(job, source, workdir, rank)
     model = _model(job, source).to(device)
     tokens, table = _validation(job.data, job.config)
+    from gepa_core.bundle import code_bytes
     from gepa_core.evaluate import evaluate_plain, evaluate_sliding
     from gepa_core.ttt import test_time_train
 
@@ -193,7 +194,8 @@ def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
     if job.kind == "ttt":
         adapted = test_time_train(model, tokens, table, job.config.eval, job.config.ttt, job.exec)
         evaluation = adapted.evaluation
-        result |= {"ttt_seconds": evaluation.seconds, "ttt_updates": adapted.updates}
+        # Runs that differ in their TTT alone share a quantize stage, but not the script.
+        result |= {"ttt_seconds": evaluation.seconds, "code_bytes": code_bytes(job.config)}
     else:
         evaluate = evaluate_sliding if job.kind == "int6_sliding" else evaluate_plain
         evaluation = evaluate(model, tokens, table, job.config.eval, job.exec)
@@ -230,15 +232,25 @@ def _model(job: Job, source: Path) -> Any:
 
 def _quantize(job: Job, source: Path, workdir: Workdir, rank: int) -> dict[str, Any]:
     from gepa_core.artifact import write_artifact
+    from gepa_core.backend import resolve_device
+    from gepa_core.bundle import code_bytes
+    from gepa_core.calibrate import calibrate
+    from gepa_core.data.shards import load_tokens, open_shards
     from gepa_core.job import load_model
     from gepa_core.quantize import quantize
 
-    if rank != 0:  # seconds on one core: not worth sharing out
+    if rank != 0:  # not worth sharing out
         return {}
     model, _ = load_model(source, average=True)
-    quantized = quantize(model.state_dict(), job.config.quant)
+    cfg, sensitivities = job.config.quant, None
+    if cfg.method == "rd":
+        tokens = load_tokens(open_shards(job.data.train), cfg.calibration_tokens)
+        sensitivities = calibrate(model.to(resolve_device(job.exec)), tokens, job.config.batch.seq_len)
+    code = code_bytes(job.config)
+    quantized = quantize(model.state_dict(), cfg, sensitivities, code_bytes=code)
     report = quantized.report
     return {
+        "code_bytes": code,
         "artifact_bytes": write_artifact(quantized, workdir.path / ARTIFACT),
         "quant_rows_at_floor": report.rows_at_floor,
         "quantized_fraction": report.quantized_fraction,

@@ -69,7 +69,8 @@ class SweepRecorder:
         segment = self.plan.segments.get(node)
         exec_cfg = sweep.exec
         if micro_batch_seqs is not None:
-            exec_cfg = exec_cfg.model_copy(update={"micro_batch_seqs": micro_batch_seqs})
+            limit = {"micro_batch_seqs": micro_batch_seqs, "eval_batch_seqs": micro_batch_seqs}
+            exec_cfg = exec_cfg.model_copy(update=limit)
         item = segment or self.plan.stages[node]
         job = Job(
             id=node,

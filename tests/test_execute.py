@@ -60,7 +60,7 @@ def test_runs_parquet_has_every_column_and_the_sum_of_the_work(data: Path, share
     table = pq.read_table(shared / "tiny" / "runs.parquet")
     assert table.schema.names == RUNS.names
     unknown = {name for name in table.schema.names if table[name].null_count}
-    assert unknown <= {"error", "commit", "code_bytes"}
+    assert unknown <= {"error", "commit"}
     plan = plan_of(sweep_text(data, GRID), shared)
     for row in table.to_pylist():
         chain = [plan.segments[node] for node in plan.segments_of(row["run_id"])]
@@ -141,22 +141,26 @@ def test_a_segment_stopped_half_way_goes_on_to_the_same_bits(
 
     # A worker told to stop before it starts still makes one step.
     cluster = InThisProcess(stop)
-    result = launch_here(sweep_text(data, GRID), tmp_path, cluster=cluster)
-    assert result.exit_code == 0 and len(preempted) == 2
-    assert rows(tmp_path) == rows(shared)
-    plan = plan_of(sweep_text(data, GRID), tmp_path)
-    assert states(tmp_path, plan) == states(shared, plan)
+    text = sweep_text(data, {"steps": [12], "warmdown_ratio": [0.5]}, stages=["ema"])
+    assert launch_here(text, tmp_path, cluster=cluster).exit_code == 0 and len(preempted) == 2
+    ((run_id, row),) = rows(tmp_path).items()
+    assert row["ema_bpb"] == rows(shared)[run_id]["ema_bpb"]
+    mine = states(tmp_path, plan_of(text, tmp_path))
+    theirs = states(shared, plan_of(sweep_text(data, GRID), shared))
+    assert len(mine) == 2 and all(theirs[key] == value for key, value in mine.items())
     assert [job for job in cluster.jobs if job.resume]
-    for file in sorted((tmp_path / "tiny" / "trajectory").iterdir()):
-        theirs = pq.read_table(shared / "tiny" / "trajectory" / file.name).drop(["elapsed_seconds"])
-        assert pq.read_table(file).drop(["elapsed_seconds"]) == theirs
+    for node in plan_of(text, tmp_path).segments:
+        steps = pq.read_table(tmp_path / "tiny" / "trajectory" / f"{node}.parquet")["step"].to_pylist()
+        start, stop = node.split("-")[:2]
+        assert steps == list(range(int(start) + 1, int(stop) + 1))
 
 
 def test_a_second_sweep_extends_the_first_to_the_same_bits(data: Path, shared: Path, tmp_path: Path) -> None:
     """Longer runs, and a branch point between two states of the first sweep."""
     store = tmp_path / "store"
     shutil.copytree(shared, store)
-    more = sweep_text(data, {"steps": [10, 16], "warmdown_ratio": [0.5]}, name="more")
+    stages = ["float", "ema"]
+    more = sweep_text(data, {"steps": [10, 16], "warmdown_ratio": [0.5]}, name="more", stages=stages)
     cluster = InThisProcess()
     assert launch_here(more, store, cluster=cluster).exit_code == 0
     trained = sum(job.until - job.identity["start"] for job in cluster.jobs if job.kind == "segment")
@@ -169,12 +173,13 @@ def test_a_second_sweep_extends_the_first_to_the_same_bits(data: Path, shared: P
 
 def test_new_ttt_settings_need_no_training(data: Path, shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared, tmp_path / "store")
-    text = sweep_text(data, GRID | {"ttt.epochs": [2, 3]}, name="epochs")
+    grid = {"steps": [12], "warmdown_ratio": [0.5], "ttt.epochs": [2, 3]}
+    text = sweep_text(data, grid, name="epochs")
     cluster = InThisProcess()
     assert launch_here(text, tmp_path / "store", cluster=cluster).exit_code == 0
-    assert {job.kind for job in cluster.jobs} == {"ttt"} and len(cluster.jobs) == 6
+    assert [job.kind for job in cluster.jobs] == ["ttt"]
     found = rows(tmp_path / "store", "epochs")
-    assert len(found) == 12 and {row["ttt.epochs"] for row in found.values()} == {2, 3}
+    assert len(found) == 2 and {row["ttt.epochs"] for row in found.values()} == {2, 3}
 
 
 def test_a_run_that_diverges_ends_as_such_and_its_siblings_go_on(data: Path, tmp_path: Path) -> None:
@@ -255,7 +260,7 @@ def test_a_result_that_no_driver_saw_is_committed_later(data: Path, tmp_path: Pa
 
 
 def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
-    text = sweep_text(data, {"steps": [4, 8], "warmdown_ratio": [0.5]})
+    text = sweep_text(data, {"steps": [4, 8], "warmdown_ratio": [0.5]}, stages=["float"])
     launch_here(text, tmp_path)
     first, plan = rows(tmp_path), plan_of(text, tmp_path)
     branch = next(s for s in plan.segments.values() if s.start == 4)
@@ -328,8 +333,10 @@ def test_store_on_s3_gives_the_same_bits(
         return None
 
     url = s3("sweep")
-    assert launch_here(sweep_text(data, GRID), url, cluster=InThisProcess(stop)).exit_code == 0
-    assert rows(url) == rows(shared)
+    text = sweep_text(data, {"steps": [8], "warmdown_ratio": [0.5]})
+    assert launch_here(text, url, cluster=InThisProcess(stop)).exit_code == 0
+    ((run_id, row),) = rows(url).items()
+    assert row == rows(shared)[run_id] | {"schedule": "linear"}
     left = [e.name for e in Store(url).files.list("segments", recursive=True) if "/checkpoints/" in e.name]
     assert not left
 
