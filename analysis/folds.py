@@ -9,7 +9,10 @@ import numpy as np
 
 from analysis.table import Run, Table, Trajectory
 
-MAX_FOLDS = 4  # of each kind
+LENGTH_FOLDS = (
+    2  # the longest ones: trials on a few short runs say too little good of what all of them can do
+)
+RATIO_FOLDS = 4
 REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
 RATIO_STEP = 0.05  # warmdown ratios closer than this are one
 
@@ -40,7 +43,7 @@ def folds(table: Table, metric: str) -> list[Fold]:
     targets = [run for run in table.runs if last_known(run, metric) is not None]
     lengths = sorted({run.steps for run in targets})
     result = []
-    for known, wanted in list(pairwise(lengths))[::-1][:MAX_FOLDS]:
+    for known, wanted in list(pairwise(lengths))[::-1][:LENGTH_FOLDS]:
         held = tuple(run for run in targets if run.steps == wanted and not _is_bare_trunk(run, table, metric))
         shorter = replace(
             table, runs=tuple(cut for run in table.runs if (cut := cut_to(run, known)) is not None)
@@ -51,7 +54,7 @@ def folds(table: Table, metric: str) -> list[Fold]:
     for run in targets:
         kinds.setdefault((run.schedule, round(run.warmdown_ratio / RATIO_STEP)), []).append(run)
     if len(kinds) > 1:
-        for kind in sorted(kinds, key=lambda kind: -len(kinds[kind]))[:MAX_FOLDS]:
+        for kind in sorted(kinds, key=lambda kind: -len(kinds[kind]))[:RATIO_FOLDS]:
             out = [run for run in kinds[kind] if not _is_bare_trunk(run, table, metric)]
             rest = table.where(lambda run, out=out: run not in out)  # type: ignore[misc]
             if out and rest.runs:
@@ -61,7 +64,9 @@ def folds(table: Table, metric: str) -> list[Fold]:
 
 
 def replicate_sd(table: Table, metric: str) -> float:
-    """Relative SD between runs of one plan on different trunks, drawn to `REPLICATE_SD` where there are few."""
+    """Relative SD between runs of one plan on different trunks, drawn to `REPLICATE_SD` where there are
+    few.
+    """
     plans: dict[tuple[object, ...], dict[str, list[float]]] = {}
     for run in table.runs:
         if (final := run.final(metric)) is not None:

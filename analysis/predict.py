@@ -155,18 +155,16 @@ def _standard_error(
         )
     if len(ensemble.length_errors) == 0:
         return None, "no shorter runs from which a longer one could be predicted as a trial"
-    longest = max(run.steps for run in ensemble.table.runs)
-    reach = float(np.log(target.steps / longest))
-    variance = 0.0
-    if reach > np.log(BEYOND):
-        stretch = max(1.0, reach / ensemble.length_stretch)
-        variance += ensemble.mean_square("length") * stretch**2
+    reach = float(np.log(target.steps / max(run.steps for run in ensemble.table.runs)))
     apart = deficit_distance(ensemble.table, target)
-    if apart > NEAR_DEFICIT and len(ensemble.ratio_errors):
-        stretch = max(1.0, apart / ensemble.ratio_stretch)
-        variance += ensemble.mean_square("ratio") * stretch
-    if variance == 0.0:  # between runs that were made: as good as the trials were, at least
-        variance = ensemble.mean_square("length")
+    variance = ensemble.mean_square("length") * max(1.0, reach / ensemble.length_stretch) ** 2
+    if apart > NEAR_DEFICIT:
+        if len(ensemble.ratio_errors) == 0:
+            return None, "one kind of warmdown was run: nothing tells how well another is predicted"
+        # The two are trials of the same laws: the larger stands for both. Errors grow with the distance
+        # between schedules as its root on public grids, and with ln steps in proportion.
+        other = ensemble.mean_square("ratio") * max(1.0, apart / ensemble.ratio_stretch)
+        variance = max(variance, other)
     relative_spread = float(ensemble.spread(laws)[0] / ensemble.centre(laws)[0])
     return float(np.sqrt(variance + relative_spread**2 + ensemble.replicate_sd**2)), None
 
