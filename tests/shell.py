@@ -15,6 +15,12 @@ def blocks(path: Path) -> Iterator[tuple[int, str]]:
         yield text.count("\n", 0, match.start(1)) + 1, match[1]
 
 
+def indented(path: Path) -> list[str]:
+    """Lines of indented code that start a program."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^ {4,}((?:\S*python3?|ray|sbatch|\S*pip) .*)$", text, re.MULTILINE)
+
+
 def commands(text: str) -> list[str]:
     """The command lines of a shell block, without comments; continued lines are one."""
     lines = map(_uncommented, text.replace("\\\n", " ").splitlines())
