@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from analysis.blocks import Effect, paired_effect, read_blocks
+from analysis.settings import by_setting
 from analysis.slopes import Estimate, fit_linear
 from analysis.table import Run, Table
 from analysis.units import STAGES, span
@@ -70,8 +71,10 @@ class Decomposition:
     """Stage effects of all runs, and what they and the artifact's size go with."""
 
     runs: tuple[RunStages, ...]
-    ttt_on_base: Trend | None  # TTT effect (or the mixed one that ends in it) on the BPB before it
-    bytes_on_steps: Trend | None  # artifact bytes on ln(steps)
+    ttt_on_base: tuple[
+        Trend, ...
+    ]  # TTT effect (or the mixed one that ends in it) on the BPB before it, by setting
+    bytes_on_steps: tuple[Trend, ...]  # artifact bytes on ln(steps), by setting
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
 
@@ -98,12 +101,19 @@ def decompose(table: Table, level: float = 0.9) -> Decomposition:
     notes += [
         f"Effects mixed in one difference, as the stages between were not measured: {m}." for m in mixed
     ]
-    ttt = _ttt_trend(runs, level)
-    size = _size_trend(table, level)
-    sentences = tuple(
-        s for s in (*_effect_sentences(runs), _ttt_sentence(ttt), size_verdict(table, size)) if s
-    )
-    return Decomposition(tuple(runs), ttt, size, tuple(notes), sentences)
+    ttt: list[Trend] = []
+    size: list[Trend] = []
+    sentences = _effect_sentences(runs)
+    for name, part in by_setting(table).items():
+        prefix = f"{name}: " if name else ""
+        inside = {run.run_id for run in part.runs}
+        if on_base := _ttt_trend([r for r in runs if r.run.run_id in inside], prefix, level):
+            ttt.append(on_base)
+            sentences.append(_ttt_sentence(on_base))
+        if on_steps := _size_trend(part, prefix, level):
+            size.append(on_steps)
+            sentences.append(prefix + size_verdict(part, on_steps))
+    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), tuple(s for s in sentences if s))
 
 
 def _steps(run: Run, table: Table) -> tuple[Step, ...]:
@@ -139,22 +149,22 @@ def _trend(what: str, values: list[tuple[Run, float, float]], level: float) -> T
     return Trend(what, fit.combination(np.array([0.0, 1.0]), level), len(x))
 
 
-def _ttt_trend(runs: list[RunStages], level: float) -> Trend | None:
+def _ttt_trend(runs: list[RunStages], prefix: str, level: float) -> Trend | None:
     last = [(r.run, r.steps[-1]) for r in runs if r.steps[-1].after == "ttt_bpb"]
     if not last:
         return None
     name = last[0][1].name
     rows = [(run, run.metrics[s.before], s.effect.value) for run, s in last if s.name == name]
-    return _trend(f"{name} on {last[0][1].before}", rows, level)
+    return _trend(f"{prefix}{name} on {last[0][1].before}", rows, level)
 
 
-def _size_trend(table: Table, level: float) -> Trend | None:
+def _size_trend(table: Table, prefix: str, level: float) -> Trend | None:
     rows = [
         (run, float(np.log(run.steps)), run.metrics["artifact_bytes"])
         for run in table.runs
         if "artifact_bytes" in run.metrics
     ]
-    return _trend("artifact_bytes on ln(steps)", rows, level)
+    return _trend(f"{prefix}artifact_bytes on ln(steps)", rows, level)
 
 
 def _effect_sentences(runs: list[RunStages]) -> list[str]:
@@ -175,8 +185,8 @@ def _effect_sentences(runs: list[RunStages]) -> list[str]:
     return sentences
 
 
-def _ttt_sentence(trend: Trend | None) -> str:
-    if trend is None or trend.slope.low is None:
+def _ttt_sentence(trend: Trend) -> str:
+    if trend.slope.low is None:
         return ""
     s = trend.slope
     if s.above(0) or s.below(0):
@@ -190,10 +200,8 @@ def _ttt_sentence(trend: Trend | None) -> str:
     return text + "."
 
 
-def size_verdict(table: Table, trend: Trend | None) -> str:
+def size_verdict(table: Table, trend: Trend) -> str:
     """Whether artifacts shrink with steps, and whether the quantizer's floor may be the reason."""
-    if trend is None:
-        return ""
     doubling = trend.slope.scaled(float(np.log(2))).text("+,.0f")
     text = f"Artifact size changes by {doubling} bytes per doubling of the steps"
     if not (trend.slope.above(0) or trend.slope.below(0)):

@@ -32,13 +32,16 @@ th button:focus-visible { outline: 2px solid var(--accent); }
 th button::after { content: "\\2195"; color: #b0b0b0; padding-left: .25em; }
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--accent); }
 th[aria-sort=descending] button::after { content: "\\2193"; color: var(--accent); }
-tbody tr:hover { background: #f4f8fb; }
+tbody tr:hover td { background: #f4f8fb; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 code { background: #f3f3f3; padding: .1em .3em; border-radius: 3px; font-size: .88em; }
 @media (max-width: 40rem) { body { font-size: 15px; } h1 { font-size: 1.4rem; } }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } th button::after { content: ""; } .scroll { overflow: visible; }
-  table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; white-space: normal; }
+  table { font-size: 6pt; width: 100%; }
+  th, td { padding: .1rem .15rem; white-space: normal; min-width: 0; }
+  td.num { white-space: nowrap; } td:first-child { overflow-wrap: anywhere; min-width: 5em; }
 }
 """
 

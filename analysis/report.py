@@ -158,8 +158,7 @@ def fits(study: Study) -> dict[str, object]:
         "laws": _laws(study),
         "trends": [
             {"what": trend.what, "slope": vars(trend.slope), "points": trend.points}
-            for trend in (study.stages.ttt_on_base, study.stages.bytes_on_steps)
-            if trend is not None
+            for trend in (*study.stages.ttt_on_base, *study.stages.bytes_on_steps)
         ],
     }
 

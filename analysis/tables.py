@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.cost import device_of, run_hours
 from analysis.fit import Fit
+from analysis.settings import setting, varying_axes
 from analysis.slopes import Estimate
 from analysis.stage_gap import StageGap
 from analysis.study import Study
@@ -18,7 +19,7 @@ from analysis.units import LABELS, STAGES, unit
 
 def runs(study: Study) -> ReportTable:
     """Every finished run: plan, measured stages, size, cost."""
-    rows = []
+    rows, axes = [], varying_axes(study.table)
     for run in study.table.runs:
         rows.append(
             {
@@ -28,6 +29,7 @@ def runs(study: Study) -> ReportTable:
                 "warmdown_ratio": run.warmdown_ratio,
                 "schedule": run.schedule,
                 "seed": run.seed,
+                "setting": setting(run, axes) or None,
                 study.metric: run.final(study.metric),
                 **{stage: run.metrics.get(stage) for stage in STAGES},
                 "artifact_bytes": run.metrics.get("artifact_bytes"),
@@ -42,6 +44,7 @@ def runs(study: Study) -> ReportTable:
         "warmdown_ratio": Column("ratio", ".2f"),
         "schedule": Column("schedule"),
         "seed": Column("seed", ".0f"),
+        "setting": Column("setting"),
     }
     stages = [stage for stage in STAGES if any(stage in run.metrics for run in study.table.runs)]
     shown = stages or [study.metric]

@@ -123,6 +123,18 @@ def test_size_against_steps_names_the_floor(
     assert any("Artifact size" in s and said in s for s in sentences), sentences
 
 
+def test_settings_are_not_pooled(table: Table) -> None:
+    """Two quantizers, one whose artifacts shrink and one whose do not: two trends, each named."""
+    shrinking, flat = _with_sizes(table, -9000.0, 900.0), _with_sizes(table, 0.0, 0.0)
+    runs = [replace(r, group=(("quant.method", "reference"),)) for r in shrinking.runs]
+    runs += [replace(r, run_id=f"{r.run_id}-p", group=(("quant.method", "per_row"),)) for r in flat.runs]
+    found = decompose(replace(table, runs=tuple(runs)))
+    slopes = {trend.what.split(":")[0]: trend.slope for trend in found.bytes_on_steps}
+    assert slopes["method=reference"].value == pytest.approx(-9000, rel=0.05)
+    assert abs(slopes["method=per_row"].value) < 200
+    assert any(s.startswith("method=per_row: Artifact size") and "no trend" in s for s in found.sentences)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

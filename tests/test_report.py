@@ -144,6 +144,9 @@ def test_page_fits_a_phone_and_prints(browser: Any, out: Path, tmp_path: Path) -
     page = browser.new_page(viewport={"width": 360, "height": 740})
     page.goto((out / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4 less its margins, in CSS pixels
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     page.pdf(path=str(tmp_path / "report.pdf"))
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 

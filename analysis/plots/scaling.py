@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from analysis.forecast import FARTHEST
 from analysis.plots.errors import UnavailableError
 from analysis.plots.style import CATEGORIES, GREY, MARKERS, canvas, shade_legend, shades, steps_axis
+from analysis.settings import setting, varying_axes
 from analysis.study import Study
 from analysis.units import axis
 
@@ -138,10 +139,12 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
     text = "Discs: measured, mean over seeds with their SD."
     if study.forecast is None:
         return f"{text} No predictions: {study.no_forecast}."
+    if study.forecast.left_out:
+        of = setting(study.forecast.ensemble.table.runs[0], varying_axes(study.table))
+        text += f" Full discs and lines: {of}."
     if frame.get("low") is None or frame["low"].isna().all():
         return f"{text} Lines: predicted; too few run lengths for an honest interval."
     return (
-        f"{text} Lines: predicted, ratios rounded to .1; bands: 90 % intervals of the outer two. "
-        f"Crosses: what these "
-        "laws said of a run when only shorter ones were known."
+        f"{text} Lines: predicted, ratios rounded to .1; bands: 90 % intervals of the outer two. Crosses: what "
+        "these laws said of a run when only shorter ones were known."
     )

@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots.errors import UnavailableError
-from analysis.plots.style import CATEGORIES, canvas, shade_legend, shades, steps_axis
+from analysis.plots.style import CATEGORIES, MARKERS, canvas, marker_lines, shade_legend, shades, steps_axis
+from analysis.settings import setting, varying_axes
 from analysis.study import Study
 
 NAME, TITLE, ORDER = "size", "Artifact size against steps", 70
@@ -16,12 +17,14 @@ CAP_BYTES = 16_000_000
 
 
 def data(study: Study) -> pd.DataFrame:
+    axes = varying_axes(study.table)
     rows = [
         {
             "run_id": run.run_id,
             "steps": run.steps,
             "warmdown_ratio": run.warmdown_ratio,
             "schedule": run.schedule,
+            "setting": setting(run, axes),
             "seed": run.seed,
             "artifact_bytes": run.metrics["artifact_bytes"],
             "quant_rows_at_floor": run.metrics.get("quant_rows_at_floor"),
@@ -39,16 +42,17 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, panels = canvas(2 if floor else 1)
     ratios = frame["warmdown_ratio"].round(1)
     colours = shades(ratios)
+    markers = dict(zip(dict.fromkeys(frame["setting"]), MARKERS * 4, strict=False))
     scale, prefix = (1e6, "MB") if frame["artifact_bytes"].max() > 2e6 else (1e3, "kB")
     columns = [
         ("artifact_bytes", scale, f"artifact [{prefix}, decimal]"),
         ("quant_rows_at_floor", 1.0, "rows at the quantizer's floor"),
     ]
-    for panel, (name, unit, label) in zip(panels, columns, strict=False):
-        for ratio, rows in frame.groupby(ratios):
-            means = rows.groupby("steps")[name].mean() / unit
-            panel.plot(means.index, means, "-", lw=0.8, color=colours[float(ratio)])  # type: ignore[arg-type]
-            panel.plot(rows["steps"], rows[name] / unit, "o", ms=4.5, color=colours[float(ratio)])  # type: ignore[arg-type]
+    for panel, (column, unit, label) in zip(panels, columns, strict=False):
+        for (ratio, name), rows in frame.groupby([ratios, "setting"]):
+            means, colour = rows.groupby("steps")[column].mean() / unit, colours[float(str(ratio))]
+            panel.plot(means.index, means, "-", lw=0.8, color=colour)
+            panel.plot(rows["steps"], rows[column] / unit, markers[str(name)], ms=4.5, color=colour)
         steps_axis(panel, log_ticks=frame["steps"])
         panel.set_ylabel(label)
         panel.ticklabel_format(axis="y", useOffset=False, style="plain")
@@ -62,7 +66,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
             fontsize=7.5,
             color=CATEGORIES[1],
         )
-    shade_legend(figure, "warmdown\nratio", colours)
+    shade_legend(figure, "warmdown\nratio", colours, marker_lines(markers))
     return figure
 
 

@@ -9,17 +9,20 @@ from matplotlib.figure import Figure
 
 from analysis.plots.errors import UnavailableError
 from analysis.plots.style import CATEGORIES, GREY, canvas
+from analysis.settings import setting, varying_axes
 from analysis.study import Study
 
 NAME, TITLE, ORDER = "stages", "From raw weights to the submitted score", 60
 
 
 def data(study: Study) -> pd.DataFrame:
+    axes = varying_axes(study.table)
     rows = [
         {
             "run_id": result.run.run_id,
             "steps": result.run.steps,
             "warmdown_ratio": result.run.warmdown_ratio,
+            "setting": setting(result.run, axes),
             "effect": step.name,
             "before": step.before,
             "after": step.after,

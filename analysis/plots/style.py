@@ -129,6 +129,13 @@ def thousands(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
+def marker_lines(markers: dict[str, str]) -> dict[str, dict[str, object]]:
+    """Legend entries of settings; none where there is one only."""
+    if len(markers) < 2:
+        return {}
+    return {name.replace(", ", "\n"): {"ls": "", "marker": m, "color": GREY} for name, m in markers.items()}
+
+
 def main_schedules(schedules: Iterable[str], most: int = 3) -> list[str]:
     """The commonest schedules that have a warmdown, in order of appearance."""
     counts = Counter(schedules)
