@@ -4,6 +4,10 @@ import itertools
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from gepa_core.command import train_command
 from gepa_core.config import NUMERICS_VERSION, BatchConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.errors import CheckpointError, ConfigError, DataError, DivergedError
-from gepa_core.job import over_recipe
+from gepa_core.job import open_run, over_recipe
 from gepa_core.trainer import Trainer, training_loss
 from tests import tiny
 from tests.training import (
@@ -436,6 +440,53 @@ def test_command_trains_and_does_nothing_the_second_time(
     found, wanted = state(tmp_path / "out/checkpoints/12"), state(whole)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert "done: step 12" in capsys.readouterr().out
+
+
+def start_command(job_file: Path, out: Path, *launcher: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *launcher, "-m", "gepa_core.train", str(job_file), "--out", str(out)]
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(file: Path, lines: int) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() or len(file.read_text().splitlines()) < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_terminated_and_killed_it_ends_as_if_undisturbed(paths: DataPaths, tmp_path: Path) -> None:
+    watch = RUN.eval.model_dump() | {"log_every": 1}
+    length = {"steps": 400, "warmdown_steps": 200, "eval": watch}
+    job_file, out = job(paths, tmp_path, **length), tmp_path / "out"
+    with start_command(job_file, out) as first:
+        wait_for(out / "events.jsonl", 20)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 130
+    (stopped,) = checkpoint.in_order(out / "checkpoints")
+    step = int(stopped.name)
+    assert 20 <= step < 400
+    with start_command(job_file, out) as second:
+        wait_for(out / "events.jsonl", step + 20)
+        second.kill()
+        assert second.wait(60) == -signal.SIGKILL
+    with start_command(job_file, out) as third:
+        assert third.wait(120) == 0
+    run = RUN.model_copy(
+        update=length | {"eval": RUN.eval.model_copy(update={"log_every": 1}), "data": open_run(out).run.data}
+    )
+    assert_same(out / "checkpoints/400", train(paths, tmp_path / "alone", run)[0].path)
+    events = [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines()]
+    assert events == list(range(1, 401))
+
+
+@pytest.mark.slow
+def test_torchrun(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    with start_command(job(paths, tmp_path), tmp_path / "out", *launcher) as process:
+        assert process.wait(120) == 0, process.stdout and process.stdout.read()
+    assert_close(tmp_path / "out/checkpoints/12", whole, 3e-2)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def train(
     segment = train_segment(
         config,
         paths,
-        ExecConfig(device="cpu", **execution),
+        ExecConfig(**({"device": "cpu"} | execution)),
         start=start,
         until=config.steps if until is None else until,
         workdir=workdir,
