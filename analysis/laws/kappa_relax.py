@@ -10,7 +10,7 @@ from analysis.design import Design
 from analysis.laws.law import ALPHA, KAPPA, POWER, TAU, Law, Parameter, floor_progress_excess, progress
 from analysis.table import Floats
 
-STRETCH = Parameter("stretch", 0.1, 1.5, (0.5, 0.35, 0.8), typical=0.5)
+STRETCH = Parameter("stretch", 0.1, 2.5, (0.5, 0.35, 0.8), typical=0.5)
 
 
 def terms(theta: Floats, design: Design) -> Floats:

@@ -58,7 +58,7 @@ ALPHA = Parameter("alpha", 0.05, 3.0, (0.5, 0.4, 0.7), typical=0.5, spread=0.15)
 KAPPA = Parameter("kappa", 0.05, 3.0, (0.7, 0.4, 1.0), typical=0.7, spread=0.5)
 POWER = Parameter("q", 0.1, 4.0, (1.0, 0.6, 0.4), typical=1.0, spread=0.3)
 TAU = Parameter("tau", 0.001, 50.0, (0.1, 0.03, 0.5), typical=0.1)  # thousands of peak-LR steps
-BETA = Parameter("beta", 0.05, 5.0, (0.4, 0.2, 1.0), typical=0.4)
+BETA = Parameter("beta", 0.02, 20.0, (0.4, 0.2, 1.0), typical=0.4)
 
 
 def progress(design: Design, alpha: float, kappa: float = 1.0) -> Floats:
