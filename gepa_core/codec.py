@@ -36,6 +36,7 @@ MAX_CODE = 127
 _PREFIX = struct.Struct("<8sII")
 _MAX_HEADER = 1 << 22
 _MAX_NUMEL = 1 << 28
+_MAX_MIDDLE = 1 << 10  # 2^128: where fp32 ends
 _CLASSES_PER_OCTAVE = 4
 _NUM_CLASSES = 64
 _UNIT_CLASS = 24  # of integers whose mean magnitude is 1
@@ -226,9 +227,9 @@ def _open(data: bytes) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
     try:
         described, middles, lengths = json.loads(coder.unpack(body[:header_length], _MAX_HEADER, exact=False))
         entries = [_entry(*fields) for fields in described]
-        middles = [[int(row), int(column)] for row, column in middles]
+        middles = [[_middle(row), _middle(column)] for row, column in middles]
         lengths = [int(n) for n in lengths]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"its header makes no sense ({type(error).__name__}: {error})") from None
     quantized = len([entry for entry in entries if entry.stored is None])
     whole = header_length + sum(lengths) == len(body) and len(lengths) == 4 and min(lengths) >= 0
@@ -236,6 +237,12 @@ def _open(data: bytes) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
         raise ArtifactError("its header does not fit its contents")
     sections = list(_parts(body[header_length:], lengths))
     return entries, middles, sections
+
+
+def _middle(code: Any) -> int:
+    if abs(code) > _MAX_MIDDLE:
+        raise ValueError(f"step code {code}")
+    return int(code)
 
 
 def _entry(name: str, dtype: str, stored: str, shape: list[int]) -> _Entry:

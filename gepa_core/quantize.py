@@ -244,3 +244,13 @@ def quantize(
         keep_float_max_numel=config.keep_float_max_numel,
         integer_bits=config.integer_bits,
     )
+
+
+def main() -> int:
+    from gepa_core.compress import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

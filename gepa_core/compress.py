@@ -1,0 +1,136 @@
+"""From a trained model to its artifact, and the command `python -m gepa_core.quantize` that does it."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gepa_core import checkpoint
+from gepa_core.artifact import write_artifact
+from gepa_core.bundle import code_bytes
+from gepa_core.calibrate import calibrate
+from gepa_core.config import CAP_BYTES, ExecConfig, QuantConfig, RunConfig
+from gepa_core.data.folder import open_folder
+from gepa_core.data.shards import TokenStream, open_shards
+from gepa_core.errors import ConfigError, UserError
+from gepa_core.job import load_model, open_run
+from gepa_core.model import GEPA
+from gepa_core.quantize import Quantized, quantize
+from gepa_core.train import CHECKPOINTS, prepare
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """An artifact on disk and what it is worth."""
+
+    quantized: Quantized
+    artifact_bytes: int
+    code_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the file, over all parameters."""
+        return 8 * self.artifact_bytes / self.quantized.report.parameters
+
+    def figures(self) -> dict[str, Any]:
+        report = self.quantized.report
+        return {
+            "artifact_bytes": self.artifact_bytes,
+            "code_bytes": self.code_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "quant_rows_at_floor": report.rows_at_floor,
+            "quant_rows": report.rows,
+            "quantized_fraction": report.quantized_fraction,
+            "quant_payload_bytes": report.payload_bytes,
+            "quant_entropy_bits": report.entropy_bits,
+        }
+
+
+def compress(model: GEPA, run: RunConfig, train: str | None, path: Path) -> Compressed:
+    """Quantizes the model as run.quant says and writes the artifact to `path`.
+
+    train: glob pattern of training shards, whose first run.quant.calibration_tokens tokens `rd`
+    calibrates on (the other methods read none). Raises ArtifactError and DataError.
+    """
+    code = code_bytes(run)
+    sensitivities = None
+    if run.quant.method == "rd" and train is not None:
+        tokens = TokenStream(open_shards(train)).span(0, run.quant.calibration_tokens)
+        sensitivities = calibrate(model, tokens, run.batch.seq_len)
+    quantized = quantize(model.state_dict(), run.quant, sensitivities, code_bytes=code)
+    return Compressed(quantized, write_artifact(quantized, path), code)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gepa_core.quantize", description="write the int6 artifact of a trained model"
+    )
+    parser.add_argument("path", type=Path, help="output folder of gepa_core.train, or one of its checkpoints")
+    parser.add_argument("--method", choices=("reference", "per_row", "rd"), help="default: the run's")
+    parser.add_argument("--budget-bytes", type=int, help="rd: size of the file to fill")
+    parser.add_argument("--integer-bits", type=int, help="rd: range of the integers, 2 to 8")
+    parser.add_argument("--data", type=Path, help="rd: prepared data folder (default: the run's own)")
+    parser.add_argument("--raw", action="store_true", help="raw weights, not their average")
+    parser.add_argument("--out", type=Path, help="file to write (default: model.int6 beside the checkpoint)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    args = parser.parse_args(argv)
+    try:
+        figures = _run(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(figures) if args.json else _lines(figures))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.path.is_dir():
+        raise ConfigError(
+            f"{args.path}: no such folder; give an output folder of gepa_core.train or a checkpoint"
+        )
+    found = checkpoint.in_order(args.path / CHECKPOINTS)
+    state = found[-1] if found else args.path
+    model, meta = load_model(state, average=not args.raw)
+    run = _with_options(RunConfig.model_validate_json(json.dumps(meta["config"])), args)
+    folder = args.path if found else state.resolve().parents[1]
+    train = None
+    if run.quant.method == "rd":
+        train = open_folder(args.data).paths.train if args.data else open_run(folder).data.train
+    prepare(ExecConfig(device="cpu"))
+    out = args.out or folder / "model.int6"
+    start = time.perf_counter()
+    done = compress(model, run, train, out)
+    seconds = time.perf_counter() - start
+    names = {"path": str(out), "method": run.quant.method, "weights": "raw" if args.raw else "average"}
+    return names | done.figures() | {"seconds": seconds, "mse": done.quantized.report.mse}
+
+
+def _with_options(run: RunConfig, args: argparse.Namespace) -> RunConfig:
+    given = {
+        "method": args.method,
+        "budget_bytes": args.budget_bytes,
+        "integer_bits": args.integer_bits,
+    }
+    quant = run.quant.model_dump() | {key: value for key, value in given.items() if value is not None}
+    try:
+        return run.model_copy(update={"quant": QuantConfig(**quant)})
+    except ValueError as error:
+        raise ConfigError(f"quant: {error}") from None
+
+
+def _lines(figures: dict[str, Any]) -> str:
+    size = figures["artifact_bytes"] + figures["code_bytes"]
+    verdict = "within" if size <= CAP_BYTES else "OVER"
+    mse = figures["mse"]
+    mean = sum(mse.values()) / max(len(mse), 1)
+    return (
+        f"{figures['path']}: {figures['artifact_bytes']:,} bytes by {figures['method']}, "
+        f"{figures['bits_per_weight']:.3f} bits a weight ({figures['seconds']:.1f} s)\n"
+        f"  with {figures['code_bytes']:,} bytes of code: {size:,}, {verdict} the cap of {CAP_BYTES:,}\n"
+        f"  {figures['quantized_fraction']:.1%} of the parameters quantized, rows at the floor "
+        f"{figures['quant_rows_at_floor']:,} of {figures['quant_rows']:,}, mean squared error {mean:.3e}"
+    )
