@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ema_every": 100,
             "log_every": 10,
             "seq_len": 128,
-            "stride": 16,
+            "stride": 32,
             "block_tokens": 2048,
         },
         "quant": {"keep_float_max_numel": 1024, "calibration_tokens": 16_384},
