@@ -26,6 +26,7 @@ from gepa_core.data.tokenizer import ByteTable
 from gepa_core.kernels import plain_expressions
 from gepa_core.model import GEPA
 from gepa_core.optim import is_muon_matrix, is_untrained, lr_factor, orthogonalize
+from gepa_core.quantize import CLIP_QUANTILES, INT_MAX, INT_MIN, SCALE_FLOOR
 from gepa_core.schedule import lr_multiplier
 from gepa_core.ttt import chunk_lr
 
@@ -208,3 +209,19 @@ class PlainTTT:
             if chunk < num_chunks - 1:
                 self.adapt(chunk, num_chunks, cfg, optimizer)
         return self.bpb
+
+
+def plain_int6(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The published search on one matrix: integers int8 [R, C] and row steps fp16 [R].
+
+    Every candidate quantizes the whole matrix; the one of least mean squared error is kept.
+    """
+    w, best = weight.detach().float(), math.inf
+    for quantile in CLIP_QUANTILES:
+        clip = w.abs().amax(dim=1) if quantile == 1.0 else torch.quantile(w.abs(), quantile, dim=1)
+        scale = (clip / INT_MAX).clamp_min(SCALE_FLOOR)
+        integers = (w / scale[:, None]).round().clamp(INT_MIN, INT_MAX)
+        error = float((w - integers * scale[:, None]).square().mean())
+        if error < best:
+            best, found = error, (integers.to(torch.int8), scale.half())
+    return found

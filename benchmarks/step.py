@@ -100,6 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if device.type == "cpu":
                 variants["without gradients by hand"] = plainly(Ours(config, exec_cfg, stream, device))
         seconds = harness.interleave(variants, args.rounds, clock, warmup=2)
+        loss = {"ours": ours.loss(), "baseline": published.loss()}  # after as many steps each
         top = harness.profile(ours, device) if args.profile else None
     tokens = config.batch.tokens_per_step
     median = harness.summary(seconds["ours"])["median_seconds"]
@@ -114,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "baseline": harness.summary(seconds["baseline"]),
         "ratio": harness.ratio(seconds["baseline"], seconds["ours"]),
         "worth": harness.ablation(seconds) if args.ablate else None,
-        "loss": {"ours": ours.loss(), "baseline": published.loss()},
+        "loss": loss,
         "micro_batch_seqs": ours.trainer.micro_batch,
         "peak_memory_bytes": harness.peak_memory_bytes(device),
         "profile": top,

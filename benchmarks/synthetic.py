@@ -98,6 +98,19 @@ def sweep(rng: np.random.Generator, kind: str) -> Synthetic:
     return Synthetic(Table(tuple(runs), f"synthetic {kind}"), tuple(targets), kind)
 
 
+def grid(rng: np.random.Generator, runs: int, evaluations: int) -> Table:
+    """A planted sweep of `runs` runs with about `evaluations` rows each, branches of one trunk: for timing."""
+    truth, made = planted(rng), []
+    for i in range(runs):
+        steps = 5000 * (1 + i % 5)
+        run = _run(steps, round(steps * (0.1 + 0.8 * (i // 5) / max(runs // 5 - 1, 1))), seed=0)
+        at = np.unique(np.linspace(0, steps, evaluations + 1).astype(np.int64)[1:])
+        value = truth(run, at) * np.exp(rng.normal(0, 3e-4, len(at)))
+        curve = Trajectory(at, run.lr[at - 1], {"val_loss": value})
+        made.append(replace(run, trajectory=curve, metrics={"final_loss": float(value[-1])}))
+    return Table(tuple(made), "synthetic grid")
+
+
 def _run(steps: int, warmdown: int, seed: int) -> Run:
     name = f"{steps}-{warmdown}-s{seed}"
     return Run(

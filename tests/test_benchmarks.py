@@ -10,9 +10,11 @@ import sentencepiece as spm
 import torch
 import zstandard
 
-from benchmarks.baseline import PlainTrainer, PlainTTT
+from benchmarks import gpu, quantize, step, ttt
+from benchmarks.baseline import PlainTrainer, PlainTTT, plain_int6
 from gepa_core.config import BatchConfig, EvalConfig, RunConfig, TTTConfig
 from gepa_core.data.tokenizer import byte_table
+from gepa_core.quantize import quantize_reference
 from tests import tiny
 
 
@@ -37,10 +39,10 @@ def test_baseline_reproduces_the_published_losses(shared: Path, stream: torch.Te
         ttt=TTTConfig(chunk_tokens=64),
     )
     trainer, losses = PlainTrainer(model, config, compiled=False), []
-    for step in range(30):
+    for number in range(30):
         spans = []
         for j in range(2):
-            start = (2 * step + j) * 513
+            start = (2 * number + j) * 513
             text = stream[start : start + 513]
             spans.append((text[:-1].view(8, 64), text[1:].view(8, 64)))
         losses.append(float(trainer.step(spans)))
@@ -60,3 +62,68 @@ def test_baseline_reproduces_the_published_ttt(shared: Path) -> None:
     )
     norm = math.sqrt(sum(p.double().square().sum().item() for p in model.parameters()))
     assert norm == pytest.approx(figures["ttt_final_param_l2"], rel=1e-7)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.7])  # with the floor on every step, and without
+def test_baseline_search_is_the_published_quantizer(scale: float) -> None:
+    weight = scale * torch.randn(60, 70, generator=torch.Generator().manual_seed(0))
+    integers, steps = plain_int6(weight)
+    expected = quantize_reference(weight)
+    assert torch.equal(integers, expected.integers)
+    assert torch.equal(steps, expected.row_scale.flatten())
+
+
+SMALL = ["--device", "cpu", "--small", "--rounds", "1"]
+
+
+def answer(capsys: pytest.CaptureFixture[str]) -> dict:
+    """The one JSON object on stdout."""
+    return json.loads(capsys.readouterr().out)
+
+
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main([*SMALL, "--ablate", "--profile"]) == 0
+    result = answer(capsys)
+    assert result["ours"]["median_seconds"] > 0 and result["ratio"] > 0
+    assert set(result["worth"]) == {
+        "batched Newton-Schulz",
+        "flat average",
+        "micro-batches that fit the cache",
+        "gradients by hand",
+    }
+    assert result["loss"]["ours"] == pytest.approx(result["loss"]["baseline"], rel=1e-3)
+    assert 0 < sum(entry["share"] for entry in result["profile"]) <= 1
+
+
+def test_ttt(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert ttt.main([*SMALL, "--out", str(tmp_path / "results" / "ttt.json")]) == 0
+    result = answer(capsys)
+    assert abs(result["bpb_difference"]) < 1e-5
+    assert result["bpb"]["sliding"] == pytest.approx(result["bpb"]["sliding baseline"], abs=1e-5)
+    assert json.loads((tmp_path / "results" / "ttt.json").read_text()) == result
+
+
+def test_quantize(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quantize.main([*SMALL, "--no-rd"]) == 0
+    result = answer(capsys)
+    assert result["same_integers_and_scales_as_the_plain_search"]
+    sizes = {name: entry["bytes"] for name, entry in result["coders"].items()}
+    assert sizes["rANS with classes of rows and columns"] < sizes["zstd-22"]
+
+
+@pytest.mark.slow
+def test_gpu_script_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert gpu.main([*SMALL, "--out", str(tmp_path / "all.json")]) == 0
+    result = answer(capsys)
+    assert all(check["passed"] for check in result["correctness"].values())
+    assert {"step", "ttt", "quantize"} <= result.keys()
+
+
+def test_gpu_script_times_nothing_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LOSS_TOLERANCE", 0.0)
+    assert gpu.main([*SMALL, "--out", str(tmp_path / "all.json")]) == 1
+    result = answer(capsys)
+    assert not result["correctness"]["bf16_loss"]["passed"]
+    assert "step" not in result

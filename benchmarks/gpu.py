@@ -1,0 +1,117 @@
+"""All benchmarks at the reference size on one CUDA GPU in under 8 minutes: correctness first, then time.
+
+    python -m benchmarks.gpu                          torch >= 2.11, no Ray
+    python -m benchmarks.gpu --device cpu --small     the same, anywhere
+
+Writes one JSON under benchmarks/results/, named by date and device.
+"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness, quantize, step, ttt
+from gepa_core.config import ExecConfig, RunConfig
+from gepa_core.evaluate import evaluate_plain
+from gepa_core.model import GEPA
+from gepa_core.ttt import test_time_train
+
+RESULTS = Path(__file__).parent / "results"
+BUDGET_SECONDS = 480
+QUANTIZE_SECONDS = 150  # zstd-22 alone takes 40 s at the reference size
+
+LOSS_TOLERANCE = 5e-3  # nats, bf16 against fp32
+BPB_TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}
+
+
+def trained_a_little(config: RunConfig, seed: int = 0) -> GEPA:
+    """Initial weights leave block outputs at zero: noise lets every part have a say."""
+    model = GEPA(config.model)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * noise.to(parameter.dtype))
+    return model
+
+
+def bf16_loss(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Loss in bf16 on the device against fp32 on the CPU, same weights and tokens."""
+    tokens = harness.random_text(2 * config.eval.seq_len + 1, config.model.vocab_size)
+    losses = {}
+    for dtype, where in (("fp32", torch.device("cpu")), ("bf16", device)):
+        sizes = config.model.model_copy(update={"compute_dtype": dtype})
+        model = trained_a_little(config.model_copy(update={"model": sizes})).to(where)
+        exec_cfg = ExecConfig(device="cuda" if where.type == "cuda" else "cpu", compile=False)
+        table = harness.byte_table(config.model.vocab_size)
+        losses[dtype] = evaluate_plain(model, tokens, table, config.eval, exec_cfg).loss
+    difference = losses["bf16"] - losses["fp32"]
+    return losses | {"difference": difference, "passed": abs(difference) < LOSS_TOLERANCE}
+
+
+def fast_ttt(config: RunConfig, exec_cfg: ExecConfig) -> dict[str, Any]:
+    """Test-time training as it is run, against all of its optimisations switched off, on a short text."""
+    plain = exec_cfg.model_copy(update={"compile": False, "trim_last_block": False, "device_windows": False})
+    tokens = harness.random_text(2 * config.ttt.chunk_tokens + 1, config.model.vocab_size)
+    table = harness.byte_table(config.model.vocab_size)
+    cfg = config.ttt.model_copy(update={"epochs": 2})
+    bpb = {}
+    for name, how in (("fast", exec_cfg), ("plain", plain)):
+        model = trained_a_little(config).to(harness.resolve_device(how))
+        bpb[name] = test_time_train(model, tokens, table, config.eval, cfg, how).evaluation.bpb
+    difference = bpb["fast"] - bpb["plain"]
+    tolerance = BPB_TOLERANCE[config.model.compute_dtype]
+    return bpb | {"difference": difference, "passed": abs(difference) < tolerance}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Correctness, then step, TTT and, if time remains, the int6 stage."""
+    start = time.monotonic()
+    config, exec_cfg, device = harness.configuration(args)
+    result: dict[str, Any] = harness.environment(device)
+    result["correctness"] = {
+        "bf16_loss": bf16_loss(config, device),
+        "fast_ttt": fast_ttt(config, exec_cfg),
+    }
+    if all(check["passed"] for check in result["correctness"].values()):
+        result["step"] = step.measure(args)
+        say(f"step: {result['step']['ratio']:.2f}x the baseline")
+        result["ttt"] = ttt.measure(args)
+        say(f"TTT: {result['ttt']['ratio']:.2f}x, sliding: {result['ttt']['sliding_ratio']:.2f}x")
+        left = BUDGET_SECONDS - (time.monotonic() - start)
+        if left > QUANTIZE_SECONDS or args.small:
+            result["quantize"] = quantize.measure(args)
+        else:
+            result["quantize"] = f"not run: {left:.0f} s were left of {BUDGET_SECONDS}"
+    result["seconds"] = time.monotonic() - start
+    return result
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr: stdout holds the one JSON object."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 if a result is wrong: then nothing is timed."""
+    parser = harness.parser("gpu", "All benchmarks on one GPU.")
+    parser.add_argument("--chunks", type=int, default=2, help="chunks of text for TTT")
+    parser.add_argument(
+        "--rd", action=argparse.BooleanOptionalAction, default=False, help="also quantize by rd"
+    )
+    parser.set_defaults(run=None, threads=2)
+    args = parser.parse_args(argv)
+    result = measure(args)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", result["device"]).strip("-").lower()
+    harness.report(result, args.out or RESULTS / f"{result['date'][:10]}-{slug}.json")
+    return 0 if "step" in result else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

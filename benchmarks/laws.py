@@ -1,0 +1,198 @@
+"""What the laws claim, as numbers: python -m benchmarks.laws [--coverage SWEEPS] [--reference DIR] prints
+JSON.
+
+Without --coverage: scores on public curves beside the published ones, splits of a steps x ratio grid and
+other subsets of it, predictions of the reference study, and seconds. With it: how often nominal 90 %
+intervals hold the truth over synthetic sweeps, half of them from a planted law and half from a process
+outside every law.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.backtest import score
+from analysis.ensemble import build, fit_laws
+from analysis.load import load
+from analysis.observations import trajectory_rows
+from analysis.predict import predict, predict_run
+from analysis.table import Run, Table
+from benchmarks.synthetic import grid, sweep
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+PUBLISHED_MPL = {  # Luo et al. 2025: the authors' own scores, mean over the points of the test curves
+    "mpl_25m": {"mean_mae": 0.00376, "mean_pred_e": 0.00110, "mean_worst_e": 0.00409},
+    "mpl_100m": {"mean_mae": 0.00435, "mean_pred_e": 0.00142, "mean_worst_e": 0.00583},
+}
+SUMMARY = (
+    "mean_mae", "mean_pred_e", "mean_worst_e", "mean_abs_final_error", "max_abs_final_error", "coverage",
+    "mean_width",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.laws", description=__doc__)
+    parser.add_argument("--reference", type=Path, default=REFERENCE)
+    parser.add_argument("--coverage", type=int, metavar="SWEEPS", help="synthetic sweeps, e.g. 200")
+    options = parser.parse_args(argv)
+    if options.coverage is not None:
+        result: dict[str, Any] = coverage(options.coverage)
+    elif options.reference.is_dir():
+        result = public_curves(options.reference)
+    else:
+        print(f"error: {options.reference} is not there; name its folder with --reference", file=sys.stderr)
+        return 2
+    print(json.dumps(_rounded(result), indent=1))
+    return 0
+
+
+def public_curves(reference: Path) -> dict[str, Any]:
+    curves = reference / "curves"
+    study = load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv")
+    return {
+        "mpl": mpl(curves),
+        "steps_x_ratio": steps_x_ratio(_curves(curves / "wsd_124m_lr1e-3")),
+        "reference_study": reference_study(study),
+        "seconds": seconds(),
+    }
+
+
+def _curves(folder: Path) -> Table:
+    return load(folder / "runs.csv", folder / "trajectories.csv")
+
+
+def mpl(curves: Path) -> dict[str, Any]:
+    """Scores on the test curves by law, with the published ones; "centre" reads nothing off training runs."""
+    result: dict[str, Any] = {}
+    for name, published in PUBLISHED_MPL.items():
+        table = _curves(curves / name)
+        scores: Any = score(table.split("split", "train"), table.split("split", "test"), "val_loss")
+        ends = [scores["runs"][run]["final_error"] for run in ("wsd_20000_24000", "wsdld_20000_24000")]
+        result[name] = {
+            "ensemble": _summary(scores) | {"max_abs_final_error_wsd": max(abs(end) for end in ends)},
+            **{law: _summary(of_law) for law, of_law in scores["laws"].items()},
+            "published": published,
+        }
+    result["mean"] = {
+        who: {key: float(np.mean([result[name][who][key] for name in PUBLISHED_MPL])) for key in keys}
+        for who in ("ensemble", "centre", "published")
+        for keys in [("mean_mae", "mean_pred_e", "mean_worst_e")]
+    }
+    return result
+
+
+def steps_x_ratio(table: Table) -> dict[str, Any]:
+    """The two splits of the grid, and others that repeat their questions: longer runs, other ratios and
+    shapes.
+    """
+
+    def plans(lengths: str, ratios: str, shape: str = "linear") -> Callable[[Run], bool]:
+        names = {f"lr0.001-{n}k-{shape}-{r}" for n in lengths.split() for r in ratios.split()}
+        return lambda run: run.run_id in names
+
+    constant = "lr0.001-25k-const"
+    subsets = {
+        "longer, ratios .2 .4": (plans("15 25", ".2 .4"), plans("35 50", ".1 .2 .4 .6 .8")),
+        "longer, ratios .2 .6": (plans("15 25", ".2 .6"), plans("35 50", ".1 .2 .4 .6 .8")),
+        "longer, ratios .1 .8": (plans("15 25", ".1 .8"), plans("35 50", ".1 .2 .4 .6 .8")),
+        "longer, ratios .4 .6": (plans("15 25", ".4 .6"), plans("35 50", ".2 .4 .6")),
+        "longer, three lengths": (plans("15 25 35", ".2 .4"), plans("50", ".1 .2 .4 .6 .8")),
+        "ratios .4 .6 .8 from three lengths": (plans("15 25 35", ".1 .2"), plans("15 25 35", ".4 .6 .8")),
+        "ratios .1 .2 .4 from .6 .8": (plans("15 25", ".6 .8"), plans("15 25", ".1 .2 .4")),
+        "1-sqrt from linear": (plans("15 25", ".1 .2"), plans("25 50", ".2", "1-sqrt")),
+    }
+    result: dict[str, Any] = {}
+    for split in ("split_length", "split_ratio"):
+        result[split] = _scored(table.split(split, "train"), table.split(split, "test"))
+    for name, (trained, tested) in subsets.items():
+        # type: ignore[misc]
+        train = table.where(lambda run, trained=trained: trained(run) or run.run_id == constant)
+        result[name] = _scored(train, table.where(tested))
+    return result
+
+
+def _scored(train: Table, test: Table) -> dict[str, Any]:
+    scores: Any = score(train, test, "val_loss")
+    laws = {law: _summary(of_law) for law, of_law in scores["laws"].items()}
+    return {"test_runs": len(test.runs), "ensemble": _summary(scores), "laws": laws}
+
+
+def _summary(scores: dict[str, Any]) -> dict[str, float]:
+    return {key: scores[key] for key in SUMMARY if scores.get(key) is not None}
+
+
+def reference_study(table: Table) -> dict[str, Any]:
+    """20k and 25k steps from the runs up to 15k, scored; 30k and 40k from all runs."""
+    short = table.where(lambda run: run.steps <= 15000)
+    result: dict[str, Any] = {}
+    for metric in ("float_bpb", "ttt_bpb"):
+        for training, steps, warmdown in ((short, 20000, 8000), (short, 25000, 13000)):
+            found = predict(training, steps=steps, warmdown=warmdown, metric=metric)
+            truth = next(run.final(metric) for run in table.runs if run.steps == steps)
+            assert truth is not None and found.low is not None and found.high is not None
+            result[f"{metric} {steps} from <= 15000"] = {
+                "value": found.value, "low": found.low, "high": found.high, "truth": truth,
+                "error": found.value - truth, "covered": found.low <= truth <= found.high,
+            }  # fmt: skip
+        for steps, warmdown in ((30000, 18000), (40000, 22000)):
+            found = predict(table, steps=steps, warmdown=warmdown, metric=metric)
+            result[f"{metric} {steps} = {steps - warmdown} + {warmdown}"] = {
+                "value": found.value, "low": found.low, "high": found.high,
+                "extrapolation": found.extrapolation["label"], "laws": found.laws,
+            }  # fmt: skip
+    return result
+
+
+def seconds() -> dict[str, float]:
+    """On 30 runs x 100 evaluations: the slowest law's fit, and all laws with their backtests."""
+    table = grid(np.random.default_rng(0), runs=30, evaluations=100)
+    data = trajectory_rows(table, "val_loss")
+    slowest = 0.0
+    for baselines in (False, True):
+        start = time.process_time()
+        fits = fit_laws(table, "val_loss", baselines=baselines)
+        slowest = max(slowest, (time.process_time() - start) / len(fits))
+    start = time.process_time()
+    build(table, "val_loss")
+    return {"rows": len(data.value), "mean_fit": slowest, "all_with_backtests": time.process_time() - start}
+
+
+def coverage(sweeps: int, level: float = 0.9) -> dict[str, Any]:
+    """Share of measured finals inside their intervals, half of the sweeps planted and half outside."""
+    result: dict[str, Any] = {"sweeps": sweeps, "level": level}
+    for kind in ("planted", "outside"):
+        inside, width, error = [], [], []
+        for seed in range(sweeps // 2):
+            made = sweep(np.random.default_rng([seed, len(kind)]), kind)
+            ensemble = build(made.table, "val_loss")
+            for run in made.targets:
+                found, truth = predict_run(ensemble, run, level), run.final("val_loss")
+                if truth is not None and found.low is not None and found.high is not None:
+                    inside.append(found.low <= truth <= found.high)
+                    width.append(found.high - found.low)
+                    error.append(abs(found.value - truth))
+        result[kind] = {
+            "predictions": len(inside),
+            "coverage": float(np.mean(inside)),
+            "mean_width": float(np.mean(width)),
+            "mean_abs_error": float(np.mean(error)),
+        }
+    return result
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
