@@ -35,6 +35,11 @@ def backtest(table: Table, *, split: str, metric: str | None = None, level: floa
     for part, name in ((train, "train"), (test, f"test with a known {metric}")):
         if not part.runs:
             raise AnalysisError(f"{table.source}: column '{split}' calls no run {name}")
+    return {"metric": metric, "split": split, "level": level, **score(train, test, metric, level)}
+
+
+def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[str, object]:
+    """What `backtest` gives, for two tables. Only `train` reaches the fits."""
     scores: dict[str, dict[str, Scores]] = {}
     predictions: dict[str, Prediction] = {}
     for group, members in test.groups().items():
@@ -43,18 +48,16 @@ def backtest(table: Table, *, split: str, metric: str | None = None, level: floa
         baselines = fit_laws(training, metric, baselines=True)
         for run in members.runs:
             predictions[run.run_id], scores[run.run_id] = _score_run(ensemble, baselines, run, level)
+    laws = dict.fromkeys(law for by_law in scores.values() for law in by_law if law != "ensemble")
     return {
-        "metric": metric,
-        "split": split,
-        "level": level,
-        "runs": {run_id: scores[run_id]["ensemble"] for run_id in scores},
+        "runs": {run_id: by_law["ensemble"] for run_id, by_law in scores.items()},
         **_summary([by_law["ensemble"] for by_law in scores.values()]),
         "laws": {
             law: {
                 "runs": {run_id: by_law[law] for run_id, by_law in scores.items() if law in by_law},
                 **_summary([by_law[law] for by_law in scores.values() if law in by_law]),
             }
-            for law in dict.fromkeys(law for by_law in scores.values() for law in by_law if law != "ensemble")
+            for law in laws
         },
         "warnings": sorted({w for p in predictions.values() for w in p.warnings}),
         "reasons": sorted({p.reason for p in predictions.values() if p.reason}),

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def steps_x_ratio(table: Table) -> dict[str, Any]:
     """
 
     def plans(lengths: str, ratios: str, shape: str = "linear") -> Callable[[Run], bool]:
-        names = {f"lr0.001-{n}k-{shape}-{r}" for n in lengths.split() for r in ratios.split()}
+        names = {f"lr0.001-{n}k-{shape}-0{r}" for n in lengths.split() for r in ratios.split()}
         return lambda run: run.run_id in names
 
     constant = "lr0.001-25k-const"

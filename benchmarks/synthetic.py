@@ -19,7 +19,7 @@ from analysis.table import Floats, Ints, Run, Table, Trajectory
 
 EVERY = 250
 NOISE_SD, NOISE_RHO = 0.0012, 0.8  # nats: what is left of public constant-rate curves after a smooth fit
-TRUNK_SD, FINAL_SD = 0.001, 0.0004  # two retrained pairs of public 50k-step runs differ by .0016
+TRUNK_SD, FINAL_SD = 0.001, 0.0004  # retrained pairs of public runs differ by .0016
 
 Truth = Callable[[Run, Ints], Floats]
 
