@@ -129,16 +129,20 @@ def token_nll(model: Any, ids: Tensor, targets: Tensor, trim: bool) -> Tensor:
 class Scorer:
     """Scores windows of one text with a model's present weights; keeps every score on the device until asked.
 
-    tokens: uint16[N + 1]. `check_text` has found them fit to be scored.
+    tokens: uint16[N + 1]. `check_text` has found them fit to be scored. at_once: how many windows a call of
+    `score` will have at most (None: all).
     """
 
-    def __init__(self, model: Any, tokens: NDArray[Any], windows: Windows, exec_cfg: Any) -> None:
+    def __init__(
+        self, model: Any, tokens: NDArray[Any], windows: Windows, exec_cfg: Any, at_once: int | None = None
+    ) -> None:
         self.model, self.windows, self.exec_cfg = model, windows, exec_cfg
         self.device = resolve_device(exec_cfg)
         self.seq_len = int(windows.length[0])
         usual = int(windows.scored[len(windows.scored) // 2])
         widest = max(model.cfg.mlp_hidden, model.cfg.vocab_size * usual / self.seq_len)
-        self.batch = exec_cfg.eval_batch_seqs or batch_rows(self.device, self.seq_len, widest)
+        fitting = exec_cfg.eval_batch_seqs or batch_rows(self.device, self.seq_len, widest)
+        self.batch = min(fitting, at_once or len(windows.start))
         self.compiles = wants_compile(exec_cfg, self.device)
         self.offset = windows.offset
         # NaN marks what is not scored: an omission cannot pass for a score.

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from gepa_core.backend import PhaseClock, attention, maybe_compiled, share, sum_over_ranks
 from gepa_core.data.tokenizer import ByteTable
+from gepa_core.errors import DivergedError
 from gepa_core.evaluate import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
+
+_CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ class Adapter:
         sizes = [p.numel() for p in self.params]
         self.momentum = torch.zeros(sum(sizes), device=scorer.device)
         views = self.momentum.split(sizes)
-        self.velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
+        velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
+        # Fused kernels want one dtype; a bf16 token embedding goes by itself.
+        pairs = list(zip(self.params, velocity, strict=True))
+        self.alike = [
+            list(part) for part in zip(*(x for x in pairs if x[0].dtype == torch.float32), strict=True)
+        ]
+        self.others = [x for x in pairs if x[0].dtype != torch.float32]
         self.updates = self.tokens_trained = 0
         self.micro_batch = scorer.exec_cfg.micro_batch_seqs or self._micro_batch()
 
@@ -117,13 +126,20 @@ class Adapter:
         with attention(exec_cfg, device):
             loss = function(self.model, rows[:, :-1], rows[:, 1:]) * (len(starts) / batch)
             gradients = torch.autograd.grad(loss, self.params)
-        return torch.cat([g.flatten() for g in gradients]).float()
+        return torch.cat([g.flatten().float() for g in gradients])
+
+    def check(self) -> None:
+        """Raises DivergedError if an update was not finite. Waits for the device."""
+        if not bool(self.momentum.sum().isfinite()):
+            raise DivergedError(self.updates, "test-time training's update")
 
     @torch.no_grad()
     def _update(self, gradient: Tensor, lr: float) -> None:
         clip = (self.cfg.grad_clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
         self.momentum.mul_(self.cfg.momentum).addcmul_(gradient, clip)
-        torch._foreach_add_(self.params, self.velocity, alpha=-lr)
+        torch._foreach_add_(*self.alike, alpha=-lr)
+        for parameter, velocity in self.others:
+            parameter.add_(velocity, alpha=-lr)
 
 
 def test_time_train(
@@ -140,7 +156,7 @@ def test_time_train(
     chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else num_targets
     bounds = chunk_bounds(windows.first_scored, num_targets, chunk_tokens)
     num_chunks = len(bounds) - 1
-    scorer = Scorer(model, tokens, windows, exec_cfg)
+    scorer = Scorer(model, tokens, windows, exec_cfg, int(np.diff(bounds).max()))
     adapter = Adapter(model, ttt_cfg, scorer, num_chunks)
     clock = PhaseClock(scorer.device)
     for chunk in range(num_chunks):
@@ -149,6 +165,8 @@ def test_time_train(
         if chunk < num_chunks - 1:
             with clock.phase("train"):
                 adapter.adapt(chunk)
+        if chunk % _CHECK_EVERY == 0:
+            adapter.check()
     scores = scorer.gather()
     score_seconds, train_seconds = clock.seconds("score"), clock.seconds("train")
     seconds = score_seconds + train_seconds

@@ -26,6 +26,9 @@ from gepa_core.evaluate import (
 from tests import tiny
 from tests.tiny import CPU, EVAL
 
+# Compiling takes minutes on a busy CPU, and torch's compiler imports what torch deprecates.
+COMPILES = (pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"))
+
 PARITY_EVAL = EvalConfig(seq_len=128, stride=16, counting="reference")
 
 
@@ -111,7 +114,7 @@ def test_sliding_is_what_a_window_at_a_time_gives(counting: str) -> None:
         {"eval_batch_seqs": 1},
         {"eval_batch_seqs": 7},
         {"attention": "math"},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True}, marks=COMPILES),
     ],
     ids=str,
 )

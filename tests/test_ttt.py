@@ -19,6 +19,9 @@ from gepa_core.evaluate import evaluate_sliding
 from tests import tiny
 from tests.tiny import CPU, EVAL, TTT
 
+# Compiling takes minutes on a busy CPU, and torch's compiler imports what torch deprecates.
+COMPILES = (pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"))
+
 
 def run(model: Any, tokens: Any, cfg: TTTConfig = TTT, exec_cfg: ExecConfig = CPU) -> ttt.TTTResult:
     return ttt.test_time_train(model, tokens, tiny.byte_table(), EVAL, cfg, exec_cfg)
@@ -115,7 +118,7 @@ def test_one_chunk_is_only_scored() -> None:
         {"device_windows": False},
         {"eval_batch_seqs": 3},
         {"micro_batch_seqs": 1},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"compile": True}, marks=COMPILES),
     ],
     ids=str,
 )
