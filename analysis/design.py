@@ -57,8 +57,7 @@ class Design:
             at = np.asarray(steps)
             block = np.searchsorted(start, at, side="left") - 1  # the block of the last update before the row
             block_of_row.append(blocks + block)
-            after_warmup = np.flatnonzero(start >= max(run.warmup_steps, 1))
-            drops = after_warmup[after_warmup > 0]
+            drops = np.flatnonzero(start > run.warmup_steps)
             row, drop = np.nonzero(drops[None, :] <= block[:, None])
             pair_row.append(row0 + row)
             pair_drop.append(blocks + drops[drop])

@@ -114,9 +114,8 @@ def steps_x_ratio(table: Table) -> dict[str, Any]:
     for split in ("split_length", "split_ratio"):
         result[split] = _scored(table.split(split, "train"), table.split(split, "test"))
     for name, (trained, tested) in subsets.items():
-        # type: ignore[misc]
-        train = table.where(lambda run, trained=trained: trained(run) or run.run_id == constant)
-        result[name] = _scored(train, table.where(tested))
+        training = tuple(run for run in table.runs if trained(run) or run.run_id == constant)
+        result[name] = _scored(replace(table, runs=training), table.where(tested))
     return result
 
 

@@ -99,7 +99,7 @@ def sweep(rng: np.random.Generator, kind: str) -> Synthetic:
 
 
 def grid(rng: np.random.Generator, runs: int, evaluations: int) -> Table:
-    """A planted sweep of `runs` runs with about `evaluations` rows each, branches of one trunk: for timing."""
+    """A planted sweep of runs with so many rows each, branches of one trunk: for timing."""
     truth, made = planted(rng), []
     for i in range(runs):
         steps = 5000 * (1 + i % 5)
