@@ -10,6 +10,7 @@ import numpy as np
 from analysis.cost import Cost, cost_of
 from analysis.forecast import BestRatio, Forecast, finals
 from analysis.predict import Prediction, planned_run
+from analysis.table import Table
 from analysis.units import unit
 
 _BUDGETS = (0.5, 1.0, 2.0)  # times the cost of the longest run
@@ -79,8 +80,8 @@ def advise(found: Forecast) -> Advice:
 
 
 def interval(prediction: Prediction) -> str:
-    """'1.0944 [1.0916, 1.0970]', or why there is no interval."""
-    text = f"{prediction.value:.4f}"
+    """'1.0944 BPB [1.0916, 1.0970]', or why there is no interval."""
+    text = f"{prediction.value:.4f} {unit(prediction.metric)}"
     if prediction.low is None or prediction.high is None:
         return f"{text} (no interval: {prediction.reason})"
     return f"{text} [{prediction.low:.4f}, {prediction.high:.4f}]"
@@ -127,13 +128,14 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
     Seeing a run with replicate noise s takes cov(run, target)^2 / (var(run) + s^2) off the target's variance.
     """
     table, ensemble = found.ensemble.table, found.ensemble
+    least = 0.0 if _has_long_warmdown(table) else _LONG_RATIO
     made = {(run.steps, round(run.warmdown_ratio, 1)) for run in table.runs}
     trunk = max((run.steps if run.is_constant else run.peak_steps) for run in table.runs)
     plans = [
         planned_run(table, round(factor * longest), round(factor * longest * ratio), None)
         for factor in _CANDIDATE_LENGTHS
         for ratio in _CANDIDATE_RATIOS
-        if (round(factor * longest), round(ratio, 1)) not in made
+        if ratio >= least and (round(factor * longest), round(ratio, 1)) not in made
     ]
     wanted = planned_run(table, target.steps, round(target.steps * target.ratio), None)
     laws = finals(ensemble, [*plans, wanted])
@@ -168,8 +170,13 @@ def _next_sentence(best: Candidate, found: Forecast, cost: Cost | None, target: 
         f"{best.new_steps:,} new "
         f"steps from the longest trunk{price}."
     )
-    ratios = [run.warmdown_ratio for run in found.ensemble.table.runs]
-    if max(ratios) < _LONG_RATIO:
-        text += f" No run warms down for {_LONG_RATIO:.0%} of its steps or more: "
-        text += "one that does fixes the surface best."
+    if not _has_long_warmdown(found.ensemble.table):
+        text += (
+            f" Only plans with {_LONG_RATIO:.0%} of warmdown or more were looked at, as no run has so much: "
+        )
+        text += "such a run fixes the surface best."
     return text
+
+
+def _has_long_warmdown(table: Table) -> bool:
+    return max(run.warmdown_ratio for run in table.runs) >= _LONG_RATIO

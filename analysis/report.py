@@ -117,7 +117,7 @@ def longer_run(study: Study) -> str:
     best, longest = study.forecast.best[-1], max(run.steps for run in study.table.runs)
     return (
         f"{best.steps:,} steps, {best.steps / longest:.2g} times the longest run, are predicted to reach "
-        f"{interval(best.prediction)} {unit(study.final_metric)} at ratio {best.ratio:.2f}."
+        f"{interval(best.prediction)} at ratio {best.ratio:.2f}."
     )
 
 

@@ -76,7 +76,7 @@ def headline(result: Warmdown) -> str:
     found = collapse(result.runs)
     cause = ""
     if found is not None and found.remaining < 0.7 * min(found.steps, found.progress or np.inf):
-        cause = ": it follows the learning rate that is left, not the number of steps"
+        cause = ": what is gained follows the learning rate that is left, not the number of steps"
         cause += "" if found.progress is None else " nor the shape that takes it there"
     return f"Improvement {' and '.join(words)}{cause}."
 

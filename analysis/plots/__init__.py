@@ -58,6 +58,8 @@ def draw_all(
             frame = module.data(study)
         except UnavailableError as reason:
             missing.append((module.TITLE, str(reason)))
+            for suffix in ("csv", *FORMATS):  # of an earlier report, no longer true
+                (folder / f"{module.NAME}.{suffix}").unlink(missing_ok=True)
             continue
         files = _save(module, frame, study, folder)
         drawn.append(Drawn(module.NAME, module.TITLE, module.caption(frame, study), files))

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import stages
+from analysis.plots.errors import UnavailableError
 from analysis.plots.style import GREY, MARKERS, WIDTH, marker_lines, shade_legend, shades, steps_axis
 from analysis.study import Study
 
@@ -16,7 +17,10 @@ NAME, TITLE, ORDER = "effects", "Stage effects over steps and ratio", 61
 
 
 def data(study: Study) -> pd.DataFrame:
-    return stages.data(study)
+    frame = stages.data(study)
+    if frame["steps"].nunique() < 2:
+        raise UnavailableError("all runs have one length")
+    return frame
 
 
 def draw(frame: pd.DataFrame, study: Study) -> Figure:

@@ -145,6 +145,6 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
     if frame.get("low") is None or frame["low"].isna().all():
         return f"{text} Lines: predicted; too few run lengths for an honest interval."
     return (
-        f"{text} Lines: predicted, ratios rounded to .1; bands: 90 % intervals of the outer two. Crosses: what "
-        "these laws said of a run when only shorter ones were known."
+        f"{text} Lines: predicted, ratios rounded to .1; bands: 90 % intervals of the outer two. Crosses: "
+        "what these laws said of a run when only shorter ones were known."
     )
