@@ -35,7 +35,7 @@ _FILL = 0.997  # of the budget: near enough
 _AIM = 0.9985
 _MAX_PASSES = 8
 _MAX_OCTAVES = 40  # between the coarsest level tried and the finest
-_SAMPLE = 1 << 18  # weights from which the size of a file is foretold
+_SAMPLE = 1 << 19  # weights from which the size of a file is foretold
 
 
 Attempt = tuple[dict[str, QuantizedTensor], int]
@@ -128,7 +128,8 @@ def quantize_matrix(matrix: Matrix, level: float, limit: int) -> QuantizedTensor
 
 def foretold_bytes(matrices: list[Matrix], level: float, limit: int) -> float:
     """Size of the coded integers at this level, without compensation and from a sample of the rows."""
-    every = max(1, sum(m.weight.numel() for m in matrices) // _SAMPLE)
+    total = sum(m.weight.numel() for m in matrices)
+    every = max(1, total // _SAMPLE)
     symbols, classes = [], []
     for whole in matrices:
         matrix = replace(whole, weight=whole.weight[::every], log_row=whole.log_row[::every])
@@ -137,7 +138,8 @@ def foretold_bytes(matrices: list[Matrix], level: float, limit: int) -> float:
         array = integers.to(torch.int8).numpy()
         symbols.append(array.ravel().view(np.uint8))
         classes.append(codec.classes_of(*codec.scale_codes(array)))
-    return every * coder.code_length(np.concatenate(symbols), np.concatenate(classes)) / 8
+    sample = np.concatenate(symbols)
+    return total / len(sample) * coder.code_length(sample, np.concatenate(classes)) / 8
 
 
 def bisect(size: Callable[[float], float], target: float, low: float, high: float) -> float:

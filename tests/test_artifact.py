@@ -63,7 +63,7 @@ def test_the_file_alone_gives_the_evaluated_model_back(tmp_path: Path, method: s
     for name, tensor in small_state().items():
         assert state[name].dtype == tensor.dtype
         torch.testing.assert_close(state[name], expected[name], rtol=0, atol=0)
-    assert os.listdir(path.parent) == ["model.int6"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -94,9 +94,8 @@ def test_published_dictionary_is_read_and_written(tmp_path: Path) -> None:
         io.BytesIO(zstandard.ZstdDecompressor().decompress(artifact.encode(quantized("reference")))),
         weights_only=True,
     )
-    assert set(content) == {
-        "__quant_format__", "quantized", "scales", "dtypes", "passthrough", "qmeta", "passthrough_orig_dtypes",
-    }  # fmt: skip
+    parts = {"quantized", "scales", "dtypes", "passthrough", "qmeta", "passthrough_orig_dtypes"}
+    assert set(content) == parts | {"__quant_format__"}
     assert content["quantized"]["tok_emb.weight"].dtype == torch.int8
     assert content["scales"]["tok_emb.weight"].dtype == torch.float16
     assert content["dtypes"]["tok_emb.weight"] == "bfloat16"
@@ -171,9 +170,9 @@ MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "begins like no format"),
     "foreign": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "begins like no format"),
     "not torch": (lambda: zstandard.ZstdCompressor().compress(b"hello" * 100), "not a plain dictionary"),
-    "no dictionary": (lambda: zstandard.ZstdCompressor().compress(saved([1, 2])), "no dictionary 'quantized'"),
+    "no dictionary": (lambda: zstandard.compress(saved([1, 2])), "no dictionary 'quantized'"),
     "no steps": (lambda: published(scales=None), "no dictionary 'scales'"),
-    "step missing": (lambda: published(scales={"tok_emb.weight": None}), "scale of tok_emb.weight: not a plain"),
+    "step missing": (lambda: published(scales={"tok_emb.weight": None}), "scale of tok_emb.weight: not"),
     "too few steps": (
         lambda: published(scales={"tok_emb.weight": torch.zeros(5)}),
         "tok_emb.weight: 5 steps for 96 rows",
@@ -183,7 +182,7 @@ MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
         "tok_emb.weight: not a plain torch.int8 tensor",
     ),
     "stride of zero": (
-        lambda: published(quantized={"tok_emb.weight": torch.zeros(1, dtype=torch.int8).expand(10**5, 10**7)}),
+        lambda: published(quantized={"tok_emb.weight": torch.zeros(1).char().expand(10**5, 10**7)}),
         "tok_emb.weight: not a plain",
     ),
     "sparse": (
