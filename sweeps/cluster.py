@@ -64,7 +64,6 @@ class Worker:
         self.rank, self.world = rank, world
         self._wish: Observed | None = None
         self._at_stage = False
-        self._scratch = _own_scratch()
         self._watch_sigterm()
 
     def hello(self) -> tuple[int, str, int]:
@@ -90,7 +89,7 @@ class Worker:
         self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
         self._at_stage = job.kind != "segment"
         try:
-            return execute(job, self.rank, self.world, lambda: self._wish, self._scratch)
+            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch())
         finally:
             self._at_stage = False
 
@@ -99,7 +98,7 @@ class Worker:
 
     def leave(self) -> None:
         """Delete what this worker keeps on its node."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(own_scratch(), ignore_errors=True)
 
     def _watch_sigterm(self) -> None:
         """A machine about to be taken away sends SIGTERM: training then writes a checkpoint and ends.
@@ -122,17 +121,13 @@ class Worker:
         threading.Thread(target=wait, name="sigterm", daemon=True).start()
 
 
-def _own_scratch() -> Path:
-    """A folder on this node for this process; those of processes that were killed are deleted."""
+def own_scratch() -> Path:
+    """This process's folder on this node, made only if something is put there (the store is remote)."""
     base = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    for folder in base.iterdir():
-        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():
+    for folder in base.iterdir() if base.is_dir() else ():
+        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():  # its process was killed
             shutil.rmtree(folder, ignore_errors=True)
-    own = base / str(os.getpid())
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir()
-    return own
+    return base / str(os.getpid())
 
 
 @dataclass

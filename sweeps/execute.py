@@ -137,7 +137,14 @@ def _train(
     tokens_per_step = job.config.batch.tokens_per_step
     if rank == 0:
         resumed = workdir.adopt(job.resume)
-        emit(journal, "started", step=resumed or job.identity["start"], until=job.until, resumed_at=resumed)
+        emit(
+            journal,
+            "started",
+            pid=os.getpid(),
+            step=resumed or job.identity["start"],
+            until=job.until,
+            resumed_at=resumed,
+        )
 
     def on_report(report: Any) -> None:
         emit(journal, "report", **asdict(report), train_tokens=report.step * tokens_per_step)

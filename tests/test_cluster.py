@@ -13,7 +13,7 @@ from sweeps.cluster import RayCluster
 from sweeps.driver import ClusterError
 from sweeps.spec import read_sweep
 from sweeps.store import Store
-from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, wait_until, workers
+from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, wait_until
 from tests.tiny_sweep import launch, launch_here, make_data, plan_of, rows, states, sweep_text
 
 GRID: dict[str, list[Any]] = {"steps": [60], "warmdown_ratio": [0.5]}
@@ -88,7 +88,7 @@ def test_two_ranks_with_one_killed_give_the_bits_of_runs_alone(
 
     def kill_a_rank() -> None:
         wait_until(checkpoint_beyond(shared, 7), 100, "a checkpoint")
-        assert kill(workers()[-1])
+        assert kill(cluster.workers()[-1])
 
     with meanwhile(kill_a_rank):
         result = launch(text, shared, address=cluster.address)
@@ -112,7 +112,7 @@ def test_a_worker_told_to_go_saves_its_state_and_a_diverged_run_stops_nothing(
         wait_until(
             lambda: list(tmp_path.glob("ray/segments/*/attempts/*/trajectory.parquet")), 100, "a trunk"
         )
-        for pid in workers():
+        for pid in cluster.workers():
             kill(pid, signal.SIGTERM)
 
     with meanwhile(preempt):
@@ -126,7 +126,7 @@ def test_a_worker_told_to_go_saves_its_state_and_a_diverged_run_stops_nothing(
 def test_nothing_is_left_behind(cluster: LocalCluster) -> None:
     import ray
 
-    wait_until(lambda: not workers(), 20, "the end of all workers")
+    wait_until(lambda: not cluster.workers(), 20, "the end of all workers")
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         assert left_behind() == []

@@ -185,7 +185,8 @@ def _silent(text: str) -> None:
 def main(argv: list[str]) -> int:
     """python -m tests.tiny_sweep FILE OUTPUT [ADDRESS]: a launch in a process of its own, to be killed."""
     text, output = Path(argv[0]).read_text(), argv[1]
-    return launch(text, output, address=argv[2] if len(argv) > 2 else None).exit_code
+    address = argv[2] if len(argv) > 2 else None
+    return launch(text, output, address=address, max_parallel=2).exit_code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,13 @@ from typing import Any
 
 import sweeps.cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
 
+# A dead node is noticed in seconds, and a slow answer of a busy machine is none.
+_NOTICE_SOON = {
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 5,
+    "health_check_timeout_ms": 20_000,
+}
+
 
 @contextlib.contextmanager
 def ray_nodes(count: int, cpus: int = 2, **head: Any) -> Iterator["LocalCluster"]:
@@ -31,8 +38,15 @@ class LocalCluster:
     """The first node holds the cluster's head and is never hurt."""
 
     def __init__(self, temp: Path, cpus: int, head: dict[str, Any]) -> None:
+        self.temp = temp
         self.node_args = {"num_cpus": cpus, "object_store_memory": 80 << 20}
-        arguments = {"include_dashboard": False, "temp_dir": str(temp), **self.node_args, **head}
+        arguments = {
+            "include_dashboard": False,
+            "temp_dir": str(temp),
+            "_system_config": _NOTICE_SOON,
+            **self.node_args,
+            **head,
+        }
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
@@ -52,17 +66,27 @@ class LocalCluster:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def workers(self) -> list[int]:
+        """Processes that are ranks of leases on this cluster, also where their node is gone."""
+        return [pid for pid in _running("ray::Worker") if self._is_ours(pid)]
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether it has a file of this cluster open, such as its log: nobody else's process may be hurt."""
+        with contextlib.suppress(OSError):
+            files = [handle.readlink() for handle in Path(f"/proc/{pid}/fd").iterdir()]
+            return any(file.is_relative_to(self.temp) for file in files)
+        return False
+
     def shutdown(self) -> None:
         self.cluster.shutdown()
 
 
-def workers(of: str = "ray::Worker") -> list[int]:
-    """Processes of this user that are ranks of leases."""
+def _running(command: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if (entry / "cmdline").read_bytes().startswith(of.encode()):
+                if (entry / "cmdline").read_bytes().startswith(command.encode()):
                     found.append(int(entry.name))
     return found
 
