@@ -72,16 +72,22 @@ class Design:
         self.block_of_row = np.concatenate(block_of_row)  # [n]
         self.pair_row = np.concatenate(pair_row)
         self.pair_drop = np.concatenate(pair_drop)
+        self.length = np.maximum(np.diff(self.start, append=0.0), 0.0)  # 0 for the last block of a run
         self.previous = np.maximum(np.arange(blocks) - 1, self.first)
 
     def __len__(self) -> int:
         return len(self.step)
 
+    @property
+    def anneals(self) -> bool:
+        """Whether the learning rate falls before any row."""
+        before, after = self.rate[self.previous[self.pair_drop]], self.rate[self.pair_drop]
+        return bool((after < before - 1e-6).any())
+
     def clock(self, kappa: float) -> tuple[Floats, Floats]:
         """S_kappa in thousands at the rows [n] and at the block starts [blocks]. kappa 0 counts steps."""
         speed = self.rate**kappa / _STEPS_UNIT
-        length = np.diff(self.start, append=0.0)
-        total = np.concatenate([[0.0], np.cumsum(np.where(length > 0, length, 0.0) * speed)[:-1]])
+        total = np.cumsum(self.length * speed) - self.length * speed
         at_start = total - total[self.first]
         b = self.block_of_row
         return at_start[b] + (self.step - self.start[b]) * speed[b], at_start

@@ -33,7 +33,7 @@ def fit_laws(table: Table, metric: str, *, baselines: bool = False) -> dict[str,
     fits: dict[str, Fit] = {}
     if any(run.curve(base) is not None for run in table.runs):
         data = trajectory_rows(table, base)
-        annealed = len(data.design.pair_row) > 0
+        annealed = data.design.anneals
         for law in TRAJECTORY_LAWS:
             enough = len(data.value) >= 2 * len(law.parameters) + len(law.linear)
             if annealed and enough and law.baseline == baselines:
