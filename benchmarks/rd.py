@@ -1,0 +1,159 @@
+"""What the quantizers cost a trained model, and what each coder makes of the same integers.
+
+    python -m benchmarks.rd RUN [--data DIR] [--tokens N] [--calibration-tokens N] [--integer-bits 6 8]
+
+RUN is an output folder of gepa_core.train, or one of its checkpoints. BPB is measured by plain evaluation
+of the averaged weights. Besides each quantizer as configured: `rd` at the bytes of `reference`, and the
+fewest bytes at which `rd` scores no worse than it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import brotli
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.quantize import coders, timed
+from gepa_core import artifact, checkpoint, codec, coder
+from gepa_core.bundle import code_bytes
+from gepa_core.calibrate import calibrate
+from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig, RunConfig
+from gepa_core.data.folder import open_folder
+from gepa_core.data.shards import TokenStream, load_tokens, open_shards
+from gepa_core.data.tokenizer import byte_table
+from gepa_core.evaluate import evaluate_plain
+from gepa_core.job import load_model, open_run
+from gepa_core.model import GEPA
+from gepa_core.quantize import Quantized, quantize
+from gepa_core.train import CHECKPOINTS, prepare
+
+_TRIALS = 7  # budgets tried on the way to equal BPB
+
+
+class Bench:
+    """One trained model, its validation text, and what calibration says of it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        found = checkpoint.in_order(args.run / CHECKPOINTS)
+        self.model, meta = load_model(found[-1] if found else args.run, average=True)
+        self.run = RunConfig.model_validate_json(json.dumps(meta["config"]))
+        self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        folder = args.run if found else args.run.resolve().parents[1]
+        paths: DataPaths = open_folder(args.data).paths if args.data else open_run(folder).data
+        self.tokens = load_tokens(open_shards(paths.val), args.tokens + 1 if args.tokens else None)
+        self.table = byte_table(paths.tokenizer, self.run.model.vocab_size)
+        self.exec_cfg = ExecConfig(device=args.device)
+        self.model.to(prepare(self.exec_cfg))
+        self.float_bpb = self._bpb(self.state)
+        wanted = args.calibration_tokens or self.run.quant.calibration_tokens
+        text = TokenStream(open_shards(paths.train)).span(0, wanted)
+        self.sensitivities, self.calibration_seconds = timed(
+            lambda: calibrate(self.model, text, self.run.batch.seq_len)
+        )
+
+    def _bpb(self, state: dict[str, Tensor]) -> float:
+        model: GEPA = self.model
+        model.load_state_dict(state)
+        return evaluate_plain(model, self.tokens, self.table, self.run.eval, self.exec_cfg).bpb
+
+    def measure(self, **options: Any) -> tuple[Quantized, dict[str, Any]]:
+        """Quantizes, codes, decodes and scores the model, with these options of QuantConfig."""
+        config = QuantConfig(**(self.run.quant.model_dump() | {"budget_bytes": None} | options))
+        quantized, seconds = timed(
+            lambda: quantize(self.state, config, self.sensitivities, code_bytes=code_bytes(self.run))
+        )
+        data, coding = timed(lambda: artifact.encode(quantized))
+        state, decoding = timed(lambda: artifact.decode(data))
+        bpb = self._bpb(state)
+        report = quantized.report
+        return quantized, {
+            "bytes": len(data),
+            "bits_per_weight": 8 * len(data) / report.parameters,
+            "int6_bpb": bpb,
+            "damage_bpb": bpb - self.float_bpb,
+            "entropy_bits": report.entropy_bits,
+            "rows_at_floor": report.rows_at_floor,
+            "seconds": {"quantize": seconds, "encode": coding, "decode": decoding},
+        }
+
+    def no_worse(self, bpb: float, most: int, bits: int) -> dict[str, Any]:
+        """The smallest of some files of `rd`, none over `most` bytes, that score `bpb` or better."""
+        low, high, best = 0.3 * most, float(most), None
+        for _ in range(_TRIALS):
+            middle = (low + high) / 2
+            found = self.measure(method="rd", budget_bytes=int(middle), integer_bits=bits)[1]
+            if found["int6_bpb"] <= bpb:
+                high, best = middle, found
+            else:
+                low = middle
+        return best or {"bytes": None}
+
+
+def all_coders(quantized: Quantized) -> dict[str, dict[str, Any]]:
+    """Bytes and seconds of the same integers under each coder, and the bounds they work against."""
+    found = coders(quantized)
+    arrays = [tensor.integers.numpy() for tensor in quantized.tensors.values()]
+    data, seconds = timed(lambda: brotli.compress(b"".join(a.tobytes() for a in arrays), quality=11))
+    found["brotli-11"] = {"bytes": len(data), "seconds": seconds}
+    symbols = np.concatenate([a.ravel().view(np.uint8) ^ np.uint8(128) for a in arrays])
+    classes = np.concatenate([codec.classes_of(*codec.scale_codes(a)) for a in arrays])
+    counts = coder.histogram(symbols, classes).astype(float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    entropy = float(-(counts * np.log2(np.where(share > 0, share, 1))).sum() / 8)
+    found["entropy, given classes of rows and columns"] = {"bytes": round(entropy), "seconds": None}
+    return found
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    bench = Bench(args)
+    reference, at_reference = bench.measure(method="reference")
+    result: dict[str, Any] = {
+        "benchmark": "rd",
+        "run": str(args.run),
+        "parameters": reference.report.parameters,
+        "quantized_fraction": reference.report.quantized_fraction,
+        "val_tokens": len(bench.tokens) - 1,
+        "calibration": bench.calibration_seconds,
+        "cap_bytes_for_the_model": CAP_BYTES - code_bytes(bench.run),
+        "float_bpb": bench.float_bpb,
+        "reference": at_reference,
+        "per_row": bench.measure(method="per_row")[1],
+        "coders_of_the_reference_integers": all_coders(reference),
+    }
+    for bits in args.integer_bits:
+        size, bpb = at_reference["bytes"], at_reference["int6_bpb"]
+        spent, equal_bytes = bench.measure(method="rd", budget_bytes=size, integer_bits=bits)
+        equal_bpb = bench.no_worse(bpb, size, bits)
+        result[f"rd, integers of {bits} bits"] = {
+            "equal_bytes": equal_bytes,
+            "bpb_saved_at_equal_bytes": bpb - equal_bytes["int6_bpb"],
+            "equal_bpb": equal_bpb,
+            "bytes_saved_at_equal_bpb": size - equal_bpb["bytes"] if equal_bpb["bytes"] else None,
+            "coders_of_its_integers": all_coders(spent),
+        }
+    return result | harness.environment(torch.device("cpu"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rd", description="quantizers on a trained model"
+    )
+    parser.add_argument("run", type=Path, help="output folder of gepa_core.train, or a checkpoint")
+    parser.add_argument("--data", type=Path, help="prepared data folder (default: the run's own)")
+    parser.add_argument("--tokens", type=int, help="score at most this many leading target tokens")
+    parser.add_argument("--calibration-tokens", type=int, help="default: the run's")
+    parser.add_argument("--integer-bits", type=int, nargs="+", default=[6, 8], help="ranges for rd to try")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    args = parser.parse_args(argv)
+    harness.report(compare(args), args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
