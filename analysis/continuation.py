@@ -47,11 +47,14 @@ class Continuation:
 
 
 def continuation_fit(run: Run, table: Table, metric: str) -> Continuation | None:
-    """The constant phases in this run's group from half of its peak_steps on; None below 4 evaluated steps.
+    """The constant phases in this run's group from half of its peak_steps on; None below 4 evaluated steps
+    and for a run that decays right after its warm-up.
 
     Runs repeating one trunk's rows count once, retrained trunks are averaged: one value a step. One straight
     line in step^-1/2 where it must extrapolate; bent at every factor of about 1.6 where it is measured.
     """
+    if run.peak_steps < 1.5 * run.warmup_steps:  # all of the early, steep part: nothing to continue from
+        return None
     start = max(run.peak_steps / 2, run.warmup_steps, 1)
     at: dict[int, dict[str, float]] = {}
     for other in table.runs:

@@ -65,6 +65,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     values = frame["improvement_per_1000_steps"]
     if values.min() > 0 and values.max() > 40 * values.min():
         panels[0].set_yscale("log")
+        panels[0].set_ylim(bottom=0.6 * values.min())
     else:
         for panel in panels:
             panel.axhline(0, color="black", lw=0.6)

@@ -27,6 +27,7 @@ def data(study: Study) -> pd.DataFrame:
         raise UnavailableError("all runs have one warmdown ratio")
     if not study.forecast.knows_ratios:
         raise UnavailableError("no law that the runs carry depends on the warmdown")
+    lengths = {run.steps for run in study.forecast.ensemble.table.runs if not run.is_constant}
     rows: list[dict[str, object]] = [
         {"kind": "predicted", "steps": steps, "warmdown_ratio": ratio, "value": surface.value[i, j]}
         for i, steps in enumerate(surface.steps)
@@ -37,6 +38,7 @@ def data(study: Study) -> pd.DataFrame:
             {
                 "kind": "best",
                 "steps": best.steps,
+                "was_run": best.steps in lengths,
                 "warmdown_ratio": best.ratio,
                 "ratio_low": best.low,
                 "ratio_high": best.high,
@@ -77,10 +79,12 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         "s": 36,
     }
     low, high = mesh.get_clim()
+    run_steps = best.loc[best["was_run"].astype(bool), "steps"].tolist()
     x, y = measured["steps"], measured["warmdown_ratio"]
-    panel.scatter(x, y, c=measured["value"], cmap=colours, vmin=low, vmax=high, **look)
-    panel.axvline(measured["steps"].max(), color="white", lw=0.9, ls=(0, (2, 2)))
-    steps_axis(panel, log_ticks=[*measured["steps"], lengths[-1]])
+    if len(measured):
+        panel.scatter(x, y, c=measured["value"], cmap=colours, vmin=low, vmax=high, **look)
+    panel.axvline(max(run_steps), color="white", lw=0.9, ls=(0, (2, 2)))
+    steps_axis(panel, log_ticks=[*run_steps, lengths[-1]])
     panel.set_xlim(lengths[0] * 0.97, lengths[-1])
     panel.set_ylim(ratios[0], ratios[-1])
     panel.set_ylabel("warmdown ratio [warmdown steps / steps]")
