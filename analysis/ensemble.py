@@ -114,7 +114,7 @@ class Ensemble:
     held_out: tuple[tuple[str, str, float], ...] = ()  # (kind, run_id, relative error) behind the errors
 
     def mean_square(self, kind: str) -> float:
-        """Mean square backtest error of a kind. All errors together count as one more: few small ones are luck."""
+        """Mean square backtest error of a kind. The mean of all kinds counts as one more: few are luck."""
         errors = self.length_errors if kind == "length" else self.ratio_errors
         pooled = np.concatenate([self.length_errors, self.ratio_errors])
         return float((np.sum(errors**2) + np.mean(pooled**2)) / (len(errors) + 1))

@@ -50,8 +50,12 @@ class Fit:
         return self.law.terms(self.theta, design) @ self.coefficients
 
 
-def fit(law: Law, data: Observations) -> Fit:
-    """The law's best parameters for the data. Sees nothing but its arguments."""
+def fit(law: Law, data: Observations, starts: Floats | None = None) -> Fit:
+    """The law's best parameters for the data. Sees nothing but its arguments.
+
+    Args:
+        starts: where to search from, [starts, parameters]; the law's own if not given.
+    """
     lower, upper, typical = (
         np.log([getattr(p, bound) for p in law.parameters]) for bound in ("low", "high", "typical")
     )
@@ -64,7 +68,7 @@ def fit(law: Law, data: Observations) -> Fit:
     best, cost = np.empty(0), float("inf")
     if not law.parameters:
         cost = float(np.sum(residuals(best) ** 2) / 2)
-    for start in law.starts() if law.parameters else ():
+    for start in (law.starts() if starts is None else starts) if law.parameters else ():
         found = least_squares(
             residuals,
             np.clip(np.log(start), lower + 1e-6, upper - 1e-6),
