@@ -9,10 +9,8 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import Any
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Of the log of a raylet that died, which would go to stdout: the driver tells in a line what was lost.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).",
 }
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -33,10 +33,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # n
 
 from sweeps.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
 from sweeps.estimate import Node, places, refusal  # noqa: E402
-from sweeps.execute import Job, execute, warm_up  # noqa: E402
+from sweeps.execute import Job  # noqa: E402
 from sweeps.policy import Observed  # noqa: E402
 from sweeps.spec import Sweep  # noqa: E402
 from sweeps.store import Outcome  # noqa: E402
+from sweeps.worker import Worker  # noqa: E402
 
 _OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
 _PROBE_SECONDS = 10.0
@@ -57,77 +58,12 @@ _TELLING = (
 )
 
 
-class Worker:
-    """One rank of a lease; an actor with a second thread, for `stop`."""
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-        self._wish: Observed | None = None
-        self._at_stage = False
-        self._watch_sigterm()
+class RankActor(Worker):
+    """A worker as a Ray actor, with a second thread for `stop`."""
 
     def hello(self) -> tuple[int, str, int]:
-        """(rank, address of this node, a port free on it); after the imports that jobs need."""
-        warm_up()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return self.rank, ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-    def join(self, address: str, port: int) -> None:
-        """Join the lease's process group."""
-        import torch
-        import torch.distributed as dist
-
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=self.rank,
-            world_size=self.world,
-        )
-
-    def run(self, job: Job) -> Outcome:
-        self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
-        self._at_stage = job.kind != "segment"
-        try:
-            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch())
-        finally:
-            self._at_stage = False
-
-    def stop(self) -> None:
-        self._wish = self._wish or Observed.STOPPED
-
-    def leave(self) -> None:
-        """Delete what this worker keeps on its node."""
-        shutil.rmtree(own_scratch(), ignore_errors=True)
-
-    def _watch_sigterm(self) -> None:
-        """A machine about to be taken away sends SIGTERM: training then writes a checkpoint and ends.
-
-        Jobs do not run in the main thread, where Python would call a handler; a pipe wakes a thread instead.
-        """
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
-        signal.set_wakeup_fd(write)
-
-        def wait() -> None:
-            while signal.SIGTERM not in os.read(read, 64):
-                pass
-            self._wish = Observed.PREEMPTED
-            if self._at_stage:  # has nothing to save
-                self.leave()
-                os._exit(143)
-
-        threading.Thread(target=wait, name="sigterm", daemon=True).start()
-
-
-def own_scratch() -> Path:
-    """This process's folder on this node, made only if something is put there (the store is remote)."""
-    base = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
-    for folder in base.iterdir() if base.is_dir() else ():
-        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():  # its process was killed
-            shutil.rmtree(folder, ignore_errors=True)
-    return base / str(os.getpid())
+        """(rank, address of this node, a port free on it), once the worker is ready for jobs."""
+        return self.rank, ray.util.get_node_ip_address(), self.prepare()
 
 
 @dataclass
@@ -164,7 +100,7 @@ class RayCluster:
                     "env_vars": {**_WORKER_ENV, **_passed_on()},
                 },
             )
-        self._actor: Any = ray.remote(Worker)
+        self._actor: Any = ray.remote(RankActor)
 
     def __enter__(self) -> "RayCluster":
         return self

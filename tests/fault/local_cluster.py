@@ -68,7 +68,7 @@ class LocalCluster:
 
     def workers(self) -> list[int]:
         """Processes that are ranks of leases on this cluster, also where their node is gone."""
-        return [pid for pid in _running("ray::Worker") if self._is_ours(pid)]
+        return [pid for pid in _running("ray::RankActor") if self._is_ours(pid)]
 
     def _is_ours(self, pid: int) -> bool:
         """Whether it has a file of this cluster open, such as its log: nobody else's process may be hurt."""
