@@ -176,9 +176,6 @@ def test_time_train(
     )
 
 
-test_time_train.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test by its name
-
-
 def main() -> int:
     from gepa_core.score import ttt_command
 

@@ -17,7 +17,7 @@ from gepa_core.evaluate import evaluate_plain, evaluate_sliding
 from gepa_core.job import load_model, open_run
 from gepa_core.quantize import quantize
 from gepa_core.score import evaluate_command, ttt_command
-from gepa_core.ttt import test_time_train
+from gepa_core.ttt import test_time_train as adapt  # not a test
 from tests import tiny
 from tests.tiny import CPU
 
@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_functions(out: Path, capsys: pytest.CaptureFixt
     assert answer(capsys)["val_bpb"] == evaluate_sliding(model, tokens, table, run.eval, CPU).bpb
     assert ttt_command([str(out), "--json"]) == 0
     adapted = answer(capsys)
-    assert adapted["val_bpb"] == test_time_train(model, tokens, table, run.eval, run.ttt, CPU).evaluation.bpb
+    assert adapted["val_bpb"] == adapt(model, tokens, table, run.eval, run.ttt, CPU).evaluation.bpb
     assert (adapted["updates"], adapted["tokens_trained"], adapted["tokens_scored"]) == (4, 128, 160)
 
 
