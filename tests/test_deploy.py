@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,52 @@ def test_slurm_script_is_sound() -> None:
         subprocess.run([shellcheck, "--severity=warning", script], check=True)
 
 
+def slurm(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def submit(tmp_path: Path, sweep: Path) -> tuple[str, Path]:
+    """(job, its log) of a sweep without GPUs."""
+    script = ("deploy/slurm.sbatch", str(sweep), "--output", str(tmp_path / "results"), "--no-report")
+    job = slurm("sbatch", "--parsable", "--nodes=1", f"--output={tmp_path}/%j.log", *script)
+    return job, tmp_path / f"{job}.log"
+
+
+def exit_code(job: str) -> str | None:
+    """`code:signal` of a job that ended, None before."""
+    facts = dict(pair.partition("=")[::2] for pair in slurm("scontrol", "show", "job", job).split())
+    return None if facts["JobState"] in ("PENDING", "RUNNING", "COMPLETING") else facts["ExitCode"]
+
+
+@pytest.mark.slow
+def test_slurm_job_drains_and_goes_on(tmp_path: Path) -> None:
+    """Told to end in the middle of a segment it saves its state; submitted again it finishes from there."""
+    if not shutil.which("sinfo") or subprocess.run(["sinfo", "-h"], capture_output=True).returncode:
+        pytest.skip("no Slurm answers here")
+    if not (ROOT / ".venv" / "bin" / "ray").is_file():
+        pytest.skip("the job looks for its environment in .venv")
+    sweep = tmp_path / "tiny.yaml"
+    settings = {"eval.every": 500, "eval.ema_every": 1000, "eval.log_every": 100}
+    grid = {"steps": [1500], "warmdown_ratio": [0.5]}
+    sweep.write_text(sweep_text(make_data(tmp_path / "data"), grid, set=settings, stages=["float"]))
+    job, log = submit(tmp_path, sweep)
+    wait_for(lambda: log.is_file() and re.search(r"^\d+:\d\d start ", log.read_text(), re.M), "work to start")
+    slurm("scancel", "--signal=TERM", "--batch", job)
+    wait_for(lambda: exit_code(job), "the job to drain")
+    assert exit_code(job) == "130:0", log.read_text()
+    assert "1 pending runs" in log.read_text()
+    assert list((tmp_path / "results").glob("segments/*/attempts/*/checkpoints/*"))
+    again, log = submit(tmp_path, sweep)
+    wait_for(lambda: exit_code(again), "the job to finish", 300)
+    assert exit_code(again) == "0:0", log.read_text()
+    (row,) = rows(tmp_path / "results").values()
+    assert row["status"] == "done" and row["float_bpb"]
+    for name in (job, again):
+        assert not Path(f"/tmp/ray-slurm-{name}").exists()
+
+
 # A cluster that is there
 
 
@@ -267,7 +313,7 @@ def test_ray_job_submit_runs_a_sweep(ray_head: dict[str, str], tmp_path: Path) -
     command = [replaced.get(word, word) for word in words]
     assert len(set(command) - set(words)) == len(replaced)
     command = [word for word in command if not word.startswith("data.train=")] + ["--no-report"]
-    wait_for(lambda: list_jobs(ray_head))
+    wait_for(lambda: list_jobs(ray_head), "Ray's dashboard")
     done = subprocess.run(command, cwd=checkout, env=ray_head, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = rows(tmp_path / "results").values()
@@ -279,8 +325,8 @@ def list_jobs(environment: dict[str, str]) -> bool:
     return asked.returncode == 0
 
 
-def wait_for(ready: Any, seconds: float = 120) -> None:
+def wait_for(ready: Callable[[], object], what: str, seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < until, "Ray's dashboard did not come up"
+        assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
         time.sleep(1)

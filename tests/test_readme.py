@@ -172,6 +172,12 @@ def test_documented_command(page: str, words: tuple[str, ...], checkout: Path) -
     raise AssertionError(f"{page}: no way to check {' '.join(words)!r}; give it one in HANDLERS")
 
 
+def test_python_of_the_tutorial(checkout: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    run(["python", "-c", code], checkout)
+
+
 def test_pages_have_commands() -> None:
     pages = {page for page, _ in documented()}
     assert pages >= {"README.md", "tutorial.md", "sharing.md", "extending.md"}
