@@ -1,5 +1,6 @@
 """What a store already has, as a plan needs it: finished segments and stages, and how fast they went."""
 
+import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def _config(record: Mapping[str, Any] | None) -> RunConfig | None:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], runs: Iterable[str]) -> list[str]:
     """What differs between sweep.json of an earlier launch and the sweep (its `document`, its run ids)."""
     before: Mapping[str, Any] = old.get("document") or {}
+    new = json.loads(json.dumps(new))  # with lists for tuples, as the earlier one was read
     lines = []
     for key in dict.fromkeys([*before, *new]):
         was, now = before.get(key), new.get(key)
