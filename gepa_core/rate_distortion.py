@@ -30,12 +30,13 @@ from gepa_core.quantize import Quantized, QuantizedTensor, is_quantized, make_re
 _DAMPING = 0.01  # of the mean diagonal of `columns`; .001 to .05 differ by less than the noise
 _MIN_ROW_WEIGHT = 0.03  # of the mean: a token that calibration never met may yet occur
 _BLOCK = 128
-_MAX_CLIP_OCTAVES = 2.5
+_MAX_CLIP_OCTAVES = 2.0
+_ALTERNATIONS = 2
 _FILL = 0.997  # of the budget: near enough
 _AIM = 0.9985
 _MAX_PASSES = 8
 _MAX_OCTAVES = 40  # between the coarsest level tried and the finest
-_SAMPLE = 1 << 19  # weights from which the size of a file is foretold
+_SAMPLE = 1 << 18  # weights from which the size of a file is foretold
 
 
 Attempt = tuple[dict[str, QuantizedTensor], int]
@@ -71,36 +72,36 @@ def choose_steps(matrix: Matrix, level: float, limit: int) -> tuple[Tensor, Tens
     """
     log_row, log_column = matrix.log_row + level, matrix.log_column
     ratio = (matrix.weight / (log_row[:, None] + log_column).exp2()).abs()
+    rows, columns = torch.zeros_like(log_row), torch.zeros_like(log_column)
     if float(ratio.max()) > limit + 0.5:
-        # Each depends on the other; a second look at the rows undoes what the columns made needless.
-        rows = _widening(ratio.T, torch.zeros_like(log_column), limit)
-        columns = _widening(ratio, rows, limit)
-        log_row = log_row + _widening(ratio.T, columns, limit)
-        log_column = log_column + columns
-    return codec.step_codes(log_row), codec.step_codes(log_column)
+        for _ in range(_ALTERNATIONS):  # each depends on the other
+            rows = _widening(ratio.T, columns, limit)
+            columns = _widening(ratio, rows, limit)
+        rows = _widening(ratio.T, columns, limit)
+    return codec.step_codes(log_row + rows), codec.step_codes(log_column + columns)
 
 
 def _widening(ratio: Tensor, others: Tensor, limit: int) -> Tensor:
     """Octaves by which to widen the step of each column of |w| / ideal step [R, C], for least cost and rate.
 
-    Rows are widened by `others` [R] octaves already. In units of the squared ideal step: rounding costs a
-    twelfth of the squared step, what lies beyond the range its squared distance, and an octave saves a bit,
-    worth ln 2 / 6 at the ideal step.
+    Rows are widened by `others` [R] octaves already; where that was more than a column needs, its own
+    number is negative. In units of the squared ideal step: rounding costs a twelfth of the squared step,
+    what lies beyond the range its squared distance, and an octave saves a bit, worth ln 2 / 6 at the
+    ideal step.
     """
-    octaves = torch.zeros(ratio.shape[1])
     edge = limit + 0.5
-    needed = (ratio / others.exp2()[:, None]).amax(dim=0).div(edge).log2()
-    clipped = torch.nonzero(needed > 0).flatten()
-    part, needed = ratio[:, clipped], needed[clipped]
-    best = torch.full_like(needed, math.inf)
-    for less in torch.arange(0.0, _MAX_CLIP_OCTAVES + 0.01, 0.25):
-        k = (needed - less).clamp_min(0)
-        step = (others[:, None] + k).exp2()
-        beyond = (part - edge * step).clamp_min(0)
+    widened = others.exp2()[:, None]
+    needed = (ratio / widened).amax(dim=0).div(edge).log2()  # for nothing to clip
+    free = -0.5 * others.mul(2).exp2().mean().log2()  # best where nothing clips
+    best, octaves = torch.full_like(needed, math.inf), torch.zeros_like(needed)
+    for less in torch.arange(0.0, _MAX_CLIP_OCTAVES + 0.01, 0.5):
+        k = (needed - less).clamp_min(free)
+        step = widened * k.exp2()
+        beyond = (ratio - edge * step).clamp_min(0)
         cost = (beyond.square() + step.square() / 12).mean(dim=0) - math.log(2) / 6 * k
         better = cost < best
         best = torch.where(better, cost, best)
-        octaves[clipped] = torch.where(better, k, octaves[clipped])
+        octaves = torch.where(better, k, octaves)
     return octaves
 
 
@@ -142,14 +143,15 @@ def foretold_bytes(matrices: list[Matrix], level: float, limit: int) -> float:
     return total / len(sample) * coder.code_length(sample, np.concatenate(classes)) / 8
 
 
-def bisect(size: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """The least level in [low, high] with size(level) <= target, for a size that falls; to 1/500."""
+def level_of(size: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """Where in [low, high] a size that falls meets the target: bisection, then a straight line."""
     if size(low) <= target:
         return low
-    while high - low > 2e-3:
+    while high - low > 0.05:
         middle = (low + high) / 2
         low, high = (middle, high) if size(middle) > target else (low, middle)
-    return high
+    above, below = size(low) - target, target - size(high)
+    return high if below <= 0 else low + (high - low) * above / (above + below)
 
 
 def quantize_rate_distortion(
@@ -205,7 +207,7 @@ def _fill(attempt: Callable[[float], Attempt], matrices: list[Matrix], limit: in
     low, high, correction = finest, coarsest, 0.0
     tried: list[Attempt] = []
     for _ in range(_MAX_PASSES):
-        level = bisect(foretold, _AIM * budget - correction, low, high)
+        level = level_of(foretold, _AIM * budget - correction, low, high)
         tried.append(attempt(level))
         size = tried[-1][1]
         if _FILL * budget <= size <= budget:
