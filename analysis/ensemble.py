@@ -13,7 +13,7 @@ import numpy as np
 from analysis.design import Design
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit
-from analysis.folds import Fold, folds, last_known, replicate_sd
+from analysis.folds import NEAR_DEFICIT, Fold, deficit_distance, folds, last_known, replicate_sd
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.observations import final_rows, trajectory_rows
 from analysis.stage_gap import BASES, StageGap, fit_gaps
@@ -120,7 +120,10 @@ class Ensemble:
         return float((np.sum(errors**2) + np.mean(pooled**2)) / (len(errors) + 1))
 
     def laws(self, run: Run, steps: Ints, final: bool) -> dict[str, Floats]:
+        """Values at steps of a run by each law that can speak for it; `final`: as finals are measured."""
         usable = {name: f for name, f in self.fits.items() if final or not f.law.of_finals}
+        if deficit_distance(self.table, run) > NEAR_DEFICIT:
+            usable = {name: f for name, f in usable.items() if not f.law.of_steps_alone} or usable
         return {name: evaluate(f, run, steps, final) for name, f in usable.items()}
 
     def trajectory(self, run: Run, steps: Ints) -> Floats:

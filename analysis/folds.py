@@ -14,6 +14,7 @@ LENGTH_FOLDS = (
 )
 RATIO_FOLDS = 4
 REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
+NEAR_DEFICIT = 0.25  # schedules closer than this in `deficit` count as one that was run
 RATIO_STEP = 0.05  # warmdown ratios closer than this are one
 
 
@@ -95,7 +96,7 @@ def deficit_distance(table: Table, target: Run) -> float:
 
 
 def _is_bare_trunk(run: Run, table: Table, metric: str) -> bool:
-    """A constant run beside branches that anneal: what it tells is its trunk, not a final value to predict."""
+    """A constant run beside branches that anneal: it tells of the trunk, and has no final to predict."""
     return run.is_constant and any(not other.is_constant for other in table.runs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from analysis.design import Design
@@ -52,7 +54,18 @@ def trajectory_rows(table: Table, metric: str) -> Observations:
         raise AnalysisError(f"{table.source}: no run has a trajectory of {metric}")
     value = np.concatenate(values)
     offset = np.concatenate(offsets) * finals_are_apart(table, metric)
-    return Observations(Design(rows), value, np.ones(len(value)), offset)
+    return Observations(Design(rows), value, _replicate_weights(rows), offset)
+
+
+def _replicate_weights(rows: list[tuple[Run, Ints]]) -> Floats:
+    """1 / sqrt(n) where n runs measured the same: replicates count as their mean, not as more data."""
+    keys = [
+        (int(step), None if step <= run.peak_steps else (run.steps, run.peak_steps, run.schedule))
+        for run, steps in rows
+        for step in steps
+    ]
+    count = Counter(keys)
+    return np.array([count[key] ** -0.5 for key in keys])
 
 
 def finals_are_apart(table: Table, metric: str) -> bool:
@@ -72,14 +85,18 @@ def finals_are_apart(table: Table, metric: str) -> bool:
 
 
 def final_rows(table: Table, metric: str) -> Observations:
-    """One row a run: its final value.
+    """One row a plan: its final value, the mean of its replicates.
 
     Raises:
         AnalysisError: no final value is known.
     """
-    runs = [(run, final) for run in table.runs if (final := run.final(metric)) is not None]
-    if not runs:
+    plans: dict[tuple[object, ...], list[tuple[Run, float]]] = {}
+    for run in table.runs:
+        if (final := run.final(metric)) is not None:
+            plan = (run.steps, run.peak_steps, run.schedule, run.final_lr_fraction)
+            plans.setdefault(plan, []).append((run, final))
+    if not plans:
         raise AnalysisError(f"{table.source}: no final {metric} is known")
-    design = Design([(run, np.array([run.steps])) for run, _ in runs])
-    values = np.array([final for _, final in runs])
-    return Observations(design, values, np.ones(len(runs)), np.zeros(len(runs)))
+    design = Design([(made[0][0], np.array([made[0][0].steps])) for made in plans.values()])
+    values = np.array([np.mean([final for _, final in made]) for made in plans.values()])
+    return Observations(design, values, np.ones(len(plans)), np.zeros(len(plans)))

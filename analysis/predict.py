@@ -16,11 +16,10 @@ from scipy.stats import norm
 
 from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
-from analysis.folds import deficit_distance
+from analysis.folds import NEAR_DEFICIT, deficit_distance
 from analysis.table import Floats, Run, Table
 
 BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
-NEAR_DEFICIT = 0.25  # in ln(share of the peak rate's sum given up): schedules closer than this count as seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,8 @@ def predict(
         raise AnalysisError(f"warmdown {warmdown} of {steps} steps is impossible: it must be within 0..steps")
     if not 0 < level < 1:
         raise AnalysisError(f"level is {level:g}; it must be between 0 and 1, as 0.9")
+    if not any(run.final(metric) is not None or run.curve(metric) is not None for run in table.runs):
+        raise AnalysisError(f"{table.source}: no run has '{metric}'; known: {', '.join(table.metrics())}")
     training = one_group(table, where or {})
     target = planned_run(training, steps, warmdown, schedule)
     return predict_run(build(training, metric), target, level)

@@ -47,6 +47,7 @@ class Law:
     terms: Callable[[Floats, Design], Floats]
     source: str
     of_finals: bool = False  # a function of the run's plan (steps, warmdown): knows nothing of the way there
+    of_steps_alone: bool = False  # of finals, and blind to the warmdown: speaks for schedules like those run
     baseline: bool = False  # as published, for comparison: its general form in the ensemble includes it
 
     def starts(self) -> Floats:

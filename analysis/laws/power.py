@@ -28,11 +28,11 @@ def surface_terms(theta: Floats, design: Design) -> Floats:
 
 
 POWER_LAW = Law(
-    "power", (EXPONENT,), ("E", "A"), power_terms, of_finals=True,
+    "power", (EXPONENT,), ("E", "A"), power_terms, of_finals=True, of_steps_alone=True,
     source="Kaplan et al. 2020; Hoffmann et al. 2022",
 )  # fmt: skip
 LOG_LAW = Law(
-    "log-linear", (), ("a", "b"), log_terms, of_finals=True,
+    "log-linear", (), ("a", "b"), log_terms, of_finals=True, of_steps_alone=True,
     source="the power law's limit of small exponents",
 )  # fmt: skip
 SURFACE_LAW = Law(
