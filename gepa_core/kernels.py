@@ -1,9 +1,11 @@
-"""Hand-written gradients for fp32 on a CPU, where a pass over activations costs as much as a small product.
+"""Hand-written gradients for a CPU, where a pass over activations costs as much as a small product.
 
 A GPU compiles the plain expressions into fused kernels; a CPU runs one operation at a time, and autograd's
 own backward takes two to four times the passes of these. Each function is the plain expression elsewhere;
 both agree up to rounding (tests/test_model.py). Without gradients there is nothing to save either: then
 intermediate results are overwritten.
+
+In bf16 a CPU gains on matrix products alone: there, activations stay fp32 between them.
 """
 
 import contextlib
@@ -48,6 +50,21 @@ def _overwriting(x: Tensor) -> bool:
     return _on_cpu(x) and not torch.is_grad_enabled()
 
 
+def activation_dtype(product_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What activations are in where matrix products are in `product_dtype`."""
+    by_hand = device.type == "cpu" and not (torch.compiler.is_compiling() or _plain)
+    return torch.float32 if by_hand else product_dtype
+
+
+def linear(x: Tensor, weight: Tensor, product_dtype: torch.dtype) -> Tensor:
+    """x [...,in] @ weight.T [in,out], multiplied in `product_dtype`, in the dtype of x."""
+    if x.dtype == product_dtype or not _on_cpu(x):
+        return F.linear(x, weight.to(x.dtype))
+    if torch.is_grad_enabled():
+        return _CastLinear.apply(x, weight, product_dtype)
+    return F.linear(x.to(product_dtype), weight.to(product_dtype)).float()
+
+
 def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
     """scale * x / rms(x) over the last dimension."""
     if _by_hand(x):
@@ -86,11 +103,13 @@ def relu_squared_affine(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.addcmul(bias, F.relu(x).square(), scale)
 
 
-def capped_cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+def capped_cross_entropy(
+    h: Tensor, weight: Tensor, targets: Tensor, cap: float, product_dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Mean cross-entropy (fp32) of targets [N] under cap*tanh(h @ weight.T / cap); h [N,D], weight [V,D]."""
     if _by_hand(h) and cap <= _MAX_CAP:
-        return _CappedCrossEntropy.apply(h, weight, targets, cap)
-    return F.cross_entropy(capped(F.linear(h, weight), cap), targets)
+        return _CappedCrossEntropy.apply(h, weight, targets, cap, product_dtype)
+    return F.cross_entropy(capped(linear(h, weight, product_dtype), cap), targets)
 
 
 def capped(logits: Tensor, cap: float) -> Tensor:
@@ -103,6 +122,26 @@ def capped(logits: Tensor, cap: float) -> Tensor:
 def _rms_factor(x: Tensor, scale: float) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(_EPS).rsqrt_().mul_(scale)
+
+
+class _CastLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        rows, matrix = x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype)
+        ctx.save_for_backward(rows, matrix)
+        return (rows @ matrix.mT).float().view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, matrix = ctx.saved_tensors
+        dx = dweight = None
+        d = dy.reshape(-1, dy.shape[-1]).to(rows.dtype)
+        if ctx.needs_input_grad[0]:
+            dx = (d @ matrix).float().view(*dy.shape[:-1], -1)
+        if ctx.needs_input_grad[1]:
+            dweight = (d.mT @ rows).float()
+        return dx, dweight, None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -175,26 +214,30 @@ class _CappedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype
+    ) -> Tensor:
         N, slab = len(h), max(1, _SLAB // len(weight))
         nll = h.new_zeros(())
-        dh, dweight = torch.empty_like(h), torch.zeros_like(weight)
+        dh, dweight = torch.empty_like(h), torch.zeros(weight.shape)
+        rows_of_h, weight = h.to(dtype), weight.to(dtype)
         for lo in range(0, N, slab):
-            rows, target = h[lo : lo + slab], targets[lo : lo + slab, None]
-            s = ((rows * (2.0 / cap)) @ weight.mT).sigmoid_()
+            rows, target = rows_of_h[lo : lo + slab], targets[lo : lo + slab, None]
+            s = (rows @ weight.mT).float().mul_(2.0 / cap).sigmoid_()
             p = torch.softmax(s * (2.0 * cap), dim=-1)
             nll -= p.gather(1, target).log_().sum()
             p.scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype))
             p.mul_(s).addcmul_(p, s, value=-1.0)  # times s*(1-s), a quarter of the derivative
-            torch.mm(p, weight, out=dh[lo : lo + slab])
-            dweight.addmm_(p.mT, rows)
+            d = p.to(dtype)
+            dh[lo : lo + slab] = d @ weight
+            dweight += d.mT @ rows
         ctx.save_for_backward(dh, dweight)
         ctx.scale = 4.0 / N
         return nll.div_(N)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         dh, dweight = ctx.saved_tensors
         scale = dloss * ctx.scale
-        return dh * scale, dweight * scale, None, None
+        return dh * scale, dweight * scale, None, None, None

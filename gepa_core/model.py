@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gepa_core.kernels import capped, capped_cross_entropy, norm_rotate, relu_squared_affine, rms_norm
+from gepa_core.kernels import (
+    activation_dtype,
+    capped,
+    capped_cross_entropy,
+    linear,
+    norm_rotate,
+    relu_squared_affine,
+    rms_norm,
+)
 
 # Small parameters that stay fp32 whatever the storage of the matrices, and are no Muon matrices.
 CONTROL_NAMES = (
@@ -31,15 +39,20 @@ CONTROL_NAMES = (
 _MIN_ORTHOGONAL_SIDE = 64  # Linears with a smaller side keep torch's own initialisation
 
 
-class Linear(nn.Linear):
-    """[..., in] -> [..., out], without bias; the fp32 master weight is cast to the activations' dtype."""
+def compute_dtype(cfg: Any) -> torch.dtype:
+    """Of matrix products."""
+    return torch.bfloat16 if cfg.compute_dtype == "bf16" else torch.float32
 
-    def __init__(self, inputs: int, outputs: int, zero_init: bool = False) -> None:
-        self.zero_init = zero_init
+
+class Linear(nn.Linear):
+    """[..., in] -> [..., out], without bias; multiplied in the dtype that the configuration says."""
+
+    def __init__(self, cfg: Any, inputs: int, outputs: int, zero_init: bool = False) -> None:
+        self.zero_init, self.dtype = zero_init, compute_dtype(cfg)
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight, self.dtype)
 
 
 def rotary_table(
@@ -98,10 +111,10 @@ class Attention(nn.Module):
         self.head_dim = cfg.head_dim
         self.exclude_self = layer >= cfg.num_layers - cfg.xsa_last_n
         self.q_gain_init = cfg.q_gain_init
-        self.c_q = Linear(D, D)
-        self.c_k = Linear(D, kv_width)
-        self.c_v = Linear(D, kv_width)
-        self.proj = Linear(D, D, zero_init=True)
+        self.c_q = Linear(cfg, D, D)
+        self.c_k = Linear(cfg, D, kv_width)
+        self.c_v = Linear(cfg, D, kv_width)
+        self.proj = Linear(cfg, D, D, zero_init=True)
         self.q_gain = nn.Parameter(torch.empty(cfg.num_heads))
 
     def forward(
@@ -127,8 +140,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, cfg: Any) -> None:
         super().__init__()
-        self.up_proj = Linear(cfg.width, cfg.mlp_hidden)
-        self.down_proj = Linear(cfg.mlp_hidden, cfg.width, zero_init=True)
+        self.up_proj = Linear(cfg, cfg.width, cfg.mlp_hidden)
+        self.down_proj = Linear(cfg, cfg.mlp_hidden, cfg.width, zero_init=True)
         self.scale = nn.Parameter(torch.empty(cfg.mlp_hidden))
         self.bias = nn.Parameter(torch.empty(cfg.mlp_hidden))
 
@@ -171,7 +184,7 @@ class BigramEmbedding(nn.Module):
         self.xor = cfg.bigram == "xor"
         self.buckets = cfg.bigram_buckets
         self.embed = nn.Embedding(cfg.bigram_buckets, cfg.bigram_dim)
-        self.proj = Linear(cfg.bigram_dim, cfg.width, zero_init=True)
+        self.proj = Linear(cfg, cfg.bigram_dim, cfg.width, zero_init=True)
         if self.xor:
             self.scale = nn.Parameter(torch.empty(()))
 
@@ -196,7 +209,7 @@ class ValueEmbedding(nn.Module):
     def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.embed = nn.Embedding(cfg.vocab_size, cfg.ve_dim)
-        self.proj = Linear(cfg.ve_dim, cfg.num_kv_heads * cfg.head_dim, zero_init=True)
+        self.proj = Linear(cfg, cfg.ve_dim, cfg.num_kv_heads * cfg.head_dim, zero_init=True)
         self.scale = nn.Parameter(torch.empty(()))
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -223,7 +236,7 @@ class GEPA(nn.Module):
         super().__init__()
         self.cfg = cfg
         D = cfg.width
-        self.dtype = torch.bfloat16 if cfg.compute_dtype == "bf16" else torch.float32
+        self.dtype = compute_dtype(cfg)
         self.num_encoder_layers = cfg.num_layers // 2
         num_skips = min(self.num_encoder_layers, cfg.num_layers - self.num_encoder_layers)
         self.ve_index = {layer: i for i, layer in enumerate(cfg.ve_layers)}
@@ -291,11 +304,12 @@ class GEPA(nn.Module):
         table = self.rotary[:, :length]
         if length > table.shape[1]:
             table = self._rotary_table(length).to(ids.device)
-        cos, sin = table.to(self.dtype).unbind()
+        dtype = activation_dtype(self.dtype, ids.device)
+        cos, sin = table.to(dtype).unbind()
 
-        x = self.tok_emb(ids).to(self.dtype) + self.bigram_emb(ids, self.dtype)
+        x = self.tok_emb(ids).to(dtype) + self.bigram_emb(ids, dtype)
         x = x0 = self.smear_gate(rms_norm(x))
-        value_embedding = self.ve_shared(ids, self.dtype) if self.ve_index else None
+        value_embedding = self.ve_shared(ids, dtype) if self.ve_index else None
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if i >= self.num_encoder_layers and skips:
@@ -312,7 +326,7 @@ class GEPA(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """h [...,D] -> soft-capped logits [...,V], fp32; the head is the token embedding."""
-        return capped(F.linear(h, self.tok_emb.weight.to(h.dtype)), self.cfg.logit_softcap)
+        return capped(linear(h, self.tok_emb.weight, self.dtype), self.cfg.logit_softcap)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B,T] -> soft-capped logits [B,T,V], fp32."""
@@ -321,8 +335,8 @@ class GEPA(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] (int64) given ids [B,T]."""
         h = self.features(ids).flatten(0, 1)
-        weight = self.tok_emb.weight.to(h.dtype)
-        return capped_cross_entropy(h, weight, targets.flatten(), self.cfg.logit_softcap)
+        weight, cap = self.tok_emb.weight, self.cfg.logit_softcap
+        return capped_cross_entropy(h, weight, targets.flatten(), cap, self.dtype)
 
 
 def _init_linear(module: Linear, name: str, num_layers: int, generator: torch.Generator) -> None:

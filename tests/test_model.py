@@ -1,6 +1,7 @@
 """The model against the published one's figures, its parts against their definitions."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -212,10 +213,23 @@ def test_bf16_is_close_to_fp32() -> None:
     exact = tiny.tiny_model()
     ids = torch.from_numpy(tiny.text(65).astype(np.int64))
     batch = ids[None, :-1], ids[None, 1:]
-    with torch.no_grad():
-        assert rough.features(batch[0]).dtype == torch.bfloat16
-        assert rough(batch[0]).dtype == torch.float32
-        assert rough.loss(*batch).item() == pytest.approx(exact.loss(*batch).item(), rel=2e-2)
+    expected = exact.loss(*batch)
+    expected.backward()
+    for expressions, activations in (
+        (nullcontext, torch.float32),
+        (kernels.plain_expressions, torch.bfloat16),
+    ):
+        rough.zero_grad()
+        with expressions():
+            loss = rough.loss(*batch)
+            loss.backward()
+            with torch.no_grad():
+                assert rough.loss(*batch).item() == pytest.approx(expected.item(), rel=1e-2)
+                assert rough.features(batch[0]).dtype == activations
+                assert rough(batch[0]).dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+        for (name, p), q in zip(rough.named_parameters(), exact.parameters(), strict=True):
+            assert (p.grad - q.grad).norm() < 0.1 * q.grad.norm(), name
 
 
 # Gradients written by hand
@@ -250,6 +264,23 @@ def test_gradient_of_the_rotation(with_gain: bool, monkeypatch: pytest.MonkeyPat
     cos, sin = (table[:, None] for table in rotary_table(5, 4, 100.0, 5))
     x, gain = _randn(2, 5, 3, 8), (_randn(3, 1),) if with_gain else ()
     _agree(lambda x, *gain: kernels.norm_rotate(x, cos, sin, *gain), monkeypatch, x, *gain)
+
+
+def test_gradient_of_products_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = (_randn(*shape).bfloat16().float() for shape in ((2, 5, 8), (6, 8)))  # nothing to round
+    y, dx, dweight = _gradients(lambda x, w: kernels.linear(x, w, torch.bfloat16), x, weight)
+    exact = _gradients(lambda x, w: kernels.linear(x, w, torch.float32), x, weight)
+    assert y.dtype == dx.dtype == dweight.dtype == torch.float32
+    for mine, wanted in zip((y, dx, dweight), exact, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=2e-2)
+    targets = torch.arange(10) % 6
+    hidden = x.view(10, 8)
+    found, wanted = (
+        _gradients(lambda h, w, d=dtype: kernels.capped_cross_entropy(h, w, targets, 5.0, d), hidden, weight)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-2, atol=5e-3)
 
 
 def test_gradient_of_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
