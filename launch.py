@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head`

@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gepa_core.errors import ConfigError
+from gepa_core.errors import ConfigError, UserError
 from sweeps.driver import Cluster, Driver, Ending, Options
-from sweeps.lease import Lease
+from sweeps.files import StorageError
+from sweeps.lease import Lease, LeaseLostError
 from sweeps.progress import make_view
 from sweeps.record import SweepRecorder, devices
 from sweeps.spec import Sweep
@@ -42,6 +43,12 @@ class RunOptions:
     max_parallel: int | None = None
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
+
+
+class StoppedError(UserError):
+    """A sweep at work had to stop: the store went away, or another driver took over. Resumable."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def run_sweep(
 ) -> SweepResult:
     """Does what of `plan` is not done in the store. `record`: entries of sweep.json besides the usual ones.
 
-    Raises UserError: another driver's lease, a store or cluster out of reach, `only` that matches nothing.
+    Raises UserError: another driver's lease, a cluster out of reach, `only` that matches nothing;
+    StoppedError once at work.
     """
     begun = time.monotonic()
     store = Store(store_url)
@@ -104,6 +112,8 @@ def run_sweep(
         recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
         try:
             ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
+        except (StorageError, LeaseLostError) as error:
+            raise StoppedError(str(error)) from error
         finally:
             view.close()
         return _result(recorder, selected, ending, driver, time.monotonic() - begun)
