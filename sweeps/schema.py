@@ -129,5 +129,6 @@ def to_parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def from_parquet(data: bytes) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+    # Small tables, one thread: a short command may exit while a pool of Arrow's still starts, and abort.
+    rows: list[dict[str, Any]] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
     return rows
