@@ -204,16 +204,15 @@ def _fill(attempt: Callable[[float], Attempt], matrices: list[Matrix], limit: in
         whole = attempt(finest)
         if whole[1] <= budget:
             return whole
-    low, high, correction = finest, coarsest, 0.0
+    correction = 0.0
     tried: list[Attempt] = []
     for _ in range(_MAX_PASSES):
-        level = level_of(foretold, _AIM * budget - correction, low, high)
+        level = level_of(foretold, _AIM * budget - correction, finest, coarsest)
         tried.append(attempt(level))
         size = tried[-1][1]
         if _FILL * budget <= size <= budget:
             break
         correction = size - foretold(level)
-        low, high = max(finest, level - 1), min(coarsest, level + 1)
     return max(tried, key=lambda found: (found[1] <= budget, found[1] if found[1] <= budget else -found[1]))
 
 
