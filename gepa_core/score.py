@@ -78,7 +78,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     if args.device:
         exec_cfg = exec_cfg.model_copy(update={"device": args.device})
     paths = _data_paths(args.data, job, run)
-    limit = args.tokens or run.data.val_tokens
+    limit = run.data.val_tokens if args.tokens is None else args.tokens
     tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
     table = byte_table(paths.tokenizer, run.model.vocab_size)
     model.to(prepare(exec_cfg))
