@@ -203,7 +203,8 @@ class RunConfig(_Frozen):
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SHAPES)}")
         if self.ttt.chunk_tokens % self.eval.seq_len:
             raise ValueError(
-                f"ttt.chunk_tokens {self.ttt.chunk_tokens} must be a multiple of eval.seq_len {self.eval.seq_len}"
+                f"ttt.chunk_tokens {self.ttt.chunk_tokens} must be a multiple of eval.seq_len "
+                f"{self.eval.seq_len}"
             )
         if self.ttt.freeze_blocks > self.model.num_layers:
             raise ValueError(
@@ -243,7 +244,7 @@ class RunConfig(_Frozen):
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with one spelling per value; refuses what JSON cannot hold (NaN, sets, objects) with TypeError/ValueError."""
+    """JSON with one spelling per value. Raises TypeError or ValueError for what it cannot hold (NaN, sets)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 

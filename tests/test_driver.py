@@ -1,4 +1,4 @@
-"""The scheduling loop under a fake clock: a simulated cluster for Ray, an in-memory recorder for the store."""
+"""The scheduling loop under a fake clock: a simulated cluster, and a recorder in memory for the store."""
 
 import heapq
 import random
@@ -16,7 +16,7 @@ from sweeps.spec import STAGES, Resources, Sweep
 from sweeps.store import CommitError, Outcome
 from sweeps.tree import Plan
 
-# Measured with ray 2.60.0 on 2 cores: starting a lease (placement group, actor, imports); a segment besides its work.
+# Measured with ray 2.60.0 on 2 cores: a lease's start (placement group, actor, imports); a segment less its work.
 LEASE_SECONDS, JOB_SECONDS = 3.0, 0.3
 
 
