@@ -244,7 +244,7 @@ class RunConfig(_Frozen):
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with one spelling per value. Raises TypeError or ValueError for what it cannot hold (NaN, sets)."""
+    """JSON with one spelling per value. Raises TypeError or ValueError for what it cannot hold (NaN, say)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
