@@ -28,7 +28,11 @@ for _name, _value in _QUIET.items():
 
 import ray  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
-from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
+from ray.util.placement_group import (  # noqa: E402
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
 
 from sweeps.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
@@ -41,6 +45,7 @@ from sweeps.worker import Worker  # noqa: E402
 
 _OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
 _PROBE_SECONDS = 10.0
+_START_SECONDS = 300.0  # for workers to import and join; they take 5 to 20
 _GRACE_SECONDS = 10.0  # for the other ranks to tell what happened, once one has failed
 _WORKER_ENV = {
     # Asked for by torch where `deterministic` is; without effect on the CPU.
@@ -74,6 +79,8 @@ class _Lease:
     outcomes: list[Outcome | str] = field(default_factory=list)
     """Of the ranks that ended the present job: what they say, or why they cannot."""
     failed_at: float | None = None
+    placed_at: float = 0.0
+    """When it was last seen without a place, or asked for."""
 
 
 class RayCluster:
@@ -169,7 +176,7 @@ class RayCluster:
             if "memory" in bundle:
                 options["memory"] = bundle["memory"]
             workers.append(self._actor.options(**options).remote(rank, len(self.bundles)))
-        self._leases[name] = _Lease(group, workers)
+        self._leases[name] = _Lease(group, workers, placed_at=time.monotonic())
         self._expect(name, "hello", [worker.hello.remote() for worker in workers])
         return name
 
@@ -204,9 +211,26 @@ class RayCluster:
                 list(self._waiting), num_returns=len(self._waiting), timeout=0, fetch_local=False
             )
         events = [event for ref in ready for event in self._answered(ref)]
+        events += self._overdue()
         for name, held in list(self._leases.items()):
             if held.failed_at is not None and time.monotonic() - held.failed_at > _GRACE_SECONDS:
                 events += self._end(name)
+        return events
+
+    def _overdue(self) -> list[Event]:
+        """Leases that have their place and whose workers still do not answer."""
+        events: list[Event] = []
+        starting = {lease for lease, what in self._waiting.values() if what != "run"}
+        now = time.monotonic()
+        for name in starting:
+            held = self._leases[name]
+            if now - held.placed_at < _START_SECONDS:
+                continue
+            if placement_group_table(held.group)["state"] != "CREATED":
+                held.placed_at = now  # a cluster may take its time to grow
+                continue
+            self._forget(name)
+            events.append(LeaseGone(name, f"workers did not start within {_START_SECONDS:.0f} s"))
         return events
 
     def _expect(self, lease: str, what: str, refs: list[Any]) -> None:

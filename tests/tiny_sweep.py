@@ -1,5 +1,7 @@
 """Sweeps of a real but very small model on a real but very small text, for tests that execute them."""
 
+import faulthandler
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,6 +186,7 @@ def _silent(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     """python -m tests.tiny_sweep FILE OUTPUT [ADDRESS]: a launch in a process of its own, to be killed."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     text, output = Path(argv[0]).read_text(), argv[1]
     address = argv[2] if len(argv) > 2 else None
     return launch(text, output, address=address, max_parallel=2).exit_code
