@@ -24,13 +24,18 @@ for n,s in eval(lzma.decompress(base64.b85decode(%r))):
 """
 
 
-def standalone_source(config: RunConfig, *, artifact: str = "model.int6", stage: str = "ttt") -> bytes:
+def standalone_source(
+    config: RunConfig, exec_cfg: ExecConfig | None = None, *, artifact: str = "model.int6", stage: str = "ttt"
+) -> bytes:
     """The script of a run: Python source (ASCII) that needs torch, numpy, sentencepiece and zstandard alone.
 
     It looks for `artifact` beside itself and runs `stage` (plain, sliding or ttt) unless told otherwise.
     """
     packed = _packed(_DECODERS.get(config.quant.method, _PUBLISHED_DECODER))
-    settings = packed.used(_settings(config)) | {"artifact": artifact, "stage": stage}
+    settings = packed.used(_settings(config, exec_cfg or ExecConfig())) | {
+        "artifact": artifact,
+        "stage": stage,
+    }
     start = f"from {packed.entry} import main as f\nfrom {packed.decoder} import {packed.decode} as d\n"
     start += f"raise SystemExit(f({settings!r},d))"
     payload = lzma.compress(repr([*packed.sources, ("m", start)]).encode(), lzma.FORMAT_ALONE, filters=_LZMA)
@@ -75,11 +80,11 @@ def _packed(decoder: Definition) -> _Packed:
     return _Packed(sources, renamed[_ENTRY[0]], renamed[decoder[0]], decoder[1], frozenset(shaken.attributes))
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
+def _settings(config: RunConfig, exec_cfg: ExecConfig) -> dict[str, Any]:
     return {
         "model": config.model.model_dump() | {"head_dim": config.model.head_dim},
         "eval": config.eval.model_dump(),
         "ttt": config.ttt.model_dump(),
-        "exec": ExecConfig().model_dump(),
+        "exec": exec_cfg.model_dump(),
         "val_tokens": config.data.val_tokens,
     }
