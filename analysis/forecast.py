@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analysis.design import Design
 from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
+from analysis.folds import NEAR_DEFICIT, deficit_distance
 from analysis.predict import Prediction, one_group, planned_run, predict_run
 from analysis.table import Run, Table
 
@@ -126,7 +127,13 @@ def evaluate(ensemble: Ensemble, steps: Floats, ratios: Floats) -> Surface:
     laws = finals(ensemble, plans)
     shape = (len(steps), len(ratios))
     shaped = {name: values.reshape(shape) for name, values in laws.items()}
-    return Surface(steps, ratios, ensemble.centre(laws).reshape(shape), shaped)
+    value = ensemble.centre(laws)
+    # As for single plans: laws of steps alone do not speak for schedules unlike those that were run.
+    heeded = {name: v for name, v in laws.items() if not ensemble.fits[name].law.of_steps_alone}
+    unlike = np.array([deficit_distance(ensemble.table, plan) > NEAR_DEFICIT for plan in plans])
+    if heeded:
+        value = np.where(unlike, ensemble.centre(heeded), value)
+    return Surface(steps, ratios, value.reshape(shape), shaped)
 
 
 def finals(ensemble: Ensemble, plans: list[Run]) -> dict[str, Floats]:

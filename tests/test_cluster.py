@@ -119,7 +119,11 @@ def test_a_worker_told_to_go_saves_its_state_and_a_diverged_run_stops_nothing(
         result = launch(text, tmp_path / "ray", address=cluster.address)
     assert result.exit_code == 3 and result.runs["done"] == 1 and result.runs["diverged"] == 1
     assert launch_here(text, tmp_path / "here").exit_code == 3
-    assert rows(tmp_path / "ray") == rows(tmp_path / "here")
+    mine, theirs = rows(tmp_path / "ray"), rows(tmp_path / "here")
+    for row in (*mine.values(), *theirs.values()):
+        # Saving at SIGTERM may meet the divergence a step before the loss tells of it.
+        assert (row["status"] == "diverged") == ("is not finite" in str(row.pop("error")))
+    assert mine == theirs
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("checkpoints"))
 
 
