@@ -20,6 +20,7 @@ from typing import Any
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers wherever anything else runs
     # Of the log of a raylet that died, which would go to stdout: the driver tells in a line what was lost.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).",
 }

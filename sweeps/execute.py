@@ -4,6 +4,7 @@ Every rank of a lease calls `execute` with the same job. Rank 0 writes the attem
 a log of its own. Whatever happens is told as an Outcome: nothing but a lost process goes without one.
 """
 
+import gc
 import logging
 import os
 import time
@@ -84,6 +85,7 @@ def execute(
                     )
                 workdir.write("outcome.json", outcome.to_json())
                 if outcome.error:
+                    gc.collect()  # an exception's frames may hold the tensors that memory was short for
                     logging.getLogger(__name__).error("%s: %s", outcome.status, outcome.error)
         return outcome
     except (OSError, StorageError) as error:  # the workdir itself could not be written
@@ -124,7 +126,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "std::bad_alloc" in text)
+        isinstance(error, RuntimeError) and ("allocate memory" in text or "std::bad_alloc" in text)
     )
 
 

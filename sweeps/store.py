@@ -118,6 +118,9 @@ class Store:
             size = self.files.size(f"{base}/{name}")
             if size != facts["bytes"]:
                 where = self.files.describe(f"{base}/{name}")
+                if size is None:
+                    hint = "if the workers' machines share no file system, give a URL as the store"
+                    raise CommitError(f"{where} is not there and cannot be committed; {hint}")
                 raise CommitError(f"{where} has {size} bytes and not {facts['bytes']}: it is not committed")
         path = f"segments/{outcome.id}/DONE.json"
         while not self.files.put_new(path, outcome.to_json()):

@@ -3,7 +3,10 @@
 Ray's part is in test_cluster.py and tests/fault.
 """
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +212,43 @@ def test_out_of_memory_restarts_smaller_and_records_the_break(data: Path, tmp_pa
     assert result.exit_code == 0
     (lines,) = result.identity_breaks.values()
     assert lines == ["micro_batch_seqs: 2 before, then 1"]
+
+
+WITH_LITTLE_MEMORY = """
+import json, resource, sys
+from pathlib import Path
+from sweeps.execute import warm_up
+from tests.tiny_sweep import InThisProcess, launch_here
+warm_up()
+used = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
+def limit(job):
+    most = used + (64 << 20) if job.kind == "segment" else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+text, output = Path(sys.argv[1]).read_text(), sys.argv[2]
+print(json.dumps(launch_here(text, output, cluster=InThisProcess(limit)).to_dict()))
+"""
+
+
+def test_memory_that_is_really_short_ends_in_a_micro_batch_that_fits(data: Path, tmp_path: Path) -> None:
+    settings = {"batch.seqs_per_span": 1024, "batch.spans": 1}
+    grid: dict[str, list[Any]] = {"steps": [2], "warmdown_ratio": [0.0]}
+    text = sweep_text(data, grid, stages=["float"], set=settings, exec={"micro_batch_seqs": 1024})
+    (tmp_path / "tiny.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, str(tmp_path / "tiny.yaml"), str(tmp_path / "out")],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == 0
+    assert "out of memory; from its start with a smaller micro-batch" in done.stderr
+    sizes = {
+        outcome.execution["micro_batch_seqs"]
+        for outcome in Store(tmp_path / "out").all_done().values()
+        if outcome.kind == "segment"
+    }
+    assert len(sizes) == 1 and max(sizes) < 1024
 
 
 def test_data_that_is_damaged_fails_the_run_with_the_reason(data: Path, tmp_path: Path) -> None:
