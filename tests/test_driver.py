@@ -16,7 +16,7 @@ from sweeps.spec import STAGES, Resources, Sweep
 from sweeps.store import CommitError, Outcome
 from sweeps.tree import Plan
 
-# Measured with ray 2.60.0 on 2 cores: starting a lease (placement group, actor, imports); a segment's overhead.
+# Measured with ray 2.60.0 on 2 cores: starting a lease (actor, imports), and a segment besides its work.
 LEASE_SECONDS, JOB_SECONDS = 3.0, 0.3
 
 
