@@ -76,7 +76,9 @@ def parse(program: str, arguments: list[str]) -> argparse.Namespace:
     run = runpy.run_path if is_script else runpy.run_module
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])
-        patch.delitem(sys.modules, f"{program}.__main__", raising=False)  # another test may have imported it
+        is_package = (ROOT / program.replace(".", "/")).is_dir()
+        module = f"{program}.__main__" if is_package else program
+        patch.delitem(sys.modules, module, raising=False)  # another test may have imported it
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, stop(getattr(argparse.ArgumentParser, name)))
         try:
