@@ -207,7 +207,7 @@ def size_verdict(table: Table, trend: Trend) -> str:
     if not (trend.slope.above(0) or trend.slope.below(0)):
         return f"{text}: no trend beyond what {trend.points} points scatter."
     floors = [
-        (run.metrics["quant_rows_at_floor"], _rows(run))
+        (run.metrics["quant_rows_at_floor"], run.metrics.get("quant_rows"))
         for run in table.runs
         if "quant_rows_at_floor" in run.metrics
     ]
@@ -225,9 +225,3 @@ def size_verdict(table: Table, trend: Trend) -> str:
         f"{text}; {how_many} sit at the quantizer's floor, where the step no longer follows the weights: "
         "the size then follows the shrinking weights, and only a quantizer without the floor can tell."
     )
-
-
-def _rows(run: Run) -> float | None:
-    """Rows the quantizer scaled, where the table knows (column quant_rows)."""
-    rows = run.columns.get("quant_rows")
-    return float(rows) if isinstance(rows, int | float) and rows == rows and rows > 0 else None

@@ -13,7 +13,8 @@ from analysis.table import Run, Trajectory
 
 METRICS = [
     "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "final_loss", "val_loss", "val_bpb",
-    "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quantized_fraction", "train_loss_final",
+    "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction",
+    "train_loss_final",
     "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "params",
     "train_tokens", "epochs",
 ]  # fmt: skip

@@ -240,32 +240,15 @@ def _model(job: Job, source: Path) -> Any:
 
 
 def _quantize(job: Job, source: Path, workdir: Workdir, rank: int) -> dict[str, Any]:
-    from gepa_core.artifact import write_artifact
     from gepa_core.backend import resolve_device
-    from gepa_core.bundle import code_bytes
-    from gepa_core.calibrate import calibrate
-    from gepa_core.data.shards import load_tokens, open_shards
+    from gepa_core.compress import compress
     from gepa_core.job import load_model
-    from gepa_core.quantize import quantize
 
     if rank != 0:  # not worth sharing out
         return {}
     model, _ = load_model(source, average=True)
-    cfg, sensitivities = job.config.quant, None
-    if cfg.method == "rd":
-        tokens = load_tokens(open_shards(job.data.train), cfg.calibration_tokens)
-        sensitivities = calibrate(model.to(resolve_device(job.exec)), tokens, job.config.batch.seq_len)
-    code = code_bytes(job.config)
-    quantized = quantize(model.state_dict(), cfg, sensitivities, code_bytes=code)
-    report = quantized.report
-    return {
-        "code_bytes": code,
-        "artifact_bytes": write_artifact(quantized, workdir.path / ARTIFACT),
-        "quant_rows_at_floor": report.rows_at_floor,
-        "quantized_fraction": report.quantized_fraction,
-        "quant_payload_bytes": report.payload_bytes,
-        "quant_entropy_bits": report.entropy_bits,
-    }
+    done = compress(model.to(resolve_device(job.exec)), job.config, job.data.train, workdir.path / ARTIFACT)
+    return done.figures() | {"quant_mse": done.quantized.report.mse}
 
 
 @lru_cache(maxsize=1)

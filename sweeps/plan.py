@@ -74,7 +74,7 @@ def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
         case "quantize":
             quant = config.quant.model_dump(mode="json")
             if config.quant.method != "rd":
-                del quant["budget_bytes"], quant["calibration_tokens"]
+                del quant["budget_bytes"], quant["calibration_tokens"], quant["integer_bits"]
             return quant
 
 

@@ -284,6 +284,7 @@ _STAGE_COLUMNS = (
     "artifact_bytes",
     "code_bytes",
     "quant_rows_at_floor",
+    "quant_rows",
     "quantized_fraction",
 )
 

@@ -48,6 +48,7 @@ RUNS = _schema(
         _field("artifact_bytes", _int, "bytes", "the compressed model"),
         _field("code_bytes", _int, "bytes", "smallest standalone bundle that decodes and evaluates it"),
         _field("quant_rows_at_floor", _int, "rows", "rows whose scale was raised to the floor"),
+        _field("quant_rows", _int, "rows", "rows that were quantized"),
         _field("quantized_fraction", _real, "", "share of the parameters stored as int6"),
         _field("train_loss_final", _real, "nats/token", "training loss of the last step"),
         _field("train_seconds", _real, "s", "wall time of training along the run's whole chain of segments"),

@@ -100,8 +100,9 @@ def _with_sizes(table: Table, slope: float, floor: float | None, rows: float | N
         )
         if floor is not None:
             metrics["quant_rows_at_floor"] = floor
-        columns = run.columns | ({} if rows is None else {"quant_rows": rows})
-        return replace(run, metrics=metrics, columns=columns)
+        if rows is not None:
+            metrics["quant_rows"] = rows
+        return replace(run, metrics=metrics)
 
     return replace(table, runs=tuple(sized(run) for run in table.runs))
 
