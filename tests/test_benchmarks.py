@@ -10,12 +10,13 @@ import sentencepiece as spm
 import torch
 import zstandard
 
-from benchmarks import gpu, quantize, step, ttt
+from benchmarks import gpu, quantize, sharing, step, ttt
 from benchmarks.baseline import PlainTrainer, PlainTTT, plain_int6
 from gepa_core.config import BatchConfig, EvalConfig, RunConfig, TTTConfig
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.quantize import quantize_reference
 from tests import tiny
+from tests.tiny_sweep import make_data, sweep_text
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,27 @@ def test_gpu_script_times_nothing_that_is_wrong(
     result = answer(capsys)
     assert not result["correctness"]["bf16_loss"]["passed"]
     assert "step" not in result
+
+
+@pytest.mark.slow
+def test_sharing_is_timed_against_the_same_runs_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    grid = {"steps": [24, 32], "warmdown_ratio": [0.5]}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(sweep_text(make_data(tmp_path / "data"), grid))
+    assert sharing.main(["--sweep", str(file), "seed=7"]) == 0
+    result = answer(capsys)
+    assert result["equal_to_the_last_bit"] and result["figures_compared"] == 2 * 5
+    # 12 steps of trunk to each branch point, then branches of 12 and 16.
+    assert result["steps_trained"] == {"shared": 16 + 12 + 16, "alone": 56, "tune_grid": 56}
+    assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values())
+
+
+def test_sharing_refuses_what_the_plain_grid_cannot_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(sweep_text(make_data(tmp_path / "data"), {"steps": [24], "warmdown_ratio": [0.5]}))
+    assert sharing.main(["--sweep", str(file), "exec.ranks=2"]) == 2
+    assert "one CPU process a run" in capsys.readouterr().err
