@@ -6,9 +6,19 @@ import sys
 COMMANDS = {
     "status": "how a sweep (or every sweep of a store) stands",
     "gc": "delete states that neither a result nor an extension of a sweep needs",
-    "export": "copy one run's weights, artifact and configuration out of a store",
+    "export": "write a run as the challenge's submission folder, and prove that it stands alone",
     "import": "adopt a checkpoint as a state that runs can start from",
     "mirror": "write a sweep's runs as TensorBoard event files or W&B runs",
+}
+EXPORT_CODES = (
+    "exit codes: 0 written, and reproduced or not run for the reason that is printed; 2 nothing was written; "
+    "3 written, but its script does not print the run's figure"
+)
+SUBMISSION_WORDS = {
+    "--author": "your name, for submission.json",
+    "--github-id": "your account, for submission.json",
+    "--name": "the submission's title (default: RUN_ID)",
+    "--blurb": "what it is, in a sentence (default: steps, warmdown, quantizer)",
 }
 EPILOG = (
     """commands:
@@ -89,7 +99,8 @@ def sweep_parser() -> argparse.ArgumentParser:
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"launch.py {name}", description=COMMANDS[name])
+    epilog = EXPORT_CODES if name == "export" else None
+    parser = argparse.ArgumentParser(prog=f"launch.py {name}", description=COMMANDS[name], epilog=epilog)
     parser.add_argument("command", choices=[name])
     if name == "import":
         parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint")
@@ -99,10 +110,16 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     elif name == "export":
         parser.add_argument("run_id", metavar="RUN_ID")
         parser.add_argument("--output", metavar="DIR", default="results", help="the store")
-        parser.add_argument("--to", metavar="DIR", required=True, help="folder to make")
+        parser.add_argument("--to", metavar="DIR", help="folder to make (default: submissions/RUN_ID)")
+        for option, what in SUBMISSION_WORDS.items():
+            parser.add_argument(option, metavar="TEXT", default="", help=what)
+        parser.add_argument(
+            "--data", metavar="DIR", help="prepared folder to verify on (default: where the sweep found it)"
+        )
+        parser.add_argument("--no-verify", action="store_true", help="do not run what was written")
     else:
         parser.add_argument("dir", metavar="DIR", help="a store, or one sweep's folder in it")
-    if name in ("status", "gc"):
+    if name in ("status", "gc", "export"):
         parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     if name == "mirror":
         kind = parser.add_mutually_exclusive_group(required=True)

@@ -1,6 +1,7 @@
 """A run as the challenge wants it: a folder of script, model, log and figures, and proof that they agree."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,8 @@ SCRIPT, MODEL, SUBMISSION, README, LOG = (
 DIGITS = 8
 """Decimals of what the script prints, and so of what is claimed."""
 
-_COLUMNS = {"plain": "int6_bpb", "sliding": "int6_sliding_bpb", "ttt": "ttt_bpb"}
+KINDS = {"plain": "int6", "sliding": "int6_sliding", "ttt": "ttt"}
+"""The script's stages, by the names that a run's columns begin with."""
 _FINAL_LINES = {
     "plain": "final_int6_roundtrip_exact",
     "sliding": "final_int6_sliding_window_exact",
@@ -37,6 +39,23 @@ _STAGE_ROWS = (
     ("int6_sliding_bpb", "int6, sliding"),
     ("ttt_bpb", "int6, sliding, test-time training"),
 )
+# -I keeps the user's own modules out, None in sys.modules keeps out this project where it is installed.
+_ALONE = """import runpy, sys
+sys.modules.update(dict.fromkeys(("gepa_core", "sweeps", "analysis")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class NotReproducedError(ArtifactError):
+    """A folder's script does not print the figure that the folder claims."""
+
+    exit_code = 3
+
+
+def claimed_stage(metrics: Mapping[str, Any]) -> str | None:
+    """The last of STAGES that was measured; None if none was."""
+    return next((stage for stage in reversed(STAGES) if metrics.get(f"{KINDS[stage]}_bpb") is not None), None)
 
 
 def export(
@@ -49,16 +68,17 @@ def export(
     exec_cfg: ExecConfig | None = None,
     author: str = "",
     github_id: str = "",
+    name: str = "",
     blurb: str = "",
-) -> list[str]:
-    """Writes the submission's folder and returns the names of its files.
+) -> dict[str, Any]:
+    """Writes the submission's folder and returns what its submission.json claims.
 
-    metrics: a row of runs.parquet (or what it holds); trajectory: rows with step, val_loss, val_bpb,
-    train_loss, elapsed_seconds, any of which may be null. The last stage of int6 that was measured is the
-    one claimed. Raises ArtifactError if none was, if `out` holds something, or if script and model exceed
-    the cap.
+    metrics: a row of runs.parquet (or what it holds), and int6_loss, int6_sliding_loss, ttt_loss where they
+    are known, nats a token. trajectory: rows with step, val_loss, val_bpb, train_loss, elapsed_seconds, of
+    which all but step may be missing or null. The last stage of int6 that was measured is the one claimed.
+    Raises ArtifactError if none was, if `out` holds something, or if script and model exceed the cap.
     """
-    stage = next((s for s in reversed(STAGES) if metrics.get(_COLUMNS[s]) is not None), None)
+    stage = claimed_stage(metrics)
     if stage is None:
         raise ArtifactError(f"{run.run_id}: no int6 stage of this run was measured; nothing can be claimed")
     script = standalone_source(run, exec_cfg, artifact=MODEL, stage=stage)
@@ -68,45 +88,56 @@ def export(
             f"{run.run_id}: script ({len(script):,} bytes) and model ({len(artifact):,}) are {total:,}, "
             f"over the cap of {CAP_BYTES:,}; quantize with quant.method rd, which keeps to it"
         )
-    if out.exists() and any(out.iterdir()):
-        raise ArtifactError(f"{out}: not empty; give a folder to make")
+    check_folder(out)
+    loss = metrics.get(f"{KINDS[stage]}_loss")
     submission = {
         "author": author,
         "github_id": github_id,
-        "name": run.run_id,
+        "name": name or run.run_id,
         "blurb": blurb
         or f"GEPA, {run.steps} steps of which {run.warmdown_steps} warmdown, int6 {run.quant.method}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "val_bpb": round(float(metrics[_COLUMNS[stage]]), DIGITS),
-        "stage": stage,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **({} if loss is None else {"val_loss": round(float(loss), DIGITS)}),
+        "val_bpb": round(float(metrics[f"{KINDS[stage]}_bpb"]), DIGITS),
         "bytes_total": total,
         "bytes_code": len(script),
         "bytes_model": len(artifact),
+        "stage": stage,
     }
     files = {
         SCRIPT: script,
         MODEL: artifact,
         SUBMISSION: (json.dumps(submission, indent=2) + "\n").encode(),
-        README: _readme(run, metrics, submission).encode(),
+        README: _readme(run, metrics, trajectory, submission).encode(),
         LOG: _log(run, metrics, trajectory, submission).encode(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (out / name).write_bytes(data)
-    return list(files)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (out / file).write_bytes(data)
+    except OSError as error:
+        raise ArtifactError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+    return submission
+
+
+def check_folder(out: Path) -> None:
+    """Raises ArtifactError unless `out` is new, or an empty folder."""
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out}: a file; give a folder to make")
+    if out.exists() and any(out.iterdir()):
+        raise ArtifactError(f"{out}: not empty; delete it, or give another folder to make")
 
 
 def verify(folder: Path, data: DataPaths, timeout_seconds: float | None = None) -> str:
     """Runs the folder's script in a fresh process, from that folder alone, and returns the line it prints.
 
-    Only the validation shards and the tokenizer come from outside. Raises ArtifactError if the script fails,
-    or prints another val_bpb than the folder claims, to the last digit.
+    Only the validation shards and the tokenizer come from outside. Raises NotReproducedError if the script
+    fails, or prints another val_bpb or val_loss than the folder claims, to the last digit.
     """
     claimed = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
     paths = [os.path.abspath(p) for p in (data.val, data.tokenizer)]  # noqa: PTH100 (val is a pattern)
     done = subprocess.run(
-        # -I: neither this project nor the user's own modules can be imported.
-        [sys.executable, "-I", SCRIPT, "--val", paths[0], "--tokenizer", paths[1]],
+        [sys.executable, "-I", "-c", _ALONE, SCRIPT, "--val", paths[0], "--tokenizer", paths[1]],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -116,10 +147,11 @@ def verify(folder: Path, data: DataPaths, timeout_seconds: float | None = None) 
     line = done.stdout.strip()
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ArtifactError(f"{folder / SCRIPT}: ended with {done.returncode}: {reason}")
-    expected = f"val_bpb:{claimed['val_bpb']:.{DIGITS}f}"
-    if line.split(" ")[0] != claimed["stage"] or expected not in line.split(" "):
-        raise ArtifactError(f"{folder}: claims {claimed['stage']} {expected}, its script prints {line!r}")
+        raise NotReproducedError(f"{folder / SCRIPT}: ended with {done.returncode}: {reason}")
+    figures = [f"{key}:{claimed[key]:.{DIGITS}f}" for key in ("val_loss", "val_bpb") if key in claimed]
+    expected = " ".join([claimed["stage"], *figures])
+    if not set(expected.split(" ")) <= set(line.split(" ")):
+        raise NotReproducedError(f"{folder}: claims {expected!r}, its script prints {line!r}")
     return line
 
 
@@ -145,31 +177,43 @@ def _log(
         f"Code size: {claim['bytes_code']} bytes",
     ]
     for stage, name in _FINAL_LINES.items():
-        if (bpb := metrics.get(_COLUMNS[stage])) is not None:
-            lines.append(f"{name} val_bpb:{bpb:.{DIGITS}f}")
+        kind = KINDS[stage]
+        pairs = (("val_loss", metrics.get(f"{kind}_loss")), ("val_bpb", metrics.get(f"{kind}_bpb")))
+        figures = [f"{key}:{value:.{DIGITS}f}" for key, value in pairs if value is not None]
+        lines += [" ".join([name, *figures])] if figures else []
     return "\n".join(lines) + "\n"
 
 
-def _readme(run: RunConfig, metrics: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
-    stages = [f"| {what} | {metrics[key]:.{DIGITS}f} |" for key, what in _STAGE_ROWS if metrics.get(key)]
+def _readme(
+    run: RunConfig,
+    metrics: Mapping[str, Any],
+    trajectory: Sequence[Mapping[str, Any]],
+    claim: Mapping[str, Any],
+) -> str:
+    stages = [(what, metrics[key]) for key, what in _STAGE_ROWS if metrics.get(key) is not None]
     return "\n".join(
         [
             f"# {claim['name']}",
             "",
+            claim["blurb"],
+            "",
             f"val_bpb **{claim['val_bpb']:.{DIGITS}f}** ({claim['stage']}), {claim['bytes_total']:,} bytes "
             f"in all: {claim['bytes_model']:,} of model, {claim['bytes_code']:,} of code.",
             "",
-            "| weights and evaluation | val_bpb |",
-            "|---|---|",
-            *stages,
-            "",
-            f"{run.steps} steps of {run.batch.tokens_per_step:,} tokens, the last {run.warmdown_steps} a "
-            f"{run.schedule} warmdown; seed {run.seed}; EMA {run.ema_decay}; int6 by {run.quant.method}.",
+            *_table(("weights and evaluation", "val_bpb"), [(what, f"{v:.{DIGITS}f}") for what, v in stages]),
+            f"{run.steps:,} steps of {run.batch.tokens_per_step:,} tokens, the last {run.warmdown_steps:,} a "
+            f"{run.schedule} warmdown; seed {run.seed}; EMA {run.ema_decay}; int6 by {run.quant.method}."
+            + _circumstances(metrics),
             "",
             f"    python {SCRIPT} --val 'PATTERN_OF_VALIDATION_SHARDS' --tokenizer TOKENIZER.model",
             "",
             "decodes the model beside it and prints the figure above; it needs torch, numpy, sentencepiece "
-            "and zstandard. The configuration, whole:",
+            "and zstandard.",
+            "",
+            "## Training",
+            "",
+            *_table(("step", "val_loss", "val_bpb"), _curve(trajectory)),
+            "## Configuration",
             "",
             "```json",
             json.dumps(run.model_dump(mode="json"), indent=1),
@@ -177,3 +221,35 @@ def _readme(run: RunConfig, metrics: Mapping[str, Any], claim: Mapping[str, Any]
             "",
         ]
     )
+
+
+def _circumstances(metrics: Mapping[str, Any]) -> str:
+    facts = {
+        "params": "{:,} parameters",
+        "train_seconds": "{:,.0f} s of training",
+        "device": "on {}",
+        "torch_version": "torch {}",
+    }
+    known = [text.format(metrics[key]) for key, text in facts.items() if metrics.get(key) is not None]
+    return f" {', '.join(known)}." if known else ""
+
+
+def _curve(trajectory: Sequence[Mapping[str, Any]], rows: int = 20) -> list[tuple[str, ...]]:
+    """The validations, thinned to some `rows` with the last among them."""
+    known = [row for row in trajectory if row.get("val_bpb") is not None]
+    every = math.ceil(len(known) / rows)
+    return [
+        (
+            f"{row['step']:,}",
+            "" if row.get("val_loss") is None else f"{row['val_loss']:.4f}",
+            f"{row['val_bpb']:.4f}",
+        )
+        for i, row in enumerate(known)
+        if (len(known) - 1 - i) % every == 0
+    ]
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a Markdown table, and an empty one."""
+    lines = [header, ("---",) * len(header), *rows]
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]

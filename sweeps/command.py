@@ -113,6 +113,7 @@ def data_record(prepared: Prepared) -> list[dict[str, Any]]:
         record.append(
             {
                 "source": str(source),
+                "paths": {key: str(Path(path).absolute()) for key, path in data.paths.model_dump().items()},
                 "fingerprint": data.config.train,
                 "train_tokens": data.train_tokens,
                 "val_tokens": data.val_tokens,

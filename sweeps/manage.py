@@ -3,7 +3,10 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from gepa_core.config import CAP_BYTES, DataPaths
+from gepa_core.errors import DataError
 from sweeps.command import open_data, say
 from sweeps.spec import load_sweep
 
@@ -42,13 +45,63 @@ def gc_command(args: argparse.Namespace) -> int:
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """`launch.py export RUN_ID --to DIR`."""
-    from sweeps.export import export
+    """`launch.py export RUN_ID`."""
+    from gepa_core.export import check_folder
+    from sweeps.export import SUBMISSIONS, export, find
     from sweeps.status import locate
 
-    store, _ = locate(args.output)
-    print(f"{args.to}: {', '.join(export(store, args.run_id, Path(args.to)))}")
+    store, names = locate(args.output)
+    found = find(store, names, args.run_id)
+    to = Path(args.to or Path(SUBMISSIONS, args.run_id))
+    check_folder(to)
+    data, reason = _data_to_verify(args, found)
+    words = {key: getattr(args, key) for key in ("author", "github_id", "name", "blurb")}
+    claim = export(found, to, **words)
+    if not args.json:
+        print("\n".join(_exported(to, claim)), flush=True)
+    line = _verified(found, to, data) if data else None
+    if args.json:
+        print(json.dumps({"folder": str(to), "verified": line, "not_verified": reason, **claim}))
+    else:
+        print(f"reproduced to the last digit: {line}" if line else f"not verified: {reason}")
     return 0
+
+
+def _data_to_verify(args: argparse.Namespace, found: Any) -> tuple[DataPaths | None, str | None]:
+    """The data to run the folder on, or why it is not run."""
+    from sweeps.export import out_of_reach, validation_data
+
+    if args.no_verify:
+        return None, "as asked"
+    try:
+        data = validation_data(found, args.data)
+    except DataError as error:
+        if args.data:
+            raise
+        return None, f"the validation data is not at hand ({error})"
+    reason = out_of_reach(found)
+    return (None, reason) if reason else (data, None)
+
+
+def _verified(found: Any, to: Path, data: DataPaths) -> str:
+    from sweeps.export import verify
+
+    seconds = found.measured.seconds if found.measured else None
+    took = f"; measuring it took {seconds:,.0f} s" if seconds else ""
+    say(f"running {to}/train_gpt.py in a fresh process, from that folder alone{took}")
+    return verify(found, to, data)
+
+
+def _exported(to: Path, claim: dict[str, Any]) -> list[str]:
+    sizes = {path.name: path.stat().st_size for path in sorted(to.iterdir())}
+    lines = [f"{to}:", *(f"  {name:16}{size:>12,} bytes" for name, size in sizes.items())]
+    lines.append(f"{claim['stage']} val_bpb {claim['val_bpb']:.8f}")
+    lines.append(f"script and model {claim['bytes_total']:,} bytes of {CAP_BYTES:,}")
+    if not (claim["author"] and claim["github_id"]):
+        lines.append(
+            "submission.json lacks author or github_id: give --author and --github-id, or fill them in"
+        )
+    return lines
 
 
 def import_command(args: argparse.Namespace) -> int:

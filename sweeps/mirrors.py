@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
-from sweeps.schema import RUNS, from_parquet
+from sweeps.curves import joined, segment_rows
+from sweeps.schema import RUNS
 from sweeps.store import Store
 
-CURVES = ("lr_scale", "train_tokens", "train_loss", "val_loss", "val_bpb", "ema_val_bpb")
 FINALS = (
     *(f"{stage}_bpb" for stage in ("float", "ema", "int6", "int6_sliding", "ttt")),
     *("artifact_bytes", "code_bytes", "quant_rows_at_floor", "quantized_fraction"),
@@ -43,7 +43,7 @@ class Mirrored:
     """The values that tell it from the sweep's other runs."""
     config: dict[str, Any]
     points: list[dict[str, float]]
-    """By step: `step`, `seconds` of training up to there, and what was measured of CURVES."""
+    """By step, as `curves.joined` gives them."""
     finals: dict[str, float]
 
 
@@ -61,26 +61,11 @@ def read_runs(store: Store, name: str) -> list[Mirrored]:
         chain = plan["runs"][row["run_id"]]["segments"]
         for segment in chain:
             if segment not in tables:
-                data = store.files.read(f"{name}/trajectory/{segment}.parquet")
-                tables[segment] = from_parquet(data) if data else []
-        points = _joined([tables[segment] for segment in chain])
+                tables[segment] = segment_rows(store, name, segment)
+        points = joined([tables[segment] for segment in chain])
         if points:
             found.append(_mirrored(row, points))
     return found
-
-
-def _joined(segments: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
-    """Whole curves: the segments' rows in order, times counted on, unknown values left out."""
-    points: list[dict[str, float]] = []
-    before = 0.0
-    for rows in segments:
-        if not rows:  # not done yet, so nothing after it is either
-            break
-        for row in sorted(rows, key=lambda row: row["step"]):
-            known = {key: row[key] for key in CURVES if row[key] is not None}
-            points.append({"step": row["step"], "seconds": before + (row["elapsed_seconds"] or 0.0), **known})
-        before = points[-1]["seconds"]
-    return points
 
 
 def _mirrored(row: dict[str, Any], points: list[dict[str, float]]) -> Mirrored:

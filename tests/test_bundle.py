@@ -20,7 +20,7 @@ from gepa_core.config import DataPaths, EvalConfig, ExecConfig, ModelConfig, Qua
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.errors import ArtifactError
-from gepa_core.export import export, verify
+from gepa_core.export import NotReproducedError, export, verify
 from gepa_core.model import GEPA
 from gepa_core.quantize import quantize
 from gepa_core.standalone import STAGES, score
@@ -69,7 +69,8 @@ def trained(request: pytest.FixtureRequest, data: DataPaths) -> tuple[RunConfig,
     figures: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "float_bpb": None}
     for stage, column in zip(STAGES, ("int6_bpb", "int6_sliding_bpb", "ttt_bpb"), strict=True):
         model.load_state_dict(artifact.decode(blob))
-        figures[column] = score(stage, model, tokens, table, run.eval, run.ttt, ExecConfig()).bpb
+        evaluation = score(stage, model, tokens, table, run.eval, run.ttt, ExecConfig())
+        figures |= {column: evaluation.bpb, column.replace("bpb", "loss"): evaluation.loss}
     assert len({round(figures[c], 8) for c in ("int6_bpb", "int6_sliding_bpb", "ttt_bpb")}) == 3
     return run, blob, figures
 
@@ -82,12 +83,16 @@ TRAJECTORY = [
 
 def test_the_folder_alone_reproduces_the_run(trained, data: DataPaths, tmp_path: Path) -> None:
     run, blob, figures = trained
-    names = export(run, blob, figures, TRAJECTORY, tmp_path / "out")
-    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    claim = export(run, blob, figures, TRAJECTORY, tmp_path / "out", author="A. Uthor", name="small")
+    files = {"train_gpt.py", "model.int6", "submission.json", "README.md", "train.log"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
     folder = tmp_path / "elsewhere"
     shutil.move(tmp_path / "out", folder)
-    assert f"val_bpb:{figures['ttt_bpb']:.8f}" in verify(folder, data)
-    claim = json.loads((folder / "submission.json").read_text())
+    line = verify(folder, data)
+    assert line == f"ttt val_loss:{figures['ttt_loss']:.8f} val_bpb:{figures['ttt_bpb']:.8f}"
+    assert json.loads((folder / "submission.json").read_text()) == claim
+    assert (claim["author"], claim["github_id"], claim["name"]) == ("A. Uthor", "", "small")
+    assert claim["val_loss"] == round(figures["ttt_loss"], 8)
     assert claim["bytes_total"] == sum((folder / n).stat().st_size for n in ("train_gpt.py", "model.int6"))
     assert abs(claim["bytes_code"] - code_bytes(run)) < 50  # other names and stages, the same code
 
@@ -99,10 +104,16 @@ def test_a_false_claim_is_found_out(trained, data: DataPaths, tmp_path: Path) ->
     export(run, blob, plain, TRAJECTORY, tmp_path)
     claim = json.loads((tmp_path / "submission.json").read_text())
     (tmp_path / "submission.json").write_text(json.dumps(claim | {"val_bpb": claim["val_bpb"] + 1e-8}))
-    with pytest.raises(ArtifactError, match=f"prints 'plain .*val_bpb:{figures['int6_bpb']:.8f}'"):
+    with pytest.raises(NotReproducedError, match=f"prints 'plain .*val_bpb:{figures['int6_bpb']:.8f}'"):
+        verify(tmp_path, data)
+    (tmp_path / "submission.json").write_text(json.dumps(claim | {"val_loss": claim["val_loss"] - 1e-8}))
+    with pytest.raises(NotReproducedError, match=r"claims 'plain val_loss:"):
         verify(tmp_path, data)
     (tmp_path / "model.int6").write_bytes(blob[:-20])
-    with pytest.raises(ArtifactError, match=r"train_gpt.py: ended with 2: "):
+    with pytest.raises(NotReproducedError, match=r"train_gpt.py: ended with 2: "):
+        verify(tmp_path, data)
+    (tmp_path / "train_gpt.py").write_text("import gepa_core")
+    with pytest.raises(NotReproducedError, match=r"ended with 1: .*gepa_core"):
         verify(tmp_path, data)
 
 
@@ -152,3 +163,7 @@ def test_what_cannot_be_submitted_is_refused(trained, tmp_path: Path) -> None:
     (tmp_path / "c" / "mine").write_text("kept")
     with pytest.raises(ArtifactError, match="not empty"):
         export(run, blob, figures, [], tmp_path / "c")
+    with pytest.raises(ArtifactError, match="a file; give a folder"):
+        export(run, blob, figures, [], tmp_path / "c" / "mine")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        export(run, blob, figures, [], tmp_path / "c" / "mine" / "d")

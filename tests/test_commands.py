@@ -1,4 +1,4 @@
-"""launch.py's commands beside a run: status, gc, export, import, and what a changed sweep file keeps."""
+"""launch.py's commands beside a run: status, gc, import, and what a changed sweep file keeps."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from gepa_core.config import RunConfig
 from gepa_core.errors import ConfigError
 from launch import main
 from sweeps.policy import Observed
@@ -123,24 +122,6 @@ def test_gc_leaves_a_sweep_at_work_alone(store: Path) -> None:
     finally:
         lease.release()
     assert find_waste(opened) == []
-
-
-def test_export_stands_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gepa_core.artifact import check_fits, read_artifact
-    from gepa_core.model import GEPA
-
-    run_id, row = next(iter(rows(finished).items()))
-    to = tmp_path / "exported"
-    assert main(["export", run_id, "--output", str(finished), "--to", str(to)]) == 0
-    record = json.loads((to / "run.json").read_text())
-    config = RunConfig.model_validate_json(json.dumps(record["config"]))
-    assert config.run_id == run_id and record["ttt_bpb"] == row["ttt_bpb"]
-    assert (to / "model.int6").stat().st_size == row["artifact_bytes"]
-    check_fits(read_artifact(to / "model.int6"), GEPA(config.model).state_dict())
-    assert main(["export", run_id, "--output", str(finished), "--to", str(to)]) == 2
-    assert "exists" in capsys.readouterr().err
-    assert main(["export", run_id[:-1], "--output", str(finished), "--to", str(tmp_path / "x")]) == 2
-    assert f"did you mean {run_id}" in capsys.readouterr().err
 
 
 def trunk_checkpoint(store: Path) -> Path:

@@ -12,7 +12,8 @@ import pytest
 
 import launch
 from gepa_core.errors import ConfigError
-from sweeps.mirrors import CURVES, FINALS, Mirrored, MissingExtraError, read_runs, to_tensorboard, to_wandb
+from sweeps.curves import CURVES
+from sweeps.mirrors import FINALS, Mirrored, MissingExtraError, read_runs, to_tensorboard, to_wandb
 from sweeps.schema import from_parquet
 from sweeps.store import Store
 from tests.tiny_sweep import launch as launch_sweep

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sweeps.command import open_data, over_store
+from sweeps.command import Prepared, data_record, open_data, over_store
 from sweeps.driver import Ended, Event, LeaseReady
 from sweeps.execute import Job, execute
 from sweeps.policy import Observed
@@ -84,12 +84,18 @@ def sweep_text(data: Path, grid: dict[str, list[Any]], **top: Any) -> str:
 
 def plan_of(text: str, output: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """The plan of a sweep file over a store."""
-    return over_store(open_data(read_sweep(text, list(overrides), "tiny.yaml"), _silent), str(output))
+    return over_store(_prepared(text, overrides), str(output))
+
+
+def _prepared(text: str, overrides: Sequence[str]) -> Prepared:
+    return open_data(read_sweep(text, list(overrides), "tiny.yaml"), _silent)
 
 
 def launch(text: str, output: str | Path, overrides: Sequence[str] = (), **options: Any) -> SweepResult:
     """On Ray: a local one, or the one at `address`."""
-    return run_sweep(plan_of(text, output, overrides), str(output), RunOptions(plain=True, **options))
+    prepared = _prepared(text, overrides)
+    plan, record = over_store(prepared, str(output)), {"data": data_record(prepared)}
+    return run_sweep(plan, str(output), RunOptions(plain=True, **options), record)
 
 
 class InThisProcess:
@@ -152,8 +158,9 @@ def launch_here(
     **options: Any,
 ) -> SweepResult:
     """Without Ray."""
-    plan = plan_of(text, output, overrides)
-    return run_sweep(plan, str(output), RunOptions(plain=True, **options), cluster=cluster or InThisProcess())
+    prepared = _prepared(text, overrides)
+    plan, record = over_store(prepared, str(output)), {"data": data_record(prepared)}
+    return run_sweep(plan, str(output), RunOptions(plain=True, **options), record, cluster or InThisProcess())
 
 
 def rows(output: str | Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
