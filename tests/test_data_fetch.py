@@ -159,12 +159,15 @@ def test_truncated_and_corrupt_files_are_fetched_again(
 
 def test_pauses_grow_and_end(standin: Standin, tmp_path: Path, sleeps: list[float]) -> None:
     name = f"{FOLDER}/fineweb_train_000000.bin"
+    said: list[str] = []
     standin.faults["GET", name] = ["503"] * 99
     with pytest.raises(
-        DataError, match=r"train_000000.bin: given up after 6 attempts .*503.*the same command"
+        DataError, match=r"train_000000.bin: given up after 6 attempts .HTTP 503.; .*the same command"
     ):
-        fetch_from(standin, tmp_path / "d", train_shards=1, workers=1)
+        fetch_from(standin, tmp_path / "d", train_shards=1, workers=1, say=said.append)
     assert sleeps == [1.0, 2.0, 4.0, 8.0, 16.0]
+    waits = [line for line in said if line.startswith(f"{name}: ")]
+    assert waits[0] == f"{name}: HTTP 503; attempt 2 of 6 in 1 s" and len(waits) == 5
     with pytest.raises(DataError, match=r"no manifest.json"):
         open_folder(tmp_path / "d")
 

@@ -20,7 +20,7 @@ from gepa_core.data.folder import (
     read_manifest,
     write_json,
 )
-from gepa_core.data.hub import Hub, metadata, quiet
+from gepa_core.data.hub import Hub, quiet
 from gepa_core.data.inspect import first_token_bytes, scan
 from gepa_core.data.shards import ShardSet, combine, file_sha256, open_shard
 from gepa_core.data.tokenizer import ByteTable, byte_table, load_tokenizer
@@ -77,13 +77,14 @@ def fetch(
         commit, dataset, done = _progress_so_far(out, staging)
         if commit is None or revision is not None:
             name = f"{REMOTE_ROOT}/{MANIFEST}"
-            wanted = metadata(repo, name, revision or "main", endpoint, pause_seconds).commit_hash
+            named = Hub(repo, revision or "main", staging, endpoint, pause_seconds, say)
+            wanted = named.commit_of(name)
             if commit is not None and wanted != commit:
                 raise DataError(
                     f"{out}: holds files of commit {commit}, {revision} is {wanted}; use another --out"
                 )
             commit = wanted
-        hub = Hub(repo, str(commit), staging, endpoint, pause_seconds)
+        hub = Hub(repo, str(commit), staging, endpoint, pause_seconds, say)
         published = _published(hub, variant)
         if dataset not in (None, published.name):
             raise DataError(f"{out}: holds shards of {dataset}, not {published.name}; use another --out")
@@ -191,7 +192,8 @@ def _fetch_missing(
             rate = (fetched_bytes + under_way) / (time.monotonic() - started)
             say(
                 f"{published.name}: {len(missing) - len(pending)} of {len(missing)} shards, "
-                f"{(fetched_bytes + under_way) / 1e9:.2f} GB, {rate / 1e6:.0f} MB/s"
+                f"{(fetched_bytes + under_way) / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s"
+                + "".join(f"; {Path(name).name}: {why}" for name, why in dict(hub.waits).items())
             )
     finally:
         pool.shutdown(

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
+from gepa_core.data.encode import Say
 from gepa_core.errors import DataError
 
 ATTEMPTS = 6
@@ -40,11 +41,14 @@ class Hub:
     staging: Path
     endpoint: str | None
     pause_seconds: float
+    say: Say
+    waits: dict[str, str] = field(default_factory=dict)
+    """What is being waited out, by file."""
 
     def download(self, name: str, *, again: bool = False) -> Path:
         """A file of the repository in the staging folder, whole. Raises DataError."""
-        fetched = retried(
-            f"{self.repo}/{name}",
+        fetched = self._retried(
+            name,
             lambda: hf_hub_download(
                 self.repo,
                 name,
@@ -54,20 +58,31 @@ class Hub:
                 endpoint=self.endpoint,
                 force_download=again,
             ),
-            self.pause_seconds,
         )
         return Path(fetched)
 
     def sha256(self, name: str) -> str | None:
         """The SHA-256 the hub announces (of large files, as their ETag), if it does."""
-        etag = metadata(self.repo, name, self.commit, self.endpoint, self.pause_seconds).etag or ""
+        etag = self._metadata(name).etag or ""
         return etag if _SHA256.fullmatch(etag) else None
 
+    def commit_of(self, name: str) -> str:
+        """The commit that `commit`, perhaps a branch, stands for, as a file there tells. Raises DataError."""
+        return str(self._metadata(name).commit_hash)
 
-def metadata(repo: str, name: str, revision: str, endpoint: str | None, pause_seconds: float) -> Any:
-    """The hub's HfFileMetadata of one file. Raises DataError."""
-    url = hf_hub_url(repo, name, repo_type="dataset", revision=revision, endpoint=endpoint)
-    return retried(f"{repo}/{name}", lambda: get_hf_file_metadata(url), pause_seconds)
+    def _metadata(self, name: str) -> Any:
+        url = hf_hub_url(self.repo, name, repo_type="dataset", revision=self.commit, endpoint=self.endpoint)
+        return self._retried(name, lambda: get_hf_file_metadata(url))
+
+    def _retried(self, name: str, request: Callable[[], Result]) -> Result:
+        def on_wait(text: str) -> None:
+            self.waits[name] = text
+            self.say(f"{name}: {text}")
+
+        try:
+            return retried(f"{self.repo}/{name}", request, self.pause_seconds, on_wait)
+        finally:
+            self.waits.pop(name, None)
 
 
 def quiet() -> None:
@@ -76,10 +91,13 @@ def quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def retried(what: str, request: Callable[[], Result], pause_seconds: float) -> Result:
+def retried(
+    what: str, request: Callable[[], Result], pause_seconds: float, on_wait: Callable[[str], None]
+) -> Result:
     """request(), again after a growing pause when it fails in a way that may pass (network, 429, 5xx).
 
-    Raises DataError when it does not pass in ATTEMPTS attempts, or at once when it cannot.
+    `on_wait` is told before each pause why, and for how long. Raises DataError when it does not pass in
+    ATTEMPTS attempts, or at once when it cannot.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -100,7 +118,9 @@ def retried(what: str, request: Callable[[], Result], pause_seconds: float) -> R
                     f"{what}: given up after {ATTEMPTS} attempts ({_one_line(error)}); "
                     "what is complete is kept, the same command goes on from there"
                 ) from error
-            time.sleep(max(min(pause_seconds * 2 ** (attempt - 1), 30.0), _asked_seconds(error)))
+            pause = max(min(pause_seconds * 2 ** (attempt - 1), 30.0), _asked_seconds(error))
+            on_wait(f"{_one_line(error)}; attempt {attempt + 1} of {ATTEMPTS} in {pause:.0f} s")
+            time.sleep(pause)
     raise AssertionError("unreachable")
 
 
@@ -130,9 +150,16 @@ def _explained(what: str, error: Exception) -> DataError | None:
     if isinstance(error, RevisionNotFoundError):
         return DataError(f"{what}: no such revision")
     if isinstance(error, HfHubHTTPError):
-        return DataError(f"{what}: refused ({_one_line(error)})")
+        return DataError(f"{what}: refused ({_text(error)})")
     return None
 
 
 def _one_line(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:  # its text has the URL, and advice for programmers
+        return f"HTTP {response.status_code}"
+    return _text(error)
+
+
+def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
