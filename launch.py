@@ -1,6 +1,7 @@
 """Plan, run, resume and report a sweep of training runs: `python launch.py sweeps/quickstart.yaml`."""
 
 import argparse
+import signal
 import sys
 
 COMMANDS = {
@@ -31,7 +32,17 @@ failed or diverged; 4 stopped by a budget, resumable; 130 interrupted, resumable
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    """Exit code of the command; Ctrl-C gives 130 at any time."""
+    try:
+        return command(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head`
+        return 0
+
+
+def command(argv: list[str]) -> int:
     parser = command_parser(argv[0]) if argv and argv[0] in COMMANDS else sweep_parser()
     args = parser.parse_intermixed_args(argv)
     from gepa_core.errors import UserError
@@ -41,10 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `| head`
-        return 0
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -103,7 +110,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"launch.py {name}", description=COMMANDS[name], epilog=epilog)
     parser.add_argument("command", choices=[name])
     if name == "import":
-        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint")
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="its folder, or the run's output folder")
         parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep whose runs may start from it")
         parser.add_argument("overrides", nargs="*", metavar="key.path=value")
         parser.add_argument("--output", metavar="DIR", default="results", help="the store")
@@ -149,4 +156,5 @@ class positive:  # noqa: N801 - an argparse type, named as it shows in messages
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
     sys.exit(main())

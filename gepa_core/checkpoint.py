@@ -61,6 +61,8 @@ def load(path: Path) -> State:
     """Reads and verifies a checkpoint. Raises CheckpointError if it is missing, truncated or altered."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint directory")
+    if not (path / META).is_file():
+        raise CheckpointError(f"{path}: no checkpoint (no {META} there)")
     try:
         record = json.loads((path / META).read_text(encoding="utf-8"))
         body = {key: record[key] for key in ("version", "tensors_sha256", "meta")}

@@ -27,11 +27,14 @@ class Adopted:
 def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, int]) -> Adopted:
     """Copies the checkpoint into the store and commits it as a finished trunk segment from step 0.
 
+    `checkpoint`: its folder, or an output folder of gepa_core.train, whose newest one is meant.
     `shard_tokens`: tokens of the training shards, by fingerprint. Raises CheckpointError for a damaged
     checkpoint, ConfigError for one that no run of the sweep could have passed through.
     """
-    from gepa_core.checkpoint import load
+    from gepa_core.checkpoint import in_order, load
 
+    if saved := in_order(checkpoint / "checkpoints"):
+        checkpoint = saved[-1]
     meta = load(checkpoint).meta
     step, config = _step_and_config(meta, checkpoint)
     if step > config.peak_steps:
@@ -71,13 +74,24 @@ def _step_and_config(meta: dict[str, Any], checkpoint: Path) -> tuple[int, RunCo
 
 
 def _why_not(config: RunConfig, sweep: Sweep) -> str:
-    """The keys in which the nearest run's constant phase differs."""
+    """The keys in which the nearest run's constant phase differs, with both values."""
     own = _flat(config.trunk())
     nearest = min(
-        ([key for key, value in _flat(run.trunk()).items() if own.get(key) != value] for run in sweep.runs),
+        (
+            [
+                f"{key} (its {_shown(own.get(key))}, the sweep's {_shown(value)})"
+                for key, value in _flat(run.trunk()).items()
+                if own.get(key) != value
+            ]
+            for run in sweep.runs
+        ),
         key=len,
     )
     return f": they differ in {', '.join(nearest)}" if nearest else ": its step is beyond their branch points"
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -138,7 +138,9 @@ def test_import_starts_runs_from_a_checkpoint_bit_for_bit(
     command = ["import", str(checkpoint), str(tmp_path / "tiny.yaml"), "--output", str(output)]
     assert main(command) == 0
     assert "2 runs of tiny can start at step 3" in capsys.readouterr().out
-    assert main(command) == 0
+    trained = tmp_path / "run"  # as gepa_core.train leaves it
+    shutil.copytree(checkpoint, trained / "checkpoints" / "3")
+    assert main([command[0], str(trained), *command[2:]]) == 0
     assert len(Store(output).ids()) == 1
     plan = plan_of(text, output)
     assert plan.steps_left == plan.steps_shared - 3
@@ -157,11 +159,13 @@ def test_import_refuses_what_no_run_passes_through(
     checkpoint = trunk_checkpoint(finished)
     output = str(tmp_path / "results")
     assert main(["import", str(checkpoint), str(sweep), "--output", output]) == 2
-    assert "they differ in optim.matrix_lr" in capsys.readouterr().err
+    assert "they differ in optim.matrix_lr (its 0.025, the sweep's 0.01)" in capsys.readouterr().err
     assert (
         main(["import", str(checkpoint), str(sweep), "matrix_lr=.025", "steps=[4]", "--output", output]) == 2
     )
     assert "beyond their branch points" in capsys.readouterr().err
+    assert main(["import", str(tmp_path), str(sweep), "--output", output]) == 2
+    assert f"{tmp_path}: no checkpoint (no state.json there)" in capsys.readouterr().err
     damaged = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
     (damaged / "state.safetensors").write_bytes(b"")
     assert main(["import", str(damaged), str(sweep), "--output", output]) == 2
