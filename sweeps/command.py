@@ -64,8 +64,9 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     )
     result = run_sweep(plan, args.output, options, record={"data": data_record(prepared)})
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
+    plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
-    say(f"{nothing}{result.sweep}: {counts} runs; results in {result.folder}")
+    say(f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}")
     for run_id, error in result.failures.items():
         say(f"  {run_id}: {error}")
     wanted = result.runs["done"] and not args.no_report

@@ -143,6 +143,8 @@ class SweepRecorder:
         before = self.done.get(segment.parent or "") if segment else None
         if before is None:
             return []
+        if not before.execution:
+            return ["it starts from an adopted state, of which is not known how it was executed"]
         keys = ("device", "ranks", "threads", "micro_batch_seqs", "torch_version")
         return [
             f"{key}: {before.execution.get(key)} before, then {outcome.execution.get(key)}"
