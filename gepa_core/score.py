@@ -1,9 +1,11 @@
 """The commands `python -m gepa_core.evaluate` and `python -m gepa_core.ttt`: what a trained model scores.
 
-PATH is an output folder of `gepa_core.train`, one of its checkpoints, or an artifact, ours or published.
+PATH is an output folder of `gepa_core.train`, one of its checkpoints, or an artifact, ours or published. An
+artifact does not say its model: without a job file at hand it is taken for one of the published recipe.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gepa_core import checkpoint
 from gepa_core.artifact import check_fits, read_artifact
 from gepa_core.backend import rank_and_world
 from gepa_core.command import torchrun_group
-from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.data.shards import load_tokens, open_shards
 from gepa_core.data.tokenizer import ByteTable, byte_table
@@ -61,12 +65,9 @@ def open_subject(args: argparse.Namespace) -> Subject:
         )
     job = _job(args.job, path)
     if path.is_file():
-        if job is None:
-            raise ConfigError(
-                f"{path}: an artifact does not say its model's sizes; give --job, the job file or output "
-                "folder it was made from"
-            )
-        model, run, weights = _artifact_model(path, job.run), job.run, "artifact"
+        state = read_artifact(path)
+        run = job.run if job else _published_run(path, state)
+        model, weights = _artifact_model(path, state, run), "artifact"
     else:
         found = checkpoint.in_order(path / CHECKPOINTS)
         model, meta = load_model(found[-1] if found else path, average=not args.raw)
@@ -95,8 +96,21 @@ def _job(given: Path | None, path: Path) -> Job | None:
     return None
 
 
-def _artifact_model(path: Path, run: RunConfig) -> GEPA:
-    state, model = read_artifact(path), GEPA(run.model)
+def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
+    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
+    for bigram in ("poly", "xor"):
+        model = ModelConfig(bigram=bigram, rope_precision="bf16_published")
+        with contextlib.suppress(ArtifactError):
+            check_fits(state, GEPA(model).state_dict())
+            return RunConfig(steps=1, warmdown_steps=0, model=model)
+    raise ConfigError(
+        f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
+        "--job, the job file or output folder it was made from"
+    )
+
+
+def _artifact_model(path: Path, state: dict[str, Tensor], run: RunConfig) -> GEPA:
+    model = GEPA(run.model)
     try:
         check_fits(state, model.state_dict())
     except ArtifactError as error:
@@ -108,7 +122,7 @@ def _artifact_model(path: Path, run: RunConfig) -> GEPA:
 def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:
     if folder is None:
         if job is None:
-            raise ConfigError("no data: the run's job.json is not at hand; give --data, a prepared folder")
+            raise ConfigError("no data: no job.json is at hand that names it; give --data, a prepared folder")
         return job.data
     data = open_folder(folder)
     if run.data.tokenizer not in ("", data.config.tokenizer):

@@ -10,11 +10,13 @@ import sentencepiece as spm
 
 from gepa_core.artifact import read_artifact, write_artifact
 from gepa_core.command import train_command
-from gepa_core.config import QuantConfig
-from gepa_core.data.shards import write_shard
+from gepa_core.config import EvalConfig, ModelConfig, QuantConfig
+from gepa_core.data.prepare import prepare_files
+from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.evaluate import evaluate_plain, evaluate_sliding
 from gepa_core.job import load_model, open_run
+from gepa_core.model import GEPA
 from gepa_core.quantize import quantize
 from gepa_core.score import evaluate_command, ttt_command
 from gepa_core.ttt import test_time_train as adapt  # not a test
@@ -111,6 +113,27 @@ def test_artifact(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ttt_command([str(elsewhere)]) == 2
     assert "--job" in capsys.readouterr().err
     assert ttt_command([str(elsewhere), "--job", str(out)]) == 0
+
+
+def test_published_artifact_needs_no_job(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """27 M parameters, scored with the rotary tables that the published code trained them with."""
+    model = GEPA(ModelConfig(rope_precision="bf16_published"))
+    model.init_weights(0)
+    path = tmp_path / "final_model.int6.ptz"
+    write_artifact(quantize(model.state_dict(), QuantConfig()), path)
+    assert evaluate_command([str(path)]) == 2
+    assert "give --data, a prepared folder" in capsys.readouterr().err
+    text, data = tmp_path / "some.txt", tmp_path / "data"
+    text.write_text("\n".join(f"line {i} of some plain words" for i in range(600)))
+    tokenizer = shared / "data" / "tokenizers" / "fineweb_1024_bpe.model"
+    prepare_files(data, [text], val_inputs=[text], tokenizer=tokenizer, workers=1)
+    assert evaluate_command([str(path), "--data", str(data), "--tokens", "2048", "--json"]) == 0
+    model.load_state_dict(read_artifact(path))
+    tokens = load_tokens(open_shards(str(data / "val_*.bin")), 2049)
+    expected = evaluate_plain(model, tokens, byte_table(tokenizer), EvalConfig(), CPU)
+    assert answer(capsys)["val_bpb"] == expected.bpb
 
 
 def test_wrong_input_is_one_clear_line(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
