@@ -5,14 +5,16 @@ Lines read (openai/parameter-golf, train_gpt.py; others are passed over):
     step:500/20000 train_loss:2.4225 train_time:251700ms ...
     model_params:27030107   seed:42   train_batch_tokens:786432 ...
     Serialized model int6+zstd: 15632049 bytes   Code size: 68212 bytes
+    DIAGNOSTIC post_ema val_loss:1.8991 val_bpb:1.1248 ...
     final_int6_roundtrip_exact ..., final_int6_sliding_window_exact ..., legal_ttt_exact val_bpb:1.0944
+    final_eval_mode:sliding_window_ttt ...   (of older scripts: what the round trip that follows measures)
 Logs do not say how long the warmdown was: it is given beside them, or filled in by hand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,21 @@ import pandas as pd
 from analysis.errors import AnalysisError
 
 _STEP = re.compile(r"^step:(\d+)/(\d+)\s+(.*)$")
-_FIELD = re.compile(r"(\w+):([-+.\deE]+)")
+_FIELD = re.compile(r"(\w+):([-+]?\d[-+.\deE]*)")
 _ARTIFACT = re.compile(r"^Serialized model int6\S*: (\d+) bytes")
 _CODE = re.compile(r"^Code size: (\d+) bytes")
-_FINALS = {
+_FINALS: Mapping[str, str | None] = {
+    "post_ema": "ema_bpb",
     "final_int6_roundtrip_exact": "int6_bpb",
     "final_int6_sliding_window_exact": "int6_sliding_bpb",
     "legal_ttt_exact": "ttt_bpb",
 }
+_ROUNDTRIPS = {
+    "standard": "int6_bpb",
+    "sliding_window": "int6_sliding_bpb",
+    "sliding_window_ttt": "ttt_bpb",
+}
+"""What final_int6_roundtrip_exact measures, by the mode that older scripts announce."""
 _FACTS = {"model_params": "params", "seed": "seed", "train_batch_tokens": "batch_tokens"}
 
 
@@ -57,7 +66,7 @@ def read_log(path: Path, warmdown_steps: int | None = None) -> ImportedLog:
         raise AnalysisError(f"{path}: not a text file") from None
     points: dict[int, dict[str, float]] = {}
     facts: dict[str, float] = {}
-    adapted = False
+    adapted, finals = False, _FINALS
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         if match := _STEP.match(line):
@@ -66,7 +75,9 @@ def read_log(path: Path, warmdown_steps: int | None = None) -> ImportedLog:
             continue
         # TTT before the int6 evaluations changes what their lines measure: not this job's stages.
         adapted = adapted or line.startswith("ttt:start")
-        facts |= _facts(line, adapted, f"{path}:{number}")
+        if mode := _announced(line):
+            finals = {**_FINALS, "final_int6_roundtrip_exact": _ROUNDTRIPS.get(mode)}
+        facts |= _facts(line, {} if adapted else finals, f"{path}:{number}")
     steps = max(points, default=0)
     measured = [point for point in points.values() if "val_bpb" in point or "val_loss" in point]
     if not measured or steps == 0:
@@ -92,15 +103,23 @@ def _number(text: str, where: str) -> float:
         raise AnalysisError(f"{where}: {text!r} is not a number") from None
 
 
-def _facts(line: str, adapted: bool, where: str) -> dict[str, float]:
+def _announced(line: str) -> str | None:
+    """How the int6 evaluations that follow are made, where the line says so."""
+    if line.startswith("ttt_sliding:start"):
+        return "sliding_window_ttt"
+    return line.partition(":")[2].partition(" ")[0] if line.startswith("final_eval_mode:") else None
+
+
+def _facts(line: str, finals: Mapping[str, str | None], where: str) -> dict[str, float]:
+    """`finals`: the column that each line of final figures fills, None where it is another's measure."""
     if match := _ARTIFACT.match(line):
         return {"artifact_bytes": int(match[1])}
     if match := _CODE.match(line):
         return {"code_bytes": int(match[1])}
-    word = line.split(" ", 1)[0]
-    if word in _FINALS and not adapted:
+    word = "post_ema" if line.startswith("DIAGNOSTIC post_ema ") else line.split(" ", 1)[0]
+    if column := finals.get(word):
         values = dict(_FIELD.findall(line))
-        return {_FINALS[word]: _number(values["val_bpb"], where)} if "val_bpb" in values else {}
+        return {column: _number(values["val_bpb"], where)} if "val_bpb" in values else {}
     return {_FACTS[name]: _number(value, where) for name, value in _FIELD.findall(line) if name in _FACTS}
 
 
@@ -118,7 +137,7 @@ def _run(
         "params": _whole(facts.get("params")),
         "train_tokens": None if batch is None else int(steps * batch),
         "float_bpb": last.get("val_bpb"),
-        **{name: facts.get(name) for name in _FINALS.values()},
+        **{name: facts.get(name) for name in _FINALS.values() if name},
         "artifact_bytes": _whole(facts.get("artifact_bytes")),
         "code_bytes": _whole(facts.get("code_bytes")),
         "train_seconds": None if milliseconds is None else milliseconds / 1000,

@@ -176,6 +176,8 @@ def _log(
         f"Serialized model int6: {claim['bytes_model']} bytes",
         f"Code size: {claim['bytes_code']} bytes",
     ]
+    if metrics.get("ema_bpb") is not None:
+        lines.insert(-2, f"DIAGNOSTIC post_ema val_bpb:{metrics['ema_bpb']:.{DIGITS}f}")
     for stage, name in _FINAL_LINES.items():
         kind = KINDS[stage]
         pairs = (("val_loss", metrics.get(f"{kind}_loss")), ("val_bpb", metrics.get(f"{kind}_bpb")))

@@ -70,7 +70,7 @@ def test_the_log_is_the_runs_whole_curve(store: Path) -> None:
     row = rows(store)[run_id]
     assert log.run["run_id"] == run_id and log.run["steps"] == 8
     assert log.run["float_bpb"] == pytest.approx(row["float_bpb"], abs=1e-4)
-    for column in ("int6_bpb", "int6_sliding_bpb", "ttt_bpb"):
+    for column in ("ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb"):
         assert log.run[column] == pytest.approx(row[column], abs=1e-8)
     assert log.trajectory["step"].tolist() == [3, 4, 8], "two trunk segments and the branch"
     times = log.trajectory["train_time_ms"]

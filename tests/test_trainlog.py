@@ -12,13 +12,17 @@ from analysis.load import load
 from analysis.trainlog import import_logs, read_log
 from tests.synthetic_results import true_bpb
 
-HEAD = """val_loader:shards pattern=./data/fineweb_val_*.bin tokens:62021632
+HEAD = """import os
+seed: int = int(os.environ.get("SEED", 1337))  # seed:E, and other code
+log(f"step:{step}/{steps} val_loss:{loss:.4f} model_params:{params}")
+val_loader:shards pattern=./data/fineweb_val_*.bin tokens:62021632
 model_params:27030107
 train_batch_tokens:786432 train_seq_len:2048 iterations:2000 warmup_steps:20
 seed:42
 warmup_step:1/20
 """
 TAIL = """peak memory allocated: 19710 MiB reserved: 19930 MiB
+DIAGNOSTIC post_ema val_loss:1.89280000 val_bpb:1.12000000 eval_time:2227ms
 Serialized model: 105783807 bytes
 Code size: 68212 bytes
 Serialized model int6+zstd: 14418655 bytes
@@ -55,6 +59,7 @@ def test_every_figure_of_a_log(tmp_path: Path) -> None:
         "params": 27030107,
         "train_tokens": 2000 * 786432,
         "float_bpb": pytest.approx(true_bpb(np.array([2000.0]), 2000, 800)[0], abs=1e-4),
+        "ema_bpb": 1.12,
         "int6_bpb": 1.13,
         "int6_sliding_bpb": 1.11,
         "ttt_bpb": 1.09440207,
@@ -95,6 +100,26 @@ def test_stages_measured_after_adapting_on_the_validation_text_are_not_taken(tmp
     path.write_text(_log(1000, 300).replace("Code size", "ttt:start lr=0.002\nCode size"))
     run = read_log(path).run
     assert run["int6_bpb"] is None and run["ttt_bpb"] is None and run["artifact_bytes"] == 14418655
+
+
+@pytest.mark.parametrize(
+    ("announced", "column"),
+    [
+        ("final_eval_mode:standard", "int6_bpb"),
+        ("final_eval_mode:sliding_window stride:64 batch_seqs:64", "int6_sliding_bpb"),
+        ("final_eval_mode:sliding_window_ttt stride:64 chunk_tokens:32768", "ttt_bpb"),
+        ("ttt_sliding:start chunks=1893 chunk_tokens=32768", "ttt_bpb"),
+        ("final_eval_mode:something_new", None),
+    ],
+)
+def test_a_round_trip_is_what_its_mode_says(tmp_path: Path, announced: str, column: str | None) -> None:
+    """Older scripts print one final line, whatever they measured by it."""
+    text = _log(2000, 800).partition("final_int6")[0]
+    final = "final_int6_roundtrip_exact val_loss:1.93257718 val_bpb:1.14458409\n"
+    (tmp_path / "old.log").write_text(f"{text}{announced}\n{final}")
+    run = read_log(tmp_path / "old.log").run
+    for name in ("int6_bpb", "int6_sliding_bpb", "ttt_bpb"):
+        assert run[name] == (1.14458409 if name == column else None)
 
 
 def test_of_a_resumed_log_the_later_line_counts(tmp_path: Path) -> None:
