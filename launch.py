@@ -11,6 +11,7 @@ COMMANDS = {
     "import": "adopt a checkpoint as a state that runs can start from",
     "mirror": "write a sweep's runs as TensorBoard event files or W&B runs",
 }
+STORE = "the store (default: results), a path or s3:// or gs:// URL"
 EXPORT_CODES = (
     "exit codes: 0 written, and reproduced or not run for the reason that is printed; 2 nothing was written; "
     "3 written, but its script does not print the run's figure"
@@ -43,8 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    parser = command_parser(argv[0]) if argv and argv[0] in COMMANDS else sweep_parser()
-    args = parser.parse_intermixed_args(argv)
+    if argv and argv[0] in COMMANDS:
+        args = command_parser(argv[0]).parse_intermixed_args(argv[1:])
+    else:
+        args = sweep_parser().parse_intermixed_args(argv)
     from gepa_core.errors import UserError
 
     try:
@@ -86,9 +89,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address", metavar="A", help="a Ray cluster to join (default: RAY_ADDRESS, or a local one)"
     )
-    parser.add_argument(
-        "--output", metavar="DIR", default="results", help="the store, a path or s3:// or gs:// URL"
-    )
+    parser.add_argument("--output", metavar="DIR", default="results", help=STORE)
     parser.add_argument(
         "--fresh", action="store_true", help="train this sweep's runs again, whatever the store has"
     )
@@ -108,15 +109,14 @@ def sweep_parser() -> argparse.ArgumentParser:
 def command_parser(name: str) -> argparse.ArgumentParser:
     epilog = EXPORT_CODES if name == "export" else None
     parser = argparse.ArgumentParser(prog=f"launch.py {name}", description=COMMANDS[name], epilog=epilog)
-    parser.add_argument("command", choices=[name])
     if name == "import":
         parser.add_argument("checkpoint", metavar="CHECKPOINT", help="its folder, or the run's output folder")
         parser.add_argument("sweep", metavar="SWEEP.yaml", help="a sweep whose runs may start from it")
         parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-        parser.add_argument("--output", metavar="DIR", default="results", help="the store")
+        parser.add_argument("--output", metavar="DIR", default="results", help=STORE)
     elif name == "export":
         parser.add_argument("run_id", metavar="RUN_ID")
-        parser.add_argument("--output", metavar="DIR", default="results", help="the store")
+        parser.add_argument("--output", metavar="DIR", default="results", help=STORE)
         parser.add_argument("--to", metavar="DIR", help="folder to make (default: submissions/RUN_ID)")
         for option, what in SUBMISSION_WORDS.items():
             parser.add_argument(option, metavar="TEXT", default="", help=what)
@@ -137,7 +137,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     if name == "gc":
         parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
         parser.add_argument("--states", action="store_true", help="also trunk states of finished sweeps")
-    parser.set_defaults(run=manage)
+    parser.set_defaults(run=manage, command=name)
     return parser
 
 
