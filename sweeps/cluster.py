@@ -5,12 +5,16 @@ torch.distributed group (nccl on GPUs, gloo on CPUs; a plain process where there
 job after another, so that imports and group are paid for once. Ray restarts and retries nothing.
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +27,8 @@ _QUIET = {
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers wherever anything else runs
     # Of the log of a raylet that died, which would go to stdout: the driver tells in a line what was lost.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).",
+    # Else its handler answers a SIGTERM first, with a stack trace and an abort 3 s later.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -90,17 +96,16 @@ class RayCluster:
     def __init__(self, sweep: Sweep, address: str | None = None) -> None:
         """Raises ClusterError where Ray cannot be reached or started."""
         self.sweep, self.bundles = sweep, sweep.bundles()
-        self._temp: Path | None = None
         self._leases: dict[str, _Lease] = {}
         self._waiting: dict[Any, tuple[str, str]] = {}
         """Object reference -> lease and what it answers: hello, join or run."""
         self._opened = 0
         self.is_local = address is None
         if address is None:
-            self._start_local()
+            self._ray = self._start_local()
         else:
             code = Path(__file__).parents[1]
-            _connect(
+            self._ray = _connect(
                 address,
                 runtime_env={
                     "py_modules": [str(code / name) for name in ("gepa_core", "sweeps")],
@@ -116,28 +121,20 @@ class RayCluster:
     def __exit__(self, *exception: object) -> None:
         for lease in list(self._leases):
             self.close(lease)
-        ray.shutdown()
-        if self._temp:
-            shutil.rmtree(self._temp, ignore_errors=True)
+        self._ray.close()
 
-    def _start_local(self) -> None:
+    def _start_local(self) -> "_RayThread":
         os.environ.update(_WORKER_ENV)
         # A cluster that is joined may ask for a token; Ray finds it by itself.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         code = str(Path(__file__).parents[1])
         paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-        self._temp = _session_folder()
         try:
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(self._temp),
+            return _RayThread.started(
+                _session_folder(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES
             )
         except Exception as error:  # ray raises all sorts here
-            shutil.rmtree(self._temp, ignore_errors=True)
             raise ClusterError(f"a local Ray did not start: {_one_line(error)}") from error
 
     def room(self) -> int:
@@ -291,21 +288,94 @@ class RayCluster:
         return [Ended(lease, writer)]
 
 
+class _RayThread(threading.Thread):
+    """Starts or joins Ray, and lives as long as it.
+
+    Not in the main thread, for there Ray would put its own signal handlers in place of ours. The thread stays
+    because the kernel ends Ray's processes with the thread that started them.
+    """
+
+    def __init__(self, folder: Path | None, options: dict[str, Any]) -> None:
+        """`folder`: of a local Ray, deleted at its end."""
+        super().__init__(name="ray", daemon=True)
+        self.folder, self.options = folder, options
+        self.error: Exception | None = None
+        self.is_up, self.is_over = threading.Event(), threading.Event()
+
+    @classmethod
+    def started(cls, folder: Path | None = None, **options: Any) -> "_RayThread":
+        """Raises what ray.init raises, and KeyboardInterrupt where a signal handler does meanwhile."""
+        thread = cls(folder, options | ({"_temp_dir": str(folder)} if folder else {}))
+        thread.start()
+        try:
+            thread.is_up.wait()
+        except KeyboardInterrupt:
+            atexit.register(thread.abandon)  # before what Ray has registered
+            raise
+        if thread.error:
+            thread.close()
+            raise thread.error
+        return thread
+
+    def run(self) -> None:
+        os.register_at_fork(after_in_child=self._leave_group)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **self.options)
+        except Exception as error:
+            self.error = error
+        self.is_up.set()
+        self.is_over.wait()
+
+    def _leave_group(self) -> None:
+        """In a process that Ray starts: a signal to our process group is not for it, for we drain first."""
+        if threading.get_ident() == self.ident:
+            os.setsid()
+
+    def close(self) -> None:
+        ray.shutdown()
+        self.is_over.set()
+        self.join()
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Ends this process where Ray is half up: nothing but the kernel can undo that."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        with Path(os.devnull).open("w") as nowhere:  # Ray's threads will miss its processes
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        _kill_children(f"self/task/{self.native_id}")
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(128 + signal.SIGINT)
+
+
+def _kill_children(task: str) -> None:
+    """Kills the processes that a thread started (its path under /proc), and theirs."""
+    with contextlib.suppress(OSError):  # gone meanwhile
+        for child in map(int, Path("/proc", task, "children").read_text().split()):
+            os.kill(child, signal.SIGSTOP)  # so that it starts no more of them
+            for thread in Path(f"/proc/{child}/task").iterdir():
+                _kill_children(f"{child}/task/{thread.name}")
+            os.kill(child, signal.SIGKILL)
+
+
 def cluster_nodes(address: str) -> list[Node]:
     """The nodes of a running cluster. Raises ClusterError where none answers."""
-    _connect(address)
+    thread = _connect(address)
     try:
         return _nodes()
     finally:
-        ray.shutdown()
+        thread.close()
 
 
-def _connect(address: str, **options: Any) -> None:
+def _connect(address: str, **options: Any) -> _RayThread:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        return _RayThread.started(address=address, **options)
     except Exception as error:  # ray raises all sorts here
         raise ClusterError(
             f"no Ray cluster answers at {address}: {_one_line(error)}; see `ray status` there, "

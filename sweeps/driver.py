@@ -120,6 +120,13 @@ class Options:
 
 
 @dataclass
+class Interrupts:
+    """How often the sweep was asked to stop, by a signal handler: once drains, twice stops at once."""
+
+    count: int = 0
+
+
+@dataclass
 class _Lease:
     ready: bool = False
     node: str | None = None
@@ -144,8 +151,7 @@ class Driver:
     device_seconds: float = 0.0
     executed: int = 0
     """Nodes finished here."""
-    interrupts: int = 0
-    """Raised by a signal handler: 1 drains, 2 stops at once."""
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _leases: dict[str, _Lease] = field(default_factory=dict)
     _ready: list[tuple[float, str]] = field(default_factory=list)
     _later: list[tuple[float, str]] = field(default_factory=list)
@@ -182,7 +188,7 @@ class Driver:
     def _step(self) -> bool:
         self._check_limits()
         running = any(lease.node for lease in self._leases.values())
-        if self.interrupts > 1 or (self._ending and not running):
+        if self.interrupts.count > 1 or (self._ending and not running):
             return False
         if not self._ending:
             self._wake()
@@ -198,7 +204,7 @@ class Driver:
     def _check_limits(self) -> None:
         if self._ending:
             return
-        if self.interrupts:
+        if self.interrupts.count:
             self._drain(Ending.INTERRUPTED)
         elif self.options.max_device_hours is not None:
             now = self.clock()
@@ -209,7 +215,8 @@ class Driver:
     def _drain(self, why: Ending) -> None:
         """Start nothing more; training writes a checkpoint and ends, a stage has nothing to keep."""
         self._ending = why
-        self.recorder.note("draining", "", why=why.value)
+        if self._leases:
+            self.recorder.note("draining", "", why=why.value)
         for name, lease in list(self._leases.items()):
             if lease.node in self.plan.segments:
                 self.cluster.stop(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
-from sweeps.driver import Cluster, Driver, Ending, Options
+from sweeps.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.files import StorageError
 from sweeps.lease import Lease, LeaseLostError
 from sweeps.progress import make_view
@@ -144,7 +144,8 @@ def _carry_out(
     if not left:
         return Ending.COMPLETE, None
     recorder.note("say", "", text="joining the cluster" if options.address else "starting a local Ray")
-    with start_cluster(plan.sweep, options.address) as cluster:
+    with _counted_interrupts() as interrupts, start_cluster(plan.sweep, options.address) as cluster:
+        interrupts.is_starting = False
         driver = Driver(
             plan,
             cluster,
@@ -159,12 +160,12 @@ def _carry_out(
                 devices=devices(plan),
                 eager=options.address is None,
             ),
+            interrupts=interrupts,
         )
-        with _counting_interrupts(driver):
-            try:
-                ending = driver.run()
-            finally:
-                recorder.write_runs()
+        try:
+            ending = driver.run()
+        finally:
+            recorder.write_runs()
     return ending, driver
 
 
@@ -229,16 +230,26 @@ def _result(
     )
 
 
+@dataclass
+class _Signals(Interrupts):
+    """Ctrl-C and SIGTERM from here on: once drains, twice stops at once."""
+
+    is_starting: bool = True
+    """Nothing runs yet: there is nothing to drain."""
+
+
 @contextmanager
-def _counting_interrupts(driver: Driver) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) once drains, twice stops at once."""
+def _counted_interrupts() -> Iterator[_Signals]:
+    signals = _Signals()
 
-    def count(number: int, frame: Any) -> None:
-        driver.interrupts += 1
+    def heard(number: int, frame: Any) -> None:
+        signals.count += 1
+        if signals.is_starting:
+            raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

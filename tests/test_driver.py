@@ -264,7 +264,7 @@ def test_an_interrupt_drains() -> None:
     class Interrupting(Memory):
         def commit(self, outcome: Outcome) -> None:
             super().commit(outcome)
-            driver.interrupts = 1
+            driver.interrupts.count = 1
 
     recorder = Interrupting()
     wanted = [node for node, _ in plan.nodes()]

@@ -114,6 +114,48 @@ def test_ctrl_c_saves_and_leaves_the_rest_for_the_same_command(
     finish(text, tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ray_processes", [0, 1, 4])
+def test_a_signal_while_ray_starts_ends_at_once(
+    text: str, tmp_path: Path, number: signal.Signals, ray_processes: int
+) -> None:
+    launch = Launch(text, tmp_path)
+
+    def starts() -> bool:
+        assert launch.process.poll() is None, launch.log.read_text()
+        is_said = "starting a local Ray" in launch.log.read_text()
+        return is_said and len(launch.ray_processes()) >= ray_processes
+
+    wait_until(starts, PATIENCE, f"{ray_processes} processes of Ray")
+    os.killpg(launch.process.pid, number)
+    begun = time.monotonic()
+    assert launch.wait() == 130 and time.monotonic() - begun < 10
+    told = launch.log.read_text().splitlines()
+    assert told[-2].endswith("starting a local Ray") and told[-1] == "interrupted"
+    launch.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_ray_ends_at_once(text: str, tmp_path: Path, number: signal.Signals) -> None:
+    launch = Launch(text, tmp_path)
+    wait_until(lambda: "advice:" in launch.log.read_text(), 30, "the plan")
+    launch.process.send_signal(number)
+    assert launch.wait() == 130
+    assert launch.log.read_text().splitlines()[-1] == "interrupted"
+    launch.assert_nothing_is_left()
+
+
+def test_sigterm_to_all_of_the_group_drains(text: str, undisturbed: Path, tmp_path: Path) -> None:
+    """As `timeout` and `kill -- -PID` send it: Ray's own processes must outlive the draining."""
+    launch = Launch(text, tmp_path)
+    launch.until_training()
+    os.killpg(launch.process.pid, signal.SIGTERM)
+    assert launch.wait() == 130
+    assert "saving what runs" in launch.log.read_text()
+    launch.assert_nothing_is_left()
+    finish(text, tmp_path, undisturbed)
+
+
 def test_ctrl_c_twice_stops_at_once(text: str, undisturbed: Path, tmp_path: Path) -> None:
     launch = Launch(text, tmp_path)
     launch.until_training()
