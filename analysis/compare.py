@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from analysis.blocks import paired_effect, read_blocks, same_text
 from analysis.errors import AnalysisError
@@ -16,17 +19,20 @@ from analysis.tabular import Column, ReportTable
 from analysis.units import STAGES, unit
 
 METRICS = (*STAGES, "val_bpb", "val_loss", "artifact_bytes", "train_seconds")
+TRAININGS, TEXT = "trainings", "text, of these two trainings"
 _IGNORED = ("data_fingerprint",)  # differs where the comparison is of data
 
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """Mean of (after - before) over pairs; its 90 % interval is None for a single pair without blocks."""
+    """Mean of (after - before), trainings counting alike, with its 90 % interval."""
 
     metric: str
     mean: Estimate
     pairs: int
     better: int  # pairs in which `after` is lower
+    trainings: int  # groups of pairs that share no trunk with one another
+    interval_of: str  # what may vary within it: TRAININGS, TEXT, or '' without an interval
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Comparison:
                 "difference": d.mean.value,
                 "low": d.mean.low,
                 "high": d.mean.high,
+                "interval_of": d.interval_of or None,
+                "trainings": d.trainings,
                 "pairs": d.pairs,
                 "lower_in": d.better,
             }
@@ -63,9 +71,11 @@ class Comparison:
                 "metric": d.metric,
                 "unit": unit(d.metric),
                 "pairs": d.pairs,
+                "trainings": d.trainings,
                 "mean": d.mean.value,
                 "low": d.mean.low,
                 "high": d.mean.high,
+                "interval_of": d.interval_of or None,
                 "lower_in": d.better,
             }
             for d in self.summary
@@ -74,21 +84,28 @@ class Comparison:
             "metric": Column("metric"),
             "unit": Column("unit"),
             "pairs": Column("pairs", ".0f"),
+            "trainings": Column("independent", ".0f"),
             "mean": Column("after - before", "+.5g"),
             "low": Column("low", "+.5g"),
             "high": Column("high", "+.5g"),
+            "interval_of": Column("over"),
             "lower_in": Column("lower in", ".0f"),
         }
         return ReportTable(
-            "compare", "After less before, mean over pairs, 90 % interval", pd.DataFrame(rows), columns
+            "compare",
+            "After less before, mean over independent trainings, 90 % interval",
+            pd.DataFrame(rows),
+            columns,
         )
 
 
 def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
     """Pair runs by plan, seed and the axes both tables have.
 
-    Errors: of one pair, from its validation blocks where both runs scored the same ones; of the mean, from
-    the spread of the pairs, or the one pair's own.
+    Errors: of one pair, from its validation blocks where both runs scored the same ones. Of the mean, from
+    the spread of trainings: branches of a trunk share its noise, so that pairs with a trunk in common, on
+    either side, are averaged and count once. Of one training nothing tells that spread: what is left is
+    its pairs' own error, which says how far other text of this kind would move the difference, no more.
 
     Raises:
         AnalysisError: no run has a counterpart, or one has several.
@@ -155,6 +172,8 @@ def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]
                 "metric": metric,
                 "before_run": a.run_id,
                 "after_run": b.run_id,
+                "before_trunk": a.trunk or a.run_id,
+                "after_trunk": b.trunk or b.run_id,
                 "steps": a.steps,
                 "warmdown_steps": a.warmdown_steps,
                 "schedule": a.schedule,
@@ -169,14 +188,24 @@ def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]
 
 
 def _summary(metric: str, rows: pd.DataFrame, level: float) -> MetricDifference:
-    difference = rows["difference"].to_numpy(float)
+    difference = rows.groupby(_trainings(rows))["difference"].mean().to_numpy(float)
     n, mean = len(difference), float(difference.mean())
-    error = rows["standard_error"].to_numpy(float)[0]
-    lower = int((difference < 0).sum())
+    # The mean's error is the mean of the pairs' at most: where they share all of it.
+    error = float(rows["standard_error"].astype(float).mean(skipna=False))
+    half, interval_of = None, ""
     if n > 1:
         half = float(stats.t.ppf(0.5 + level / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+        interval_of = TRAININGS
     elif np.isfinite(error):
-        half = float(stats.norm.ppf(0.5 + level / 2) * error)
-    else:
-        return MetricDifference(metric, Estimate(mean), n, lower)
-    return MetricDifference(metric, Estimate(mean, mean - half, mean + half), n, lower)
+        half, interval_of = float(stats.norm.ppf(0.5 + level / 2) * error), TEXT
+    found = Estimate(mean) if half is None else Estimate(mean, mean - half, mean + half)
+    lower = int((rows["difference"] < 0).sum())
+    return MetricDifference(metric, found, len(rows), lower, n, interval_of)
+
+
+def _trainings(rows: pd.DataFrame) -> NDArray[np.int32]:
+    """For each pair the number of its training, [n]: pairs linked by a trunk, on either side, are one."""
+    before, after = (pd.factorize(rows[side])[0] for side in ("before_trunk", "after_trunk"))
+    links = coo_array((np.ones(len(rows)), (before, before.max() + 1 + after)), shape=(2 * len(rows),) * 2)
+    labels: NDArray[np.int32] = connected_components(links, directed=False)[1][before]
+    return labels
