@@ -123,7 +123,13 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--data", metavar="DIR", help="prepared folder to verify on (default: where the sweep found it)"
         )
-        parser.add_argument("--no-verify", action="store_true", help="do not run what was written")
+        run = parser.add_mutually_exclusive_group()
+        run.add_argument("--no-verify", action="store_true", help="do not run what was written")
+        run.add_argument(
+            "--remeasure",
+            action="store_true",
+            help="claim what the script prints here, for a sweep that measured on several ranks or elsewhere",
+        )
     else:
         parser.add_argument("dir", metavar="DIR", help="a store, or one sweep's folder in it")
     if name in ("status", "gc", "export"):

@@ -128,13 +128,11 @@ def check_folder(out: Path) -> None:
         raise ArtifactError(f"{out}: not empty; delete it, or give another folder to make")
 
 
-def verify(folder: Path, data: DataPaths, timeout_seconds: float | None = None) -> str:
+def printed(folder: Path, data: DataPaths, timeout_seconds: float | None = None) -> str:
     """Runs the folder's script in a fresh process, from that folder alone, and returns the line it prints.
 
-    Only the validation shards and the tokenizer come from outside. Raises NotReproducedError if the script
-    fails, or prints another val_bpb or val_loss than the folder claims, to the last digit.
+    Only the validation shards and the tokenizer come from outside. Raises NotReproducedError if it fails.
     """
-    claimed = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
     paths = [os.path.abspath(p) for p in (data.val, data.tokenizer)]  # noqa: PTH100 (val is a pattern)
     done = subprocess.run(
         [sys.executable, "-I", "-c", _ALONE, SCRIPT, "--val", paths[0], "--tokenizer", paths[1]],
@@ -144,10 +142,19 @@ def verify(folder: Path, data: DataPaths, timeout_seconds: float | None = None) 
         check=False,
         timeout=timeout_seconds,
     )
-    line = done.stdout.strip()
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise NotReproducedError(f"{folder / SCRIPT}: ended with {done.returncode}: {reason}")
+    return done.stdout.strip()
+
+
+def verify(folder: Path, data: DataPaths, timeout_seconds: float | None = None) -> str:
+    """`printed`, which must be what the folder claims: stage, val_bpb and val_loss, to the last digit.
+
+    Raises NotReproducedError.
+    """
+    claimed = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
+    line = printed(folder, data, timeout_seconds)
     figures = [f"{key}:{claimed[key]:.{DIGITS}f}" for key in ("val_loss", "val_bpb") if key in claimed]
     expected = " ".join([claimed["stage"], *figures])
     if not set(expected.split(" ")) <= set(line.split(" ")):

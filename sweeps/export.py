@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from sweeps.store import Outcome, Store, sha256
 
 SUBMISSIONS = "submissions"
 """Where submissions are written unless another folder is named."""
+ROUNDING_BPB = 1e-3
+"""Beyond what bf16 on another device, or another number of ranks, can make of a figure."""
 _ARTIFACT = "model.int6"
 
 
@@ -142,8 +144,28 @@ def verify(found: Finished, folder: Path, data: DataPaths) -> str:
             if how.get(key) is not None
         ]
         raise NotReproducedError(
-            f"{error}; measured {', '.join(facts)}; the folder was left for a look"
+            f"{error}; measured {', '.join(facts)}. The folder was left for a look; --remeasure claims what "
+            "its script prints here"
         ) from None
+
+
+def remeasured(found: Finished, folder: Path, data: DataPaths) -> Finished:
+    """The run with its claimed stage as the folder's script measures it on this machine.
+
+    Raises NotReproducedError where that is not the sweep's figure up to rounding.
+    """
+    from gepa_core.export import KINDS, NotReproducedError, printed
+
+    stage, *pairs = printed(folder, data).split(" ")
+    figures = {key: float(value) for key, value in (pair.split(":") for pair in pairs)}
+    column = f"{KINDS[stage]}_bpb"
+    if not abs(figures["val_bpb"] - found.row[column]) < ROUNDING_BPB:
+        raise NotReproducedError(
+            f"{folder}: its script measures {figures['val_bpb']:.8f} BPB, the sweep {found.row[column]:.8f}: "
+            "more than rounding"
+        )
+    new = {column: figures["val_bpb"], f"{KINDS[stage]}_loss": figures["val_loss"]}
+    return replace(found, row=found.row | new)
 
 
 def _row(store: Store, sweeps: Sequence[str], run_id: str) -> tuple[str, dict[str, Any]]:

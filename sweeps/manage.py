@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from gepa_core.config import CAP_BYTES, DataPaths
-from gepa_core.errors import DataError
+from gepa_core.errors import ConfigError, DataError
 from sweeps.command import open_data, say
 from sweeps.spec import load_sweep
 
@@ -47,7 +48,7 @@ def gc_command(args: argparse.Namespace) -> int:
 def export_command(args: argparse.Namespace) -> int:
     """`launch.py export RUN_ID`."""
     from gepa_core.export import check_folder
-    from sweeps.export import SUBMISSIONS, export, find
+    from sweeps.export import SUBMISSIONS, export, find, remeasured
     from sweeps.status import locate
 
     store, names = locate(args.output)
@@ -55,8 +56,15 @@ def export_command(args: argparse.Namespace) -> int:
     to = Path(args.to or Path(SUBMISSIONS, args.run_id))
     check_folder(to)
     data, reason = _data_to_verify(args, found)
+    if args.remeasure and data is None:
+        raise ConfigError(f"--remeasure: cannot be done here: {reason}")
     words = {key: getattr(args, key) for key in ("author", "github_id", "name", "blurb")}
     claim = export(found, to, **words)
+    if args.remeasure and data:
+        say(f"measuring again by {to}/train_gpt.py; the sweep measured {claim['val_bpb']:.8f}")
+        found = remeasured(found, to, data)
+        shutil.rmtree(to)
+        claim = export(found, to, **words)
     if not args.json:
         print("\n".join(_exported(to, claim)), flush=True)
     line = _verified(found, to, data) if data else None

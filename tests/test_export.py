@@ -173,6 +173,7 @@ def test_without_the_validation_data(
     other = make_data(tmp_path / "other")
     (other / "val_000000.bin").write_bytes((data / "train_000000.bin").read_bytes())
     assert "other" in refused(capsys, run_id, "--data", str(other))
+    assert "cannot be done here: the validation data is not at hand" in refused(capsys, run_id, "--remeasure")
     assert main(["export", run_id, "--to", "unseen", "--no-verify"]) == 0
     assert "not verified: as asked" in capsys.readouterr().out
 
@@ -186,4 +187,15 @@ def test_a_figure_that_the_script_does_not_print(store: Path, capsys: pytest.Cap
     assert main(["export", run_id, "--to", "out"]) == 3
     err = capsys.readouterr().err.splitlines()[-1]
     assert "its script prints 'ttt val_loss:" in err and "measured on cpu, ranks 1, threads 1, torch" in err
+    assert "--remeasure claims what its script prints here" in err
     assert {path.name for path in Path("out").iterdir()} == FILES
+    assert main(["export", run_id, "--to", "again", "--remeasure"]) == 0
+    claim = json.loads(Path("again", "submission.json").read_text())
+    assert claim["val_bpb"] == round(table[-1]["ttt_bpb"] - 1e-7, 8)
+    assert f"legal_ttt_exact val_loss:{claim['val_loss']:.8f}" in Path("again", "train.log").read_text()
+    assert f"val_bpb:{claim['val_bpb']:.8f}" in capsys.readouterr().out.splitlines()[-1]
+    for row in table:
+        row["ttt_bpb"] += 0.01
+    folder.write_runs(table, {})
+    assert main(["export", run_id, "--to", "far", "--remeasure"]) == 3
+    assert "more than rounding" in capsys.readouterr().err
