@@ -9,17 +9,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from analysis.errors import AnalysisError
+from analysis.mixed_units import refuse_mixed_units, refuse_signs
 from analysis.rows import CURVES, METRICS, run_of
-from analysis.table import TRAJECTORY_OF, Run, Table, joined_trunks
+from analysis.table import Run, Table, joined_trunks
 
-_MIXED_UNITS = (
-    1.35  # nats to BPB is a factor of about 1.7; runs of one study differ by far less at like steps
-)
 _BOOKKEEPING = {
     "run_id", "sweep", "status", "error", "seed", "steps", "peak_steps", "warmdown_steps", "warmdown_ratio",
     "schedule", "final_lr_fraction", "warmup_steps", "first_step", "device", "torch_version", "config_json",
@@ -56,7 +53,9 @@ def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
     runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
     runs = _finals_from_trajectories(runs)
     table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
-    _refuse_mixed_units(table)
+    refuse_signs(table)
+    if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
+        refuse_mixed_units(table)
     return table
 
 
@@ -169,44 +168,3 @@ def _finals_from_trajectories(runs: list[Run]) -> list[Run]:
             if curve is not None and curve[0][-1] == run.steps:
                 runs[i] = replace(run, metrics={**run.metrics, column: float(curve[2][-1])})
     return runs
-
-
-def _refuse_mixed_units(table: Table) -> None:
-    """A value far off its neighbours' in steps, or off its own trajectory's end, is in other units or of a
-    broken run.
-    """
-    for metric in (
-        "float_bpb",
-        "ema_bpb",
-        "int6_bpb",
-        "int6_sliding_bpb",
-        "ttt_bpb",
-        "final_loss",
-        "artifact_bytes",
-    ):
-        known = sorted((run for run in table.runs if metric in run.metrics), key=lambda run: run.steps)
-        for run in known:
-            if (value := run.metrics[metric]) <= 0:
-                raise AnalysisError(
-                    f"{table.source}: {metric} of run '{run.run_id}' is {value:g}; it must be positive"
-                )
-            curve = run.curve(metric) if metric in TRAJECTORY_OF else None
-            if curve is not None and curve[0][-1] >= 0.9 * run.steps:
-                _refuse_apart(
-                    table.source, metric, run.run_id, value, float(curve[2][-1]), "its trajectory's end"
-                )
-            alike = [r for r in known if r is not run and r.group == run.group]
-            near = [r.metrics[metric] for r in alike if 0.6 < r.steps / run.steps < 1.7]
-            if near and metric != "artifact_bytes":
-                _refuse_apart(
-                    table.source, metric, run.run_id, value, float(np.median(near)), "runs of like steps"
-                )
-
-
-def _refuse_apart(source: str, metric: str, run_id: str, value: float, other: float, what: str) -> None:
-    if max(value, other) > _MIXED_UNITS * min(value, other):
-        raise AnalysisError(
-            f"{source}: {metric} of run '{run_id}' is {value:g}, but {what} say {other:g}: mixed units "
-            f"(nats and BPB), "
-            "or a diverged run; correct or drop it"
-        )

@@ -75,6 +75,8 @@ def test_runs_without_trajectories_are_used_by_their_finals(tmp_path: Path) -> N
         (RUNS.replace("1.1268", "fast"), "run 'b': float_bpb is 'fast', not a number"),
         (RUNS.replace("1.1268", "inf"), "float_bpb is inf; leave unknown cells empty"),
         (RUNS.replace("1.1268", "1.9026"), "float_bpb of run 'b' is 1.9026, but runs of like steps"),
+        (RUNS.replace("float_bpb", "val_bpb").replace("1.1268", "1.9026"), "val_bpb of run 'b' is 1.9026"),
+        (RUNS.replace("float_bpb", "val_loss").replace("1.1353", "-3.2"), "val_loss of run 'a' is -3.2; it"),
         (RUNS.replace("1.1353", "-1.12"), "float_bpb of run 'a' is -1.12; it must be positive"),
         (RUNS.replace("7000,5000", "7000,6000"), "peak_steps 7000 + warmdown_steps 6000 is not steps"),
         (RUNS.replace("12000", "12000.5"), "steps is 12000.5, not a whole number"),
@@ -103,13 +105,45 @@ B_CURVE = curve_of("b", 12000)
         (B_CURVE.replace("b,1000,", "b,500,"), "step 500 appears twice"),
         (B_CURVE.replace("b,1000,", "b,-5,"), "no step, or a negative one"),
         (B_CURVE.replace("b,1000,", "b,one,"), "trajectory column step has 'one', not a number"),
-        (curve_of("b", 12000, start=2.2, end=1.9026), "its trajectory's end say 1.9026: mixed units"),
+        (B_CURVE.replace("b,1000,1.", "b,1000,-1."), "val_bpb at step 1000 of run 'b' is -1."),
+        (
+            B_CURVE + curve_of("a", 9000, start=2.2, end=1.9026).split("\n", 1)[1],
+            "val_bpb of run 'a' is 1.65 times that of run 'b' at like steps: mixed units",
+        ),
+        (curve_of("b", 12000, start=2.2, end=1.9026), "its trajectory's end says 1.9026: mixed units"),
     ],
 )
 def test_trajectories_that_cannot_be_used(tmp_path: Path, broken: str, told: str) -> None:
     with pytest.raises(AnalysisError) as caught:
         load(*write(tmp_path, RUNS, broken))
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 4, 8), (1, 4, 16, 64)])
+def test_finals_of_another_unit_are_told_at_any_length(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    runs = "run_id,steps,warmdown_ratio,val_bpb\n"
+    for steps, final in zip(lengths, (1.30, 1.25, 2.05, 1.17), strict=True):
+        runs += f"{steps},{1000 * steps},0.4,{final}\n"
+    with pytest.raises(AnalysisError, match="mixed units"):
+        load(*write(tmp_path, runs))
+    assert len(load(*write(tmp_path, runs.replace("2.05", "1.21"))).runs) == 4
+
+
+def test_units_are_compared_where_runs_were_evaluated_at_other_steps(tmp_path: Path) -> None:
+    """Nats in one run of three; the short run ends where the long ones are still steep."""
+    runs = "run_id,steps,schedule\na,300,constant\nb,900,constant\nc,4000,constant\n"
+    honest = {
+        name: [(s, 1.1 + 8 * s**-0.5) for s in range(every, end + 1, every)]
+        for name, every, end in (("a", 30, 300), ("b", 70, 900), ("c", 250, 4000))
+    }
+
+    def curves(factor: float) -> str:
+        rows = ((n, s, v * (factor if n == "b" else 1)) for n, values in honest.items() for s, v in values)
+        return "run_id,step,val_bpb\n" + "".join(f"{n},{s},{v}\n" for n, s, v in rows)
+
+    assert len(load(*write(tmp_path, runs, curves(1.0))).runs) == 3
+    with pytest.raises(AnalysisError, match=r"val_bpb of run 'b' is 1\.\d+ times that of run"):
+        load(*write(tmp_path, runs, curves(1.689)))
 
 
 def test_missing_evaluations_are_left_out_and_noted(tmp_path: Path) -> None:
