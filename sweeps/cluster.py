@@ -34,7 +34,7 @@ for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
+from ray.exceptions import ActorDiedError, RayError, RayTaskError  # noqa: E402
 from ray.util.placement_group import (  # noqa: E402
     placement_group,
     placement_group_table,
@@ -414,9 +414,17 @@ def _passed_on() -> dict[str, str]:
 
 
 def _one_line(error: BaseException) -> str:
+    """What an error of Ray says, in words for those who do not know Ray."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        (lines[-1] if isinstance(error, ray.exceptions.RayTaskError) else " ".join(lines[:3]))[:500]
-        if (lines)
-        else type(error).__name__
-    )
+    facts = dict(line.partition(": ")[::2] for line in lines)
+    text = " ".join(lines)
+    process = f"process {facts.get('pid')} on {facts.get('ip')}"
+    if "its node has died" in text:
+        return f"the node of {process} is gone ({lines[-1]})"[:300]
+    if "NODE_OUT_OF_MEMORY" in text:
+        return f"{process} was killed by Ray: its node is short of memory"
+    if "its worker process has died" in text:
+        return f"{process} was killed or crashed; short of memory, the system does that"
+    if isinstance(error, (RayTaskError, ActorDiedError)) and lines:
+        return lines[-1][:500]  # of a traceback
+    return " ".join(lines[:3])[:500] or type(error).__name__

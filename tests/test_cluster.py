@@ -1,7 +1,10 @@
 """Sweeps on a real Ray cluster of two nodes: ranks, faults, and what is left behind."""
 
 import contextlib
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from sweeps.cluster import RayCluster
 from sweeps.driver import ClusterError
 from sweeps.spec import read_sweep
 from sweeps.store import Store
-from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, wait_until
+from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, running, wait_until
 from tests.tiny_sweep import launch, launch_here, make_data, plan_of, rows, states, sweep_text
 
 GRID: dict[str, list[Any]] = {"steps": [60], "warmdown_ratio": [0.5]}
@@ -80,8 +83,20 @@ def left_behind() -> list[str]:
     return [str(group["placement_group_id"]) for group in groups]
 
 
+def test_only_workers_of_this_cluster_are_ever_hurt(cluster: LocalCluster) -> None:
+    """Somebody else's Ray on this machine has processes of the same name."""
+    command = ["ray::RankActor", "-c", "import time; print(flush=True); time.sleep(60)"]
+    other = subprocess.Popen(command, executable=sys.executable, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout and other.stdout.readline()  # it is up, by its new name
+        assert other.pid in running("ray::RankActor") and other.pid not in cluster.workers()
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_two_ranks_with_one_killed_give_the_bits_of_runs_alone(
-    data: Path, cluster: LocalCluster, tmp_path: Path
+    data: Path, cluster: LocalCluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     text = sweep_text(data, GRID, stages=STAGES, exec={"ranks": 2, **OFTEN})
@@ -93,6 +108,11 @@ def test_two_ranks_with_one_killed_give_the_bits_of_runs_alone(
     with meanwhile(kill_a_rank):
         result = launch(text, shared, address=cluster.address)
     assert result.exit_code == 0 and result.runs["done"] == 1
+    told = "".join(capfd.readouterr())
+    # A line of ours and the end of the log, and none of Ray's own.
+    assert re.search(r"retry    trunk .*: process \d+ on [\d.]+ was killed or crashed", told), told
+    assert re.search(r"^    \| .*\S", told, re.MULTILINE), told
+    assert not re.search(r"raylet|pid=|actor_id", told), told
     assert launch(text, alone, ["share=false"], address=cluster.address).exit_code == 0
     assert rows(shared) == rows(alone)
     ends = [(run_id, 60) for run_id in rows(shared)]

@@ -261,7 +261,8 @@ class Campaign:
         attempts = Counter(path.parents[1].name for path in output.glob("segments/*/attempts/*"))
         found += [f"{count} attempts of {segment}" for segment, count in attempts.items() if count > 1]
         scratch = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
-        found += [str(path) for path in scratch.glob("*")]
+        # A folder whose process lives belongs to somebody else's sweep on this machine.
+        found += [str(path) for path in scratch.glob("*") if not Path(f"/proc/{path.name}").exists()]
         if found:
             self.report.left_behind.append(f"sweep {number}: {found}")
 

@@ -67,8 +67,8 @@ class LocalCluster:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def workers(self) -> list[int]:
-        """Processes that are ranks of leases on this cluster, also where their node is gone."""
-        return [pid for pid in _running("ray::RankActor") if self._is_ours(pid)]
+        """Processes that are ranks of leases on this cluster, even if their node, their parent, is gone."""
+        return [pid for pid in running("ray::RankActor") if self._is_ours(pid)]
 
     def _is_ours(self, pid: int) -> bool:
         """Whether it has a file of this cluster open, such as its log: nobody else's process may be hurt."""
@@ -81,7 +81,8 @@ class LocalCluster:
         self.cluster.shutdown()
 
 
-def _running(command: str) -> list[int]:
+def running(command: str) -> list[int]:
+    """All processes of this machine whose command line begins so."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
