@@ -6,13 +6,13 @@ Exit codes: 0 done, 2 the arguments or the data are wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis import strictjson
 from analysis.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _predict(options: argparse.Namespace) -> None:
         where=dict(_axis(text, table) for text in options.where),
     )
     if options.json:
-        print(json.dumps(result.to_json(), allow_nan=False))
+        print(strictjson.dumps(result.to_json()))
         return
     band = (
         f"no interval: {result.reason}"
@@ -181,7 +181,7 @@ def _backtest(options: argparse.Namespace) -> None:
         level=options.level,
     )
     if options.json:
-        print(json.dumps(result, allow_nan=False))
+        print(strictjson.dumps(result))
         return
     from analysis.tables import backtest_table
 
@@ -197,7 +197,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     result = compare(load(options.before), load(options.after))
     if options.json:
-        print(json.dumps(result.as_json(), allow_nan=False))
+        print(strictjson.dumps(result.as_json()))
         return
     print(result.table().markdown())
     if result.unpaired:

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.ensemble import Ensemble, Fitted, build, evaluate, fit_laws
 from analysis.errors import AnalysisError
 from analysis.folds import last_known
-from analysis.predict import Prediction, one_group, predict_run
+from analysis.predict import Prediction, check_level, one_group, predict_run
 from analysis.table import Floats, Ints, Run, Table, default_metric
 
 Scores = dict[str, float | None]
@@ -24,9 +24,10 @@ def backtest(table: Table, *, split: str, metric: str | None = None, level: floa
     laws is the ensemble without that.
 
     Raises:
-        AnalysisError: the column is missing, or names no train or no test run, or the training rows carry
-        no law.
+        AnalysisError: the column is missing, or names no train or no test run, the training rows carry no
+        law, or the level is not between 0 and 1.
     """
+    check_level(level)
     metric = metric or default_metric(table)
     if not any(split in run.columns for run in table.runs):
         raise AnalysisError(f"{table.source}: no column '{split}' that says train or test")

@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from analysis.blocks import paired_effect, read_blocks, same_text
 from analysis.errors import AnalysisError
 from analysis.slopes import Estimate
+from analysis.strictjson import plain
 from analysis.table import Run, Table
 from analysis.tabular import Column, ReportTable
 from analysis.units import STAGES, unit
@@ -45,10 +46,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, object]:
         """For programs: the summary and every pair; unknown values are null."""
-        pairs = [
-            {name: None if value != value else value for name, value in row.items()}
-            for row in self.frame.to_dict("records")
-        ]
+        pairs = plain(self.frame.to_dict("records"))
         summary = [
             {
                 "metric": d.metric,

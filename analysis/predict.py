@@ -17,6 +17,7 @@ from scipy.stats import norm
 from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
 from analysis.folds import NEAR_DEFICIT, deficit_distance
+from analysis.strictjson import plain
 from analysis.table import Floats, Run, Table
 
 BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
@@ -45,8 +46,8 @@ class Prediction:
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON; NaN becomes null."""
-        clean = {name: None if np.isnan(score) else score for name, score in self.scores.items()}
-        return {**self.__dict__, "scores": clean, "warnings": list(self.warnings)}
+        fields: dict[str, object] = plain(vars(self))
+        return fields
 
 
 def predict(
@@ -70,13 +71,18 @@ def predict(
     """
     if not 0 <= warmdown <= steps or steps < 1:
         raise AnalysisError(f"warmdown {warmdown} of {steps} steps is impossible: it must be within 0..steps")
-    if not 0 < level < 1:
-        raise AnalysisError(f"level is {level:g}; it must be between 0 and 1, as 0.9")
+    check_level(level)
     if not any(run.final(metric) is not None or run.curve(metric) is not None for run in table.runs):
         raise AnalysisError(f"{table.source}: no run has '{metric}'; known: {', '.join(table.metrics())}")
     training = one_group(table, where or {})
     target = planned_run(training, steps, warmdown, schedule)
     return predict_run(build(training, metric), target, level)
+
+
+def check_level(level: float) -> None:
+    """Refuse, by an AnalysisError, what is not the probability of an interval."""
+    if not 0 < level < 1:
+        raise AnalysisError(f"level is {level:g}; it must be between 0 and 1, as 0.9")
 
 
 def one_group(table: Table, where: dict[str, object]) -> Table:

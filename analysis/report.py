@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from html import escape
 from pathlib import Path
 
-from analysis import page
+from analysis import page, strictjson
 from analysis.advise import interval
 from analysis.load import load
 from analysis.plots import Drawn, draw_all
@@ -44,9 +42,7 @@ def write_report(found: Study, out: Path, command: str) -> Path:
     tables = all_tables(found)
     for table in tables:
         table.write(out / "tables")
-    (out / "fits.json").write_text(
-        json.dumps(fits(found), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    (out / "fits.json").write_text(strictjson.dumps(fits(found), indent=1) + "\n", encoding="utf-8")
     sweep = read_sweep_file(found.table.folder)
     path = out / "report.html"
     path.write_text(_html(found, sweep, figures, missing, tables, command), encoding="utf-8")
@@ -171,7 +167,7 @@ def _laws(study: Study) -> dict[str, object]:
     return {
         name: {
             "weight": ensemble.weights[name],
-            "held_out_error": ensemble.scores[name] if math.isfinite(ensemble.scores[name]) else None,
+            "held_out_error": ensemble.scores[name],
             "parameters": law_parameters(fitted),
         }
         for name, fitted in ensemble.fits.items()

@@ -127,6 +127,8 @@ def _analyse_run(run: Run, table: Table, metric: str, level: float) -> RunWarmdo
     peak_value = float(np.interp(run.peak_steps, step, value))
     final_value = float(value[-1])
     gain = peak_value - final_value
+    if gain == 0:
+        return "no change over its warmdown"
     milestones = [run.peak_steps + m * run.warmdown_steps for m in MILESTONES]
     fractions = {
         m: float((peak_value - np.interp(at, step, value)) / gain)

@@ -136,6 +136,7 @@ def test_malformed_inputs_are_one_line_and_exit_2(
             "no run has that value",
         ),
         (["backtest", "FOLDER", "--split", "nosuch"], "nosuch"),
+        (["backtest", "FOLDER", "--split", "status", "--level", "90", "--json"], "between 0 and 1"),
         (["compare", "FOLDER", "nowhere"], "nowhere"),
     ],
 )

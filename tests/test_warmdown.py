@@ -154,13 +154,15 @@ def test_runs_that_cannot_be_measured_are_named_with_the_reason() -> None:
     cut = _run(1000, 800, value[:-3], step[:-3])
     none = Run(run_id="none", steps=1000, peak_steps=500, warmdown_steps=500)
     constant = _run(1000, 0, value, step, "constant")
-    result = analyse(Table((few, cut, none, constant)), "val_bpb")
+    flat = _run(1000, 500, np.full(21, 2.0), np.arange(0, 1001, 50))
+    result = analyse(Table((few, cut, none, constant, flat)), "val_bpb")
     reasons = dict(result.skipped)
     assert result.runs == ()
     assert "4 evaluations in the warmdown" in reasons["1000-400-linear"]
     assert "last evaluation is at step 700" in reasons["1000-800-linear"]
     assert "no trajectory" in reasons["none"]
     assert "constant" in reasons["1000-0-constant"]
+    assert reasons["1000-500-linear"] == "no change over its warmdown"
     assert warmdown_verdict(result)[0].startswith("No verdict on the warmdown")
     assert headline(result) == ""
 
