@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gepa_core.errors import ConfigError, DataError, UserError
 from sweeps.advice import advise, uneven_ranks
@@ -20,6 +20,9 @@ from sweeps.plan import make_plan
 from sweeps.source import DataSource, Resolved, resolve
 from sweeps.spec import Sweep, load_sweep
 from sweeps.tree import Plan
+
+if TYPE_CHECKING:
+    from sweeps.store import Store
 
 
 def plan_or_run(args: argparse.Namespace) -> int:
@@ -176,17 +179,25 @@ def open_data(sweep: Sweep, say: Any) -> Prepared:
     return Prepared(sweep.with_data(found), found, ())
 
 
+def existing_store(output: str) -> "Store | None":
+    """The store at `output`; None where a local one is not there."""
+    if "://" not in output and not Path(output, "segments").is_dir():
+        return None
+    from sweeps.store import Store
+
+    return Store(output)
+
+
 def over_store(prepared: Prepared, output: str, *, fresh: bool = False) -> Plan:
     """The plan over what the store at `output` has, if there is one; it is not created."""
     sweep = prepared.sweep
     on_gpu = sweep.resources.gpus_per_run > 0
     speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
-    if "://" not in output and not Path(output, "segments").is_dir():
+    if (store := existing_store(output)) is None:
         return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
     from sweeps.history import History, read_history
-    from sweeps.store import Store
 
-    history = read_history(Store(output))
+    history = read_history(store)
     speeds = speeds.measured(history.on(gpu=on_gpu))
     known = History() if fresh else history
     return make_plan(sweep, known.segments, known.stages, speeds=speeds, val_tokens=prepared.val_tokens)
@@ -211,6 +222,10 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    if args.fresh and (store := existing_store(args.output)):
+        from sweeps.fresh import refusal as refused
+
+        notes += filter(None, [refused(store, plan)])
     left = figures["gpu_hours_left"]
     if args.max_gpu_hours and left > args.max_gpu_hours:
         notes.append(f"stops, resumable, at --max-gpu-hours {args.max_gpu_hours:g} of {left:.1f} estimated")

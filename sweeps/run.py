@@ -18,6 +18,7 @@ from typing import Any
 from gepa_core.errors import ConfigError, UserError
 from sweeps.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.files import StorageError
+from sweeps.fresh import forget
 from sweeps.lease import Lease, LeaseLostError
 from sweeps.progress import make_view
 from sweeps.record import SweepRecorder, devices
@@ -100,6 +101,8 @@ def run_sweep(
     begun = time.monotonic()
     store = Store(store_url)
     if options.fresh:
+        if options.only is not None:
+            raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
         plan = _without_history(plan)
     lease_path = store.sweep(plan.sweep.name).lease_path
     lease = Lease(store.files, lease_path, settle=0.0 if store.files.local else _OBJECT_STORE_SETTLE_SECONDS)
@@ -107,7 +110,7 @@ def run_sweep(
     lease.acquire()
     try:
         if options.fresh:
-            _forget(store, plan)
+            forget(store, plan)
         view = make_view(plan, store, plain=options.plain)
         recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
         try:
@@ -197,15 +200,6 @@ def _without_history(plan: Plan) -> Plan:
     from sweeps.plan import make_plan
 
     return make_plan(plan.sweep, speeds=plan.speeds, val_tokens=plan.val_tokens)
-
-
-def _forget(store: Store, plan: Plan) -> None:
-    """--fresh: delete what the store has of this plan's segments and stages, and the sweep's tables."""
-    for node, _ in plan.nodes():
-        store.files.delete(f"segments/{node}")
-    for entry in store.files.list(plan.sweep.name):
-        if entry.name != "lease.json":
-            store.files.delete(f"{plan.sweep.name}/{entry.name}")
 
 
 def _result(
