@@ -32,10 +32,10 @@ from gepa_core.ttt import chunk_lr
 
 
 @contextlib.contextmanager
-def published_kernels(device: torch.device) -> Iterator[None]:
-    """The published code forbids every attention kernel but flash; a CPU has one of its own."""
+def published_kernels(model: GEPA) -> Iterator[None]:
+    """The published code forbids every attention kernel but flash, which knows no fp32; a CPU has its own."""
     with plain_expressions(), contextlib.ExitStack() as stack:
-        if device.type == "cuda":
+        if model.tok_emb.weight.device.type == "cuda" and model.dtype == torch.bfloat16:
             stack.enter_context(sdpa_kernel(SDPBackend.FLASH_ATTENTION))
         yield
 
@@ -78,7 +78,7 @@ class PlainTrainer:
         config, cfg = self.config, self.config.optim
         total = torch.zeros((), device=self.device)
         for ids, targets in spans:
-            with published_kernels(self.device):
+            with published_kernels(self.model):
                 loss = self.loss(self.model, ids, targets)
                 (loss / len(spans)).backward()
             total += loss.detach() / len(spans)
@@ -157,7 +157,7 @@ class PlainTTT:
                 window = self.tokens[start : end + 1].to(self.device)
                 ids[row, : end - start] = window[:-1]
                 targets[row, : end - start] = window[1:]
-            with published_kernels(self.device):
+            with published_kernels(self.model):
                 logits = self.model(ids)
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             losses = losses.view_as(targets)
@@ -182,7 +182,7 @@ class PlainTTT:
                 start = first + i * size
                 text = self.tokens[start : start + rows * size + 1].to(self.device)
                 optimizer.zero_grad(set_to_none=True)
-                with published_kernels(self.device):
+                with published_kernels(self.model):
                     _loss(self.model, text[:-1].view(rows, size), text[1:].view(rows, size)).backward()
                 parameters = [p for p in self.model.parameters() if p.grad is not None]
                 if rank_and_world()[1] > 1:

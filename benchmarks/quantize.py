@@ -19,13 +19,12 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.baseline import plain_int6
-from gepa_core import artifact, checkpoint, codec, coder
+from gepa_core import artifact, codec, coder
 from gepa_core.calibrate import Sensitivity
 from gepa_core.config import CAP_BYTES, QuantConfig, RunConfig
-from gepa_core.job import load_model
+from gepa_core.job import open_trained
 from gepa_core.model import GEPA
 from gepa_core.quantize import Quantized, entropy_bits, is_quantized, quantize
-from gepa_core.train import CHECKPOINTS
 
 PUBLISHED_LEVEL = 22
 _STD = 0.149  # of the weights: 4.25 bits each at a step of 1/31
@@ -103,9 +102,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     cpu = torch.device("cpu")
     if args.run:
-        newest = checkpoint.in_order(args.run / CHECKPOINTS)[-1]
-        model, meta = load_model(newest, average=True)
-        config, state = RunConfig(**meta["config"]), dict(model.state_dict())
+        trained = open_trained(args.run, average=True)
+        config, state = trained.run, dict(trained.model.state_dict())
     else:
         state = synthetic_state(config)
     limit = config.quant.keep_float_max_numel

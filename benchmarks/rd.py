@@ -8,7 +8,6 @@ fewest bytes at which `rd` scores no worse than it.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,18 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.quantize import coders, timed
-from gepa_core import artifact, checkpoint, codec, coder
+from gepa_core import artifact, codec, coder
 from gepa_core.bundle import code_bytes
 from gepa_core.calibrate import calibrate
-from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig, RunConfig
+from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.data.shards import TokenStream, load_tokens, open_shards
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.evaluate import evaluate_plain
-from gepa_core.job import load_model, open_run
+from gepa_core.job import open_run, open_trained
 from gepa_core.model import GEPA
 from gepa_core.quantize import Quantized, quantize
-from gepa_core.train import CHECKPOINTS, prepare
+from gepa_core.train import prepare
 
 _TRIALS = 7  # budgets tried on the way to equal BPB
 
@@ -39,12 +38,10 @@ class Bench:
     """One trained model, its validation text, and what calibration says of it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        found = checkpoint.in_order(args.run / CHECKPOINTS)
-        self.model, meta = load_model(found[-1] if found else args.run, average=True)
-        self.run = RunConfig.model_validate_json(json.dumps(meta["config"]))
+        trained = open_trained(args.run, average=True)
+        self.model, self.run = trained.model, trained.run
         self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        folder = args.run if found else args.run.resolve().parents[1]
-        paths: DataPaths = open_folder(args.data).paths if args.data else open_run(folder).data
+        paths: DataPaths = open_folder(args.data).paths if args.data else open_run(trained.folder).data
         self.tokens = load_tokens(open_shards(paths.val), args.tokens + 1 if args.tokens else None)
         self.table = byte_table(paths.tokenizer, self.run.model.vocab_size)
         self.exec_cfg = ExecConfig(device=args.device)

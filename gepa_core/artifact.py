@@ -1,13 +1,10 @@
 """The compressed model as a file: written once, read by anyone, never trusted.
 
-`reference` and `per_row` are serialised as the published run's code does it: a torch.save dictionary under
-zstd, so that sizes compare. `rd` has a format of its own (codec.py).
+`reference` and `per_row` are serialised as the published run's code does it, a torch.save dictionary under
+zstd, but with a faster search than its level 22 (see `compress`). `rd` has a format of its own (codec.py).
 """
 
-import contextlib
 import io
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from gepa_core import codec
+from gepa_core import atomic, codec
 from gepa_core.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -36,18 +33,7 @@ _FLOATS = {
 def write_artifact(quantized: "Quantized", path: Path) -> int:
     """Writes the file atomically and returns its size in bytes. The same model gives the same bytes."""
     data = encode(quantized)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    atomic.write(path, data)
     return len(data)
 
 
@@ -158,12 +144,15 @@ def _load_plain(raw: bytes) -> Any:
 
 def _published_state(content: Any) -> dict[str, Tensor]:
     parts = {}
-    for key in ("quantized", "scales", "dtypes", "passthrough"):
-        part = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(part, dict):
-            raise ArtifactError(f"foreign: no dictionary {key!r} in it")
+    if not isinstance(content, dict):
+        raise ArtifactError("foreign: not a dictionary")
+    content.setdefault("passthrough_orig_dtypes", {})
+    for key in ("quantized", "scales", "dtypes", "passthrough", "passthrough_orig_dtypes"):
+        part = content.get(key)
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise ArtifactError(f"foreign: no dictionary {key!r} of named entries in it")
         parts[key] = part
-    originals = content.get("passthrough_orig_dtypes") or {}
+    originals = parts["passthrough_orig_dtypes"]
     state = {
         name: _dequantize(name, integers, parts["scales"].get(name), parts["dtypes"].get(name))
         for name, integers in parts["quantized"].items()
@@ -177,8 +166,8 @@ def _published_state(content: Any) -> dict[str, Tensor]:
 def _dequantize(name: str, integers: Any, scale: Any, dtype: Any) -> Tensor:
     _check_tensor(name, integers, torch.int8)
     _check_tensor(f"scale of {name}", scale)
-    if scale.numel() not in (1, len(integers)):
-        raise ArtifactError(f"{name}: {scale.numel()} steps for {len(integers)} rows")
+    if integers.ndim == 0 or scale.numel() not in (1, len(integers)):
+        raise ArtifactError(f"{name}: {scale.numel()} steps for integers of shape {list(integers.shape)}")
     weight = integers.float() * scale.float().view(-1, *[1] * (integers.ndim - 1))
     return weight.to(_dtype(name, dtype))
 
@@ -191,7 +180,7 @@ def _check_tensor(name: str, tensor: Any, dtype: torch.dtype | None = None) -> N
 
 
 def _dtype(name: str, text: Any) -> torch.dtype:
-    if text not in _FLOATS:
+    if not isinstance(text, str) or text not in _FLOATS:
         raise ArtifactError(f"{name}: unknown dtype {text!r}")
     return _FLOATS[text]
 

@@ -98,9 +98,14 @@ def in_order(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` checkpoints of most steps."""
-    for path in in_order(folder)[:-keep]:
+def prune(folder: Path, keep: int, newest: int) -> None:
+    """Leaves the last `keep` checkpoints up to step `newest`, which was just saved.
+
+    What claims more steps was passed over as damaged; what is hidden was being written when its writer died.
+    """
+    found = in_order(folder)
+    whole = [path for path in found if int(path.name) <= newest]
+    for path in {*found, *folder.glob(".*")}.difference(whole[-keep:]):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from gepa_core import atomic
 from gepa_core.backend import rank_and_world
 from gepa_core.errors import ConfigError, DivergedError, UserError
 from gepa_core.job import JOB, open_run, read_job
@@ -42,12 +44,20 @@ def train_command(argv: list[str] | None = None) -> int:
 def _run_job(path: Path, out: Path | None) -> int:
     job = read_job(path)
     out = out or Path("runs") / job.run.run_id
-    rank = rank_and_world()[0]
+    rank, world = rank_and_world()
+    if job.exec.ranks not in (1, world):
+        raise ConfigError(
+            f"{path}: exec.ranks is {job.exec.ranks}, but this is {world} process(es); start it by "
+            f"torchrun --nproc-per-node {job.exec.ranks} -m gepa_core.train, or leave exec.ranks out"
+        )
     if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / JOB).exists() and open_run(out).run != job.run:
-            raise ConfigError(f"{out}: holds another run; give another --out")
-        (out / JOB).write_text(job.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if (out / JOB).exists() and open_run(out).run != job.run:
+                raise ConfigError(f"{out}: holds another run; give another --out")
+            atomic.write(out / JOB, (job.model_dump_json(indent=1) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
         print(f"{job.run.run_id}: {job.run.steps} steps of {job.run.batch.tokens_per_step} tokens -> {out}")
     events = _Events(out / "events.jsonl")
     with stop_on_signals() as should_stop:
@@ -77,8 +87,8 @@ class _Events:
     def write(self, report: StepReport) -> None:
         if not self._started and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] < report.step]
-            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _step(line) < report.step]
+            atomic.write(self._path, "".join(line + "\n" for line in kept).encode())
         self._started = True
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(report)) + "\n")
@@ -88,6 +98,14 @@ class _Events:
             if name in _SHOWN and value is not None
         ]
         print(f"step {report.step}: {', '.join(seen)}, {report.tokens_per_second:,.0f} tokens/s", flush=True)
+
+
+def _step(line: str) -> float:
+    """Of a line of events; one that was cut short by a kill counts as after every step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 _SHOWN = ("train_loss", "val_loss", "val_bpb", "ema_val_bpb")
@@ -101,7 +119,10 @@ def torchrun_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # A job may still be asked for on the CPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gepa_core import checkpoint
 from gepa_core.artifact import write_artifact
 from gepa_core.bundle import code_bytes
 from gepa_core.calibrate import calibrate
@@ -16,10 +15,10 @@ from gepa_core.config import CAP_BYTES, ExecConfig, QuantConfig, RunConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.data.shards import TokenStream, open_shards
 from gepa_core.errors import ConfigError, UserError
-from gepa_core.job import load_model, open_run
+from gepa_core.job import open_run, open_trained, validate
 from gepa_core.model import GEPA
-from gepa_core.quantize import Quantized, quantize
-from gepa_core.train import CHECKPOINTS, prepare
+from gepa_core.quantize import Quantized, check_finite, quantize
+from gepa_core.train import prepare
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ def compress(model: GEPA, run: RunConfig, train: str | None, path: Path) -> Comp
     train: glob pattern of training shards, whose first run.quant.calibration_tokens tokens `rd`
     calibrates on (the other methods read none). Raises ArtifactError and DataError.
     """
+    check_finite(model.state_dict())  # before calibration meets it
     code = code_bytes(run)
     sensitivities = None
     if run.quant.method == "rd" and train is not None:
@@ -88,24 +88,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.path.is_dir():
-        raise ConfigError(
-            f"{args.path}: no such folder; give an output folder of gepa_core.train or a checkpoint"
-        )
-    found = checkpoint.in_order(args.path / CHECKPOINTS)
-    state = found[-1] if found else args.path
-    model, meta = load_model(state, average=not args.raw)
-    run = _with_options(RunConfig.model_validate_json(json.dumps(meta["config"])), args)
-    folder = args.path if found else state.resolve().parents[1]
+    trained = open_trained(args.path, average=not args.raw)
+    run = _with_options(trained.run, args)
     train = None
     if run.quant.method == "rd":
-        train = open_folder(args.data).paths.train if args.data else open_run(folder).data.train
+        train = open_folder(args.data).paths.train if args.data else open_run(trained.folder).data.train
     prepare(ExecConfig(device="cpu"))
-    out = args.out or folder / "model.int6"
+    out = args.out or trained.folder / "model.int6"
     start = time.perf_counter()
-    done = compress(model, run, train, out)
+    try:
+        done = compress(trained.model, run, train, out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
     seconds = time.perf_counter() - start
-    names = {"path": str(out), "method": run.quant.method, "weights": "raw" if args.raw else "average"}
+    weights = "raw" if args.raw else "average"
+    names = {"path": str(out), "method": run.quant.method, "weights": weights, "step": trained.step}
     return names | done.figures() | {"seconds": seconds, "mse": done.quantized.report.mse}
 
 
@@ -116,10 +113,7 @@ def _with_options(run: RunConfig, args: argparse.Namespace) -> RunConfig:
         "integer_bits": args.integer_bits,
     }
     quant = run.quant.model_dump() | {key: value for key, value in given.items() if value is not None}
-    try:
-        return run.model_copy(update={"quant": QuantConfig(**quant)})
-    except ValueError as error:
-        raise ConfigError(f"quant: {error}") from None
+    return run.model_copy(update={"quant": validate(QuantConfig, quant, "quant", "")})
 
 
 def _lines(figures: dict[str, Any]) -> str:
@@ -129,7 +123,8 @@ def _lines(figures: dict[str, Any]) -> str:
     mean = sum(mse.values()) / max(len(mse), 1)
     return (
         f"{figures['path']}: {figures['artifact_bytes']:,} bytes by {figures['method']}, "
-        f"{figures['bits_per_weight']:.3f} bits a weight ({figures['seconds']:.1f} s)\n"
+        f"{figures['bits_per_weight']:.3f} bits a weight, of step {figures['step']} "
+        f"({figures['seconds']:.1f} s)\n"
         f"  with {figures['code_bytes']:,} bytes of code: {size:,}, {verdict} the cap of {CAP_BYTES:,}\n"
         f"  {figures['quantized_fraction']:.1%} of the parameters quantized, rows at the floor "
         f"{figures['quant_rows_at_floor']:,} of {figures['quant_rows']:,}, mean squared error {mean:.3e}"

@@ -27,7 +27,7 @@ class ModelConfig(_Frozen):
     """The GEPA transformer; defaults are the reference size, 27,030,107 parameters."""
 
     vocab_size: int = Field(1024, ge=8, le=65536)
-    num_layers: int = Field(11, ge=1)
+    num_layers: int = Field(11, ge=2)
     width: int = Field(512, ge=8)
     num_heads: int = Field(8, ge=1)
     num_kv_heads: int = Field(4, ge=1)
@@ -178,9 +178,7 @@ class TTTConfig(_Frozen):
 class RunConfig(_Frozen):
     """Everything that changes a run's numbers on purpose."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    numerics_version: Literal[1] = 1
+    numerics_version: int = Field(NUMERICS_VERSION, ge=NUMERICS_VERSION, le=NUMERICS_VERSION)
     steps: int = Field(ge=1)
     warmdown_steps: int = Field(ge=0)
     schedule: str = "linear"
@@ -205,6 +203,16 @@ class RunConfig(_Frozen):
             raise ValueError(
                 f"ttt.chunk_tokens {self.ttt.chunk_tokens} must be a multiple of eval.seq_len "
                 f"{self.eval.seq_len}"
+            )
+        if self.data.val_tokens is not None and self.data.val_tokens < self.eval.seq_len:
+            raise ValueError(
+                f"data.val_tokens {self.data.val_tokens} are less than one window of eval.seq_len "
+                f"{self.eval.seq_len}"
+            )
+        if self.quant.method == "rd" and self.quant.calibration_tokens < self.batch.seq_len:
+            raise ValueError(
+                f"quant.calibration_tokens {self.quant.calibration_tokens} are less than one sequence of "
+                f"batch.seq_len {self.batch.seq_len}"
             )
         if self.ttt.freeze_blocks > self.model.num_layers:
             raise ValueError(
@@ -269,7 +277,7 @@ class ExecConfig(_Frozen):
     threads: int | None = Field(None, ge=1)
     """CPU threads a rank; None = 1 on CPU."""
     micro_batch_seqs: int | None = Field(None, ge=1)
-    """Sequences per forward pass in training; None = a span, halved until it fits."""
+    """Sequences per forward pass in training; None = a span on a GPU, what fits the cache on a CPU."""
     eval_batch_seqs: int | None = Field(None, ge=1)
     compile: bool | None = None
     attention: Literal["flash", "cudnn", "efficient", "math"] | None = None

@@ -8,6 +8,7 @@ exec: {device: cpu}                                        # ExecConfig keys
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from gepa_core.model import GEPA
 from gepa_core.recipes import PRESETS
 
 JOB = "job.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Job(BaseModel):
@@ -50,7 +52,7 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"{path}: run must be a mapping of RunConfig keys")
     run = over_recipe(raw["run"], path)
     dataset = _open(raw["data"], path)
-    job = _validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
+    job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
     return job.model_copy(update={"run": _fingerprinted(job.run, dataset, path)})
 
@@ -59,7 +61,7 @@ def over_recipe(run: Mapping[str, Any], place: Path | str) -> dict[str, Any]:
     """Lays the keys of `run` over those of the preset it names as `recipe` (none: the published recipe)."""
     own = dict(run)
     name = own.pop("recipe", "gepa-11l")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"{place}: run.recipe {name!r} is not one of {', '.join(PRESETS)}")
     return _merged(PRESETS[name], own)
 
@@ -84,7 +86,7 @@ _Loader.add_implicit_resolver(
 def _open(data: Any, place: Path) -> Dataset:
     if isinstance(data, str):
         return open_folder(data)
-    paths = _validate(DataPaths, data, place, "data.")
+    paths = validate(DataPaths, data, place, "data.")
     return open_patterns(paths.train, paths.val, paths.tokenizer)
 
 
@@ -101,7 +103,7 @@ def _fingerprinted(run: RunConfig, dataset: Dataset, place: Path) -> RunConfig:
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def _validate(model: type[_M], raw: Any, place: Path | str, prefix: str = "") -> _M:
+def validate(model: type[_M], raw: Any, place: Path | str, prefix: str = "") -> _M:
     """Strict validation with one line per wrong key."""
     try:
         return model.model_validate_json(json.dumps(raw))
@@ -121,7 +123,43 @@ def open_run(out: Path) -> Job:
     path = out / JOB
     if not path.is_file():
         raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
-    return _validate(Job, json.loads(path.read_text(encoding="utf-8")), path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: unreadable ({error}); start afresh in another folder") from None
+    return validate(Job, raw, path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as training left it after `step` of the run's steps. path: of the checkpoint."""
+
+    path: Path
+    step: int
+    run: RunConfig
+    model: GEPA
+
+    @property
+    def folder(self) -> Path:
+        """The training output folder it is in, else the one the checkpoint is in."""
+        output = self.path.resolve().parents[1]
+        return output if (output / JOB).is_file() else self.path.resolve().parent
+
+
+def open_trained(path: Path, *, average: bool) -> Trained:
+    """The newest whole state of a training output folder, or the checkpoint that `path` is.
+
+    Raises ConfigError if it is neither, CheckpointError.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder; give an output folder of gepa_core.train or a checkpoint")
+    if checkpoint.in_order(path / CHECKPOINTS):
+        found = checkpoint.newest(path / CHECKPOINTS)
+        if found is None:
+            raise CheckpointError(f"{path / CHECKPOINTS}: every checkpoint is damaged; train again")
+        path = found[0]
+    model, meta = load_model(path, average=average)
+    return Trained(path, int(meta["step"]), validate(RunConfig, meta["config"], path), model)
 
 
 def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
@@ -130,7 +168,7 @@ def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
     Raises CheckpointError.
     """
     state = checkpoint.load(path)
-    model = GEPA(_validate(ModelConfig, state.meta["config"]["model"], path))
+    model = GEPA(validate(ModelConfig, state.meta["config"]["model"], path))
     prefix = "average/" if average else "model/"
     tensors = {
         name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)

@@ -91,7 +91,8 @@ def stored_float(name: str, tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
         return tensor
-    return tensor.float() if any(part in name for part in CONTROL_NAMES) else tensor.half()
+    # A copy: training goes on in the original.
+    return tensor.float().clone() if any(part in name for part in CONTROL_NAMES) else tensor.half()
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

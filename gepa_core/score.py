@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gepa_core import checkpoint
 from gepa_core.artifact import check_fits, read_artifact
 from gepa_core.backend import rank_and_world
 from gepa_core.command import torchrun_group
@@ -25,9 +24,9 @@ from gepa_core.data.shards import load_tokens, open_shards
 from gepa_core.data.tokenizer import ByteTable, byte_table
 from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
 from gepa_core.evaluate import Evaluation, evaluate_plain, evaluate_sliding
-from gepa_core.job import JOB, Job, load_model, open_run, read_job
+from gepa_core.job import JOB, Job, open_run, open_trained, read_job
 from gepa_core.model import GEPA
-from gepa_core.train import CHECKPOINTS, prepare
+from gepa_core.train import prepare
 from gepa_core.ttt import test_time_train
 
 
@@ -37,6 +36,8 @@ class Subject:
 
     model: GEPA
     weights: str
+    step: int | None
+    """Of training; an artifact does not say."""
     run: RunConfig
     exec_cfg: ExecConfig
     tokens: Any
@@ -63,15 +64,16 @@ def open_subject(args: argparse.Namespace) -> Subject:
         raise ConfigError(
             f"{path}: no such file or folder; give a training output folder, checkpoint or artifact"
         )
-    job = _job(args.job, path)
+    if args.tokens is not None and args.tokens < 1:
+        raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
+    job, step = _job(args.job, path), None
     if path.is_file():
         state = read_artifact(path)
         run = job.run if job else _published_run(path, state)
         model, weights = _artifact_model(path, state, run), "artifact"
     else:
-        found = checkpoint.in_order(path / CHECKPOINTS)
-        model, meta = load_model(found[-1] if found else path, average=not args.raw)
-        run = RunConfig.model_validate_json(json.dumps(meta["config"]))
+        trained = open_trained(path, average=not args.raw)
+        model, run, step = trained.model, trained.run, trained.step
         weights = "raw" if args.raw else "average"
     if args.counting:
         run = run.model_copy(update={"eval": run.eval.model_copy(update={"counting": args.counting})})
@@ -83,7 +85,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
     table = byte_table(paths.tokenizer, run.model.vocab_size)
     model.to(prepare(exec_cfg))
-    return Subject(model, weights, run, exec_cfg, tokens, table)
+    return Subject(model, weights, step, run, exec_cfg, tokens, table)
 
 
 def _job(given: Path | None, path: Path) -> Job | None:
@@ -164,7 +166,8 @@ def _command(
     try:
         with torchrun_group():
             subject = open_subject(args)
-            figures = {"path": str(args.path), "weights": subject.weights} | measure(args, subject)
+            names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
+            figures = names | measure(args, subject)
             if rank_and_world()[0] == 0:
                 print(json.dumps(figures) if args.json else _line(figures))
     except UserError as error:
@@ -178,10 +181,12 @@ def _command(
 
 def _line(figures: dict[str, Any]) -> str:
     text = (
-        "{path}: {stage} val_bpb {val_bpb:.4f} of the {weights} weights "
+        "{path}: {stage} val_bpb {val_bpb:.4f} of the {what} "
         "(val_loss {val_loss:.4f}, {tokens:,} tokens, {bytes:,} bytes, {seconds:.1f} s)"
     )
-    return text.format(**figures)
+    step = figures["step"]
+    what = "artifact" if step is None else f"{figures['weights']} weights after step {step}"
+    return text.format(what=what, **figures)
 
 
 def evaluate_command(argv: list[str] | None = None) -> int:

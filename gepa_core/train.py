@@ -17,10 +17,9 @@ from gepa_core.backend import resolve_device
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
 from gepa_core.errors import CheckpointError, ConfigError
+from gepa_core.job import CHECKPOINTS
 from gepa_core.trainer import Ballot, Trainer
 from gepa_core.watch import Observer, Saver, StepReport, Stopwatch
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,9 @@ def prepare(exec_cfg: ExecConfig) -> torch.device:
         torch.set_num_threads(exec_cfg.threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    torch.use_deterministic_algorithms(exec_cfg.deterministic)  # a worker's next job may not ask for it
     if exec_cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
-        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 

@@ -153,7 +153,7 @@ class Saver:
                 self._trainer.train_loss()  # a state that has diverged is not kept
                 self._trainer.save(path, segment_seconds=self._clock.seconds())
                 if self._trainer.rank == 0:
-                    checkpoint.prune(self._folder, _KEEP)
+                    checkpoint.prune(self._folder, _KEEP, self._trainer.step)
                 if self._trainer.world > 1:
                     dist.barrier()  # no rank may act on a state that is not on disk yet
             self._saved_step, self._last = self._trainer.step, time.monotonic()

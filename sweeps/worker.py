@@ -38,7 +38,7 @@ class Worker:
         import torch.distributed as dist
 
         dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             init_method=f"tcp://{address}:{port}",
             rank=self.rank,
             world_size=self.world,

@@ -152,8 +152,17 @@ def test_order_is_by_steps_and_old_ones_go(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         checkpoint.save(tmp_path / str(step), {"a": torch.zeros(1)}, {})
     assert [path.name for path in checkpoint.in_order(tmp_path)] == ["9", "20", "100"]
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, keep=2, newest=100)
     assert [path.name for path in checkpoint.in_order(tmp_path)] == ["20", "100"]
+
+
+def test_what_is_damaged_or_half_written_does_not_outlive_what_is_whole(tmp_path: Path) -> None:
+    for step in (10, 20, 30):  # 30 was found damaged, training went on from 20
+        checkpoint.save(tmp_path / str(step), {"a": torch.zeros(1)}, {})
+    (tmp_path / ".25.4711").mkdir()  # its writer was killed
+    checkpoint.save(tmp_path / "21", {"a": torch.zeros(1)}, {})
+    checkpoint.prune(tmp_path, keep=2, newest=21)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "21"]
 
 
 def test_tensors_of_another_model_are_named() -> None:

@@ -98,6 +98,13 @@ def test_per_row_ignores_the_floor() -> None:
     assert free.report.entropy_bits > floored.report.entropy_bits + 2
 
 
+def test_training_on_does_not_reach_what_was_quantized() -> None:
+    state = {"blocks.0.attn_scale": torch.ones(4)}
+    found = quantize(state, QuantConfig())
+    state["blocks.0.attn_scale"].fill_(7.0)
+    assert found.passthrough["blocks.0.attn_scale"].tolist() == [1.0] * 4
+
+
 def test_what_is_quantized_and_how_the_rest_is_stored() -> None:
     assert is_quantized(torch.zeros(300, 300), 65_536)
     assert not is_quantized(torch.zeros(256, 256), 65_536)

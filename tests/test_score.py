@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import sentencepiece as spm
 
 from gepa_core.artifact import read_artifact, write_artifact
 from gepa_core.command import train_command
+from gepa_core.compress import main as quantize_command
 from gepa_core.config import EvalConfig, ModelConfig, QuantConfig
 from gepa_core.data.prepare import prepare_files
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
@@ -115,6 +117,39 @@ def test_artifact(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ttt_command([str(elsewhere), "--job", str(out)]) == 0
 
 
+def test_the_artifact_of_a_lone_checkpoint_lies_beside_it(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lone = tmp_path / "a" / "b" / "state"
+    shutil.copytree(out / "checkpoints" / "3", lone)
+    assert quantize_command([str(lone), "--json"]) == 0
+    assert answer(capsys)["step"] == 3
+    assert (lone.parent / "model.int6").is_file()
+    cases = {
+        ("--budget-bytes", "0"): "quant: budget_bytes: Input should be greater",
+        ("--out", str(out / "job.json" / "x")): "cannot be written",
+        ("--method", "rd"): "no job.json here",
+    }
+    for arguments, message in cases.items():
+        assert quantize_command([str(lone), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(out, tmp_path / "out")
+    states = tmp_path / "out" / "checkpoints"
+    shutil.copytree(states / "3", states / "4")
+    (states / "4" / "state.json").write_text("{}")
+    capsys.readouterr()
+    assert evaluate_command([str(tmp_path / "out"), "--json"]) == 0
+    assert answer(capsys)["step"] == 3
+    shutil.rmtree(states / "3")
+    assert evaluate_command([str(tmp_path / "out")]) == 2
+    assert "every checkpoint is damaged" in capsys.readouterr().err
+
+
 def test_published_artifact_needs_no_job(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +179,7 @@ def test_wrong_input_is_one_clear_line(out: Path, tmp_path: Path, capsys: pytest
         (str(tmp_path / "bad.int6"), "--job", str(out)): "not an int6 artifact",
         (str(out), "--data", str(tmp_path)): "not a prepared data folder",
         (str(out), "--tokens", "7"): "validation has 8 tokens",
+        (str(out), "--tokens", "-5"): "must be at least 1",
     }
     for arguments, message in cases.items():
         assert evaluate_command(list(arguments)) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gepa_core.config import RunConfig
+from gepa_core.evaluate import sliding_windows
 from gepa_core.model import GEPA
 from gepa_core.schedule import lr_multiplier
 from sweeps.advice import advise
@@ -110,6 +111,11 @@ def test_published_sweep_is_the_published_study(shared: Path) -> None:
     assert runs[25_000].train_tokens / PUBLISHED_TRAIN_TOKENS == pytest.approx(2.46, abs=0.005)
     assert all(run.model.rope_precision == "bf16_published" for run in sweep.runs)
     assert all(run.eval.counting == "reference" and run.quant.method == "reference" for run in sweep.runs)
+    (targets,) = {run.data.val_tokens for run in sweep.runs}
+    assert targets is not None
+    windows = sliding_windows(targets, 2048, 64, "reference")
+    assert len(windows.start) == 969_088
+    assert windows.scored.sum() - targets == 1_984  # counted again at the end of the text
     plan = make_plan(sweep)
     assert plan.steps_shared == 12_000 + 4000 + 5000 + 6000 + 8000 + 13_000
 

@@ -236,7 +236,7 @@ def test_with_data_puts_fingerprints_in_and_keeps_the_rest() -> None:
     from gepa_core.config import DataConfig, DataPaths
     from sweeps.source import Resolved
 
-    sweep = read_sweep(GRID + "set: {data.dir: corpus, data.val_tokens: 1000}")
+    sweep = read_sweep(GRID + "set: {data.dir: corpus, data.val_tokens: 4000}")
     assert not sweep.resolved
     (source,) = sweep.sources
     paths = DataPaths(train="corpus/train_*.bin", val="corpus/val_*.bin", tokenizer="corpus/tokenizer.model")
@@ -244,7 +244,7 @@ def test_with_data_puts_fingerprints_in_and_keeps_the_rest() -> None:
     found: Sweep = sweep.with_data({source: Resolved(paths, config, 10_000, 5_000)})
     assert found.resolved
     for run in found.runs:
-        assert run.data == DataConfig(train="sha256:1", val="sha256:2", tokenizer="sha256:3", val_tokens=1000)
+        assert run.data == DataConfig(train="sha256:1", val="sha256:2", tokenizer="sha256:3", val_tokens=4000)
         assert found.paths_of(run) == paths
         assert RunConfig.model_validate_json(run.model_dump_json()) == run
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_golden_losses(tmp_path: Path) -> None:
     config = RunConfig.model_validate_json(json.dumps(preset))
     stream = stream_of(structured_tokens(20 * config.batch.stride_per_step, 1024), tmp_path)
     trainer = Trainer(config, ExecConfig(device="cpu"), stream, CPU)
-    assert NUMERICS_VERSION == GOLDEN_VERSION
+    assert NUMERICS_VERSION == config.numerics_version == GOLDEN_VERSION
     assert losses(trainer, 20) == pytest.approx(GOLDEN, rel=2e-3)
 
 
@@ -123,9 +124,9 @@ def test_golden_losses(tmp_path: Path) -> None:
 
 def test_a_step_reads_its_spans_whoever_asks(paths: DataPaths) -> None:
     stream = TokenStream(open_shards(paths.train))
-    batch = BatchConfig(seq_len=8, seqs_per_span=6, spans=4)
-    text = np.concatenate([stream.span(0, stream.total)] * 3)
-    for world in (1, 2, 4):
+    batch = BatchConfig(seq_len=8, seqs_per_span=6, spans=8)
+    text = np.concatenate([stream.span(0, stream.total)] * 5)
+    for world in (1, 2, 4, 8):
         for step in (0, 5, 13):  # the last one reads past the end of the data
             ids, targets = [], []
             for rank in range(world):
@@ -136,8 +137,8 @@ def test_a_step_reads_its_spans_whoever_asks(paths: DataPaths) -> None:
                 ids += [x for x, _ in batches]
                 targets += [y for _, y in batches]
             expected_ids, expected_targets = [], []
-            for j in range(4):
-                start = (step * 4 + j) * 49
+            for j in range(8):
+                start = (step * 8 + j) * 49
                 expected_ids.append(text[start : start + 48].reshape(6, 8))
                 expected_targets.append(text[start + 1 : start + 49].reshape(6, 8))
             assert np.array_equal(torch.cat(ids), np.concatenate(expected_ids))
@@ -494,6 +495,7 @@ def test_torchrun(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
     [
         ("run: {steps: 4}", "must have the keys run and data"),
         ("run: [\ndata: x", "neither JSON nor YAML"),
+        ("run: {steps: 4, recipe: [gepa-nano]}\ndata: x", "['gepa-nano'] is not one of gepa-11l, gepa-nano"),
         ("run: {steps: 4, recipe: gepa-13l}\ndata: x", "'gepa-13l' is not one of gepa-11l, gepa-nano"),
         ("run: {steps: 4}\ndata: /nowhere", "/nowhere: does not exist"),
         ("run: {steps: 4}\ndata: {train: a}", "data.val: Field required"),
@@ -513,6 +515,9 @@ def test_bad_jobs_end_with_one_message(
         ({"stepz": 3}, "run.stepz: Extra inputs are not permitted"),
         ({"steps": "many"}, "run.steps: Input should be a valid integer"),
         ({"warmdown_steps": 13}, "warmdown_steps 13 exceeds steps 12"),
+        ({"numerics_version": NUMERICS_VERSION + 1}, "run.numerics_version: Input should be less than"),
+        ({"data": {"val_tokens": 5}}, "data.val_tokens 5 are less than one window"),
+        ({"quant": {"method": "rd", "calibration_tokens": 5}}, "calibration_tokens 5 are less than one"),
         ({"model": {"vocab_size": 1024}}, "the tokenizer has 64 pieces, model.vocab_size is 1024"),
         (
             {"data": {"train": "sha256:00"}},
@@ -530,6 +535,36 @@ def test_bad_runs_name_the_key(
     assert train_command([str(job(paths, tmp_path, **run)), "--out", str(tmp_path / "out")]) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_ranks_need_their_processes(
+    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job(paths, tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"exec": {"device": "cpu", "ranks": 4}}))
+    assert train_command([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "torchrun --nproc-per-node 4" in capsys.readouterr().err
+
+
+def test_lines_and_files_cut_by_a_kill(
+    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    args = [str(job(paths, tmp_path)), "--out", str(out)]
+    assert train_command(args) == 0
+    events = (out / "events.jsonl").read_text()
+    shutil.rmtree(out / "checkpoints")
+    (out / "events.jsonl").write_text(events + '{"step": 13, "lr_')
+    assert train_command(args) == 0  # all over again
+    assert [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines()] == [
+        json.loads(line)["step"] for line in events.splitlines()
+    ]
+    (out / "job.json").write_text('{"run": {')
+    assert train_command(args) == 2
+    assert "job.json: unreadable" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert train_command([args[0], "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_an_output_folder_belongs_to_one_run(

@@ -50,7 +50,7 @@ Variant = Callable[[NDArray[np.uint16]], tuple[Scores, list[Scores]]]
 """tokens -> final scores, and the scores after each scoring pass."""
 
 
-def legal(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
+def legal(tokens: NDArray[np.uint16], cfg: EvalConfig = EVAL) -> tuple[Scores, list[Scores]]:
     """The library's own loop, observed."""
     traces: list[Trace] = []
 
@@ -61,8 +61,14 @@ def legal(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ttt, "Scorer", observed)
-        result = ttt.test_time_train(tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CFG, CPU)
+        result = ttt.test_time_train(tiny.tiny_model(), tokens, tiny.byte_table(), cfg, CFG, CPU)
     return result.evaluation.scores, traces[0].history
+
+
+def legal_in_reference_counting(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
+    """It scores targets at the end of the text several times; the first TARGETS scores are each target's
+    first."""
+    return legal(tokens, EVAL.model_copy(update={"counting": "reference"}))
 
 
 def adapt_then_score(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
@@ -186,6 +192,11 @@ CAUGHT_BY = {
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
 def test_legal(check: Callable[[Variant], None]) -> None:
     check(legal)
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c is not every_target_is_scored_exactly_once])
+def test_legal_in_reference_counting(check: Callable[[Variant], None]) -> None:
+    check(legal_in_reference_counting)
 
 
 @pytest.mark.parametrize(
