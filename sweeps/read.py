@@ -12,8 +12,8 @@ from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
 from sweeps.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
-from sweeps.source import SOURCE_KEYS, DataSource
-from sweeps.spec import RESERVED_NAMES, STAGES, STANDARD_AXES, TOP_KEYS, Resources, Sweep
+from sweeps.source import DataSource
+from sweeps.spec import RESERVED_NAMES, STAGES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
 from sweeps.yamlfile import Document, KeyPath, show
 
 
@@ -40,7 +40,7 @@ class Reader:
         configs, notices = self._merge([run for run, _ in runs])
         varying = {key for key, values in grid.items() if len(values) > 1} | {k for p in points for k in p}
         varying |= grid.keys()
-        axes = [key for key in run_keys() if key in varying and key not in STANDARD_AXES]
+        sources = tuple(dict.fromkeys(source for _, source in runs))
         return Sweep(
             name=name,
             recipe=recipe,
@@ -49,8 +49,9 @@ class Reader:
             resources=resources,
             exec=exec_config,
             share=share,
-            axes=tuple(key for key in axes if key not in SOURCE_KEYS),
-            sources=tuple(dict.fromkeys(source for _, source in runs)),
+            axes=tuple(key for key in run_keys() if key in varying and key not in STANDARD_AXES),
+            sources=sources,
+            origins={fingerprints(source.placeholder(None)): source for source in sources},
             document={
                 "name": name,
                 "recipe": recipe,

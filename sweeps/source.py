@@ -2,11 +2,11 @@
 
 import glob
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gepa_core.config import DataConfig, DataPaths
+from gepa_core.config import DataConfig, DataPaths, canonical_json
 from gepa_core.errors import DataError
 
 SOURCE_KEYS = ("data.dir", "data.corpus", "data.train", "data.val", "data.tokenizer")
@@ -50,8 +50,8 @@ class DataSource:
         return bool(self.dir or self.train)
 
     def placeholder(self, val_tokens: int | None) -> DataConfig:
-        """Stands for the data's fingerprints until `resolve`."""
-        name = UNRESOLVED + str(self)
+        """Stands for the data's fingerprints until `resolve`; another one for every source."""
+        name = UNRESOLVED + canonical_json(asdict(self))
         return DataConfig(train=name, val=name, tokenizer=name, val_tokens=val_tokens)
 
     def patterns(self) -> tuple[str, str, str]:

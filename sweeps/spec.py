@@ -1,17 +1,17 @@
 """A sweep, typed: what a YAML file and its command-line overrides say, resolved. `load_sweep` reads one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
 from sweeps.grid import merge
 from sweeps.keys import near_miss
-from sweeps.source import UNRESOLVED, DataSource, Resolved
+from sweeps.source import SOURCE_KEYS, DataSource, Resolved
 from sweeps.yamlfile import Problem
 
 STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
@@ -19,6 +19,12 @@ TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "e
 RESERVED_NAMES = ("segments", "stages", "cache")
 STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
 """Axes that have a column in runs.parquet anyway."""
+Fingerprints = tuple[str, str, str]
+"""Of training shards, validation shards and tokenizer."""
+
+
+def fingerprints(data: DataConfig) -> Fingerprints:
+    return data.train, data.val, data.tokenizer
 
 
 class SpecError(ConfigError):
@@ -62,10 +68,12 @@ class Sweep:
     exec: ExecConfig
     share: bool
     axes: tuple[str, ...] = ()
-    """Dotted RunConfig keys that vary besides the standard ones: a column each in runs.parquet."""
+    """Dotted keys that vary besides the standard ones: a column each in runs.parquet."""
     sources: tuple[DataSource, ...] = ()
-    paths: Mapping[tuple[str, str, str], DataPaths] | None = None
-    """Where the data lies, by its fingerprints (train, val, tokenizer); None until `with_data`."""
+    origins: Mapping[Fingerprints, DataSource] = field(default_factory=dict)
+    """What the file says of a run's data."""
+    paths: Mapping[Fingerprints, DataPaths] | None = None
+    """Where the data lies; None until `with_data`."""
     document: Mapping[str, Any] | None = None
     """The file's typed values with the overrides in, for sweep.json."""
     notices: tuple[str, ...] = ()
@@ -78,14 +86,15 @@ class Sweep:
 
     def paths_of(self, config: RunConfig) -> DataPaths:
         assert self.paths is not None, "the sweep's data has not been looked at"
-        return self.paths[(config.data.train, config.data.val, config.data.tokenizer)]
+        return self.paths[fingerprints(config.data)]
 
     def axis_values(self, config: RunConfig) -> dict[str, Any]:
-        """A run's values on the further axes."""
+        """A run's values on the further axes; data by what the file calls it."""
         values: dict[str, Any] = {}
         for axis in self.axes:
-            value: Any = config
-            for part in axis.split("."):
+            named = axis in SOURCE_KEYS
+            value: Any = self.origins[fingerprints(config.data)] if named else config
+            for part in axis.removeprefix("data." if named else "").split("."):
                 value = getattr(value, part)
             values[axis] = value
         return values
@@ -108,19 +117,22 @@ class Sweep:
 
     def with_data(self, resolved: Mapping[DataSource, Resolved]) -> "Sweep":
         """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
-        found = {UNRESOLVED + str(source): data.config for source, data in resolved.items()}
+        found = {fingerprints(source.placeholder(None)): data.config for source, data in resolved.items()}
         changed = {
-            data: found[data.train].model_copy(update={"val_tokens": data.val_tokens})
+            data: found[fingerprints(data)].model_copy(update={"val_tokens": data.val_tokens})
             for data in {run.data for run in self.runs}
-            if data.train in found
+            if fingerprints(data) in found
         }
         runs, _ = merge(
             run.model_copy(update={"data": changed[run.data]}) if run.data in changed else run
             for run in self.runs
         )
-        paths = {(r.config.train, r.config.val, r.config.tokenizer): r.paths for r in resolved.values()}
+        origins = {fingerprints(data.config): source for source, data in resolved.items()}
+        paths = {fingerprints(data.config): data.paths for data in resolved.values()}
         complete = all(source in resolved for source in self.sources)
-        return replace(self, runs=runs, paths=paths if complete else None)
+        return replace(
+            self, runs=runs, origins={**self.origins, **origins}, paths=paths if complete else None
+        )
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -130,4 +130,27 @@ def test_data_can_be_an_axis() -> None:
     same = sweep.with_data({source: found("sha256:same") for source in sweep.sources})
     assert len(same.runs) == 1, "folders of the same data make the same run"
     half = sweep.with_data({sweep.sources[0]: found("sha256:one")})
-    assert not half.resolved and half.runs[1].data.train == "unresolved:two"
+    assert not half.resolved and "two" in half.runs[1].data.train
+    for some in (sweep, resolved, half):
+        assert [some.axis_values(run) for run in some.runs] == [{"data.dir": "one"}, {"data.dir": "two"}]
+
+
+@pytest.mark.parametrize("key", ["data.tokenizer", "data.val"])
+def test_any_part_of_the_data_can_be_an_axis(key: str) -> None:
+    from gepa_core.config import DataConfig, DataPaths
+    from sweeps.source import Resolved
+
+    sweep = read_sweep(
+        f"grid: {{steps: [10], warmdown_ratio: [.5], {key}: [a, b]}}\nset: {{data.train: x_train_*}}"
+    )
+    assert len(sweep.runs) == 2 and not sweep.notices
+    part = key.removeprefix("data.")
+    found = {}
+    for source in sweep.sources:
+        named = {"train": "x", "val": "y", "tokenizer": "z", part: getattr(source, part)}
+        found[source] = Resolved(DataPaths(**named), DataConfig(**named), 1000, 1000)
+    resolved = sweep.with_data(found)
+    assert [getattr(run.data, part) for run in resolved.runs] == ["a", "b"]
+    assert [getattr(resolved.paths_of(run), part) for run in resolved.runs] == ["a", "b"]
+    assert resolved.axes == (key,)
+    assert [resolved.axis_values(run)[key] for run in resolved.runs] == ["a", "b"]
