@@ -53,14 +53,14 @@ class Advice:
 def advise(found: Forecast) -> Advice:
     """Advice from a forecast and the times in its table."""
     table = found.ensemble.table
-    longest = max(run.steps for run in table.runs)
+    longest = max(run.steps for run in found.ensemble.measured.runs)
     cost = cost_of(table)
     budgets: tuple[Budget, ...] = ()
     marginal = None
     if cost is not None:
         hours = [factor * cost.hours(longest) for factor in _BUDGETS]
         affordable = [(h, cost.steps(h)) for h in hours]
-        shortest = min(run.steps for run in table.runs)
+        shortest = min(run.steps for run in found.ensemble.measured.runs)
         budgets = tuple(Budget(h, found.best_at(steps)) for h, steps in affordable if steps >= shortest)
         ahead, here = round(1.25 * longest), longest
         change = found.best_at(ahead).prediction.value - found.best_at(here).prediction.value
@@ -128,7 +128,7 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
     Seeing a run with replicate noise s takes cov(run, target)^2 / (var(run) + s^2) off the target's variance.
     """
     table, ensemble = found.ensemble.table, found.ensemble
-    least = 0.0 if _has_long_warmdown(table) else _LONG_RATIO
+    least = 0.0 if _has_long_warmdown(ensemble.measured) else _LONG_RATIO
     made = {(run.steps, round(run.warmdown_ratio, 1)) for run in table.runs}
     trunk = max((run.steps if run.is_constant else run.peak_steps) for run in table.runs)
     plans = [
@@ -170,7 +170,7 @@ def _next_sentence(best: Candidate, found: Forecast, cost: Cost | None, target: 
         f"{best.new_steps:,} new "
         f"steps from the longest trunk{price}."
     )
-    if not _has_long_warmdown(found.ensemble.table):
+    if not _has_long_warmdown(found.ensemble.measured):
         text += (
             f" Only plans with {_LONG_RATIO:.0%} of warmdown or more were looked at, as no run has so much: "
         )

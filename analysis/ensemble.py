@@ -7,6 +7,7 @@ error bar.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -113,6 +114,14 @@ class Ensemble:
     replicate_sd: float  # relative
     held_out: tuple[tuple[str, str, float], ...] = ()  # (kind, run_id, relative error) behind the errors
 
+    @cached_property
+    def measured(self) -> Table:
+        """The runs that say something of the metric itself: how far a prediction reaches, reaches from them.
+
+        Laws of a stage's base quantity may be fitted to further ones.
+        """
+        return self.table.where(lambda run: last_known(run, self.metric) is not None)
+
     def mean_square(self, kind: str) -> float:
         """Mean square backtest error of a kind. The mean of all kinds counts as one more: few are luck."""
         errors = self.length_errors if kind == "length" else self.ratio_errors
@@ -122,7 +131,7 @@ class Ensemble:
     def laws(self, run: Run, steps: Ints, final: bool) -> dict[str, Floats]:
         """Values at steps of a run by each law that can speak for it; `final`: as finals are measured."""
         usable = {name: f for name, f in self.fits.items() if final or not f.law.of_finals}
-        if deficit_distance(self.table, run) > NEAR_DEFICIT:
+        if deficit_distance(self.measured, run) > NEAR_DEFICIT:
             usable = {name: f for name, f in usable.items() if not f.law.of_steps_alone} or usable
         return {name: evaluate(f, run, steps, final) for name, f in usable.items()}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.design import Design
 from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
-from analysis.folds import NEAR_DEFICIT, deficit_distance
+from analysis.folds import NEAR_DEFICIT, deficit_distance, last_known
 from analysis.predict import Prediction, one_group, planned_run, predict_run
 from analysis.table import Run, Table
 
@@ -92,9 +92,9 @@ def forecast(table: Table, metric: str, noise: float | None) -> Forecast:
     groups = table.groups()
     largest = max(groups, key=lambda group: len(groups[group].runs))
     members = one_group(groups[largest], {})
-    annealed = [run for run in members.runs if not run.is_constant]
+    annealed = [run for run in members.runs if not run.is_constant and last_known(run, metric) is not None]
     if not annealed:
-        raise AnalysisError("no run has a warmdown")
+        raise AnalysisError(f"no run has a warmdown and a {metric}")
     ensemble = build(members, metric)
     longest = max(run.steps for run in annealed)
     shortest = min(run.steps for run in annealed)
@@ -130,7 +130,7 @@ def evaluate(ensemble: Ensemble, steps: Floats, ratios: Floats) -> Surface:
     value = ensemble.centre(laws)
     # As for single plans: laws of steps alone do not speak for schedules unlike those that were run.
     heeded = {name: v for name, v in laws.items() if not ensemble.fits[name].law.of_steps_alone}
-    unlike = np.array([deficit_distance(ensemble.table, plan) > NEAR_DEFICIT for plan in plans])
+    unlike = np.array([deficit_distance(ensemble.measured, plan) > NEAR_DEFICIT for plan in plans])
     if heeded:
         value = np.where(unlike, ensemble.centre(heeded), value)
     return Surface(steps, ratios, value.reshape(shape), shaped)

@@ -9,6 +9,7 @@ import numpy as np
 from analysis.design import Design
 from analysis.errors import AnalysisError
 from analysis.fit import Observations
+from analysis.folds import last_known
 from analysis.table import Floats, Ints, Run, Table
 
 BURN_IN = 1 / 6
@@ -23,7 +24,7 @@ def trajectory_rows(table: Table, metric: str) -> Observations:
     Raises:
         AnalysisError: no run has a trajectory of this quantity.
     """
-    longest = max((run.steps for run in table.runs), default=0)
+    longest = max((run.steps for run in table.runs if last_known(run, metric) is not None), default=0)
     taken: set[tuple[str, int]] = set()
     rows: list[tuple[Run, Ints]] = []
     values: list[Floats] = []

@@ -146,7 +146,7 @@ def predict_run(ensemble: Ensemble, target: Run, level: float, at: int | None = 
         laws={name: float(values[0]) for name, values in laws.items()},
         weights=ensemble.weights,
         scores=ensemble.scores,
-        extrapolation=_extrapolation(ensemble.table, target),
+        extrapolation=_extrapolation(ensemble.measured, target),
         warnings=tuple(dict.fromkeys(w for f in ensemble.fits.values() for w in f.warnings)),
     )
 
@@ -155,15 +155,15 @@ def _standard_error(
     ensemble: Ensemble, target: Run, laws: dict[str, Floats]
 ) -> tuple[float | None, str | None]:
     """(relative standard error, None), or (None, why there is none)."""
-    if len({run.steps for run in ensemble.table.runs if not run.is_constant}) < 2:
+    if len({run.steps for run in ensemble.measured.runs if not run.is_constant}) < 2:
         return (
             None,
             "fewer than two run lengths with a warmdown: nothing tells how well a longer run is predicted",
         )
     if len(ensemble.length_errors) == 0:
         return None, "no shorter runs from which a longer one could be predicted as a trial"
-    reach = float(np.log(target.steps / max(run.steps for run in ensemble.table.runs)))
-    apart = deficit_distance(ensemble.table, target)
+    reach = float(np.log(target.steps / max(run.steps for run in ensemble.measured.runs)))
+    apart = deficit_distance(ensemble.measured, target)
     variance = ensemble.mean_square("length") * max(1.0, reach / ensemble.length_stretch) ** 2
     if apart > NEAR_DEFICIT:
         if len(ensemble.ratio_errors) == 0:

@@ -110,7 +110,8 @@ def longer_run(study: Study) -> str:
     """What twice the longest run is predicted to give."""
     if study.forecast is None:
         return ""
-    best, longest = study.forecast.best[-1], max(run.steps for run in study.table.runs)
+    best = study.forecast.best[-1]
+    longest = max(run.steps for run in study.forecast.ensemble.measured.runs)
     return (
         f"{best.steps:,} steps, {best.steps / longest:.2g} times the longest run, are predicted to reach "
         f"{interval(best.prediction)} at ratio {best.ratio:.2f}."

@@ -101,7 +101,7 @@ def test_groups_are_not_mixed(table: Table) -> None:
 
 def test_no_warmdown_no_forecast(table: Table) -> None:
     constant = [replace(r, schedule="constant", peak_steps=r.steps, warmdown_steps=0) for r in table.runs[:1]]
-    with pytest.raises(AnalysisError, match="no run has a warmdown"):
+    with pytest.raises(AnalysisError, match="no run has a warmdown and a ttt_bpb"):
         forecast(replace(table, runs=tuple(constant)), "ttt_bpb", None)
 
 

@@ -54,6 +54,18 @@ def test_json_says_what_was_done_and_how_far_it_reaches(made: Synthetic) -> None
     assert set(told["laws"]) == set(told["weights"])
 
 
+def test_a_run_that_lacks_the_metric_brings_no_prediction_nearer(made: Synthetic) -> None:
+    longest = max(made.table.runs, key=lambda run: run.steps)
+    long = replace(
+        longest, run_id="long", steps=4 * longest.steps, peak_steps=longest.steps,
+        warmdown_steps=3 * longest.steps, metrics={}, trajectory=None,
+    )  # fmt: skip
+    plan = {"steps": 3 * longest.steps, "warmdown": 2 * longest.steps, "metric": "val_loss"}
+    with_it = predict(replace(made.table, runs=(*made.table.runs, long)), **plan)  # type: ignore[arg-type]
+    assert with_it == predict(made.table, **plan)  # type: ignore[arg-type]
+    assert with_it.extrapolation["beyond_longest"] and not with_it.extrapolation["ratio_inside"]
+
+
 def test_no_interval_from_one_run_length(made: Synthetic) -> None:
     longest = max(run.steps for run in made.table.runs)
     found = predict(

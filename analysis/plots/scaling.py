@@ -45,7 +45,7 @@ def data(study: Study) -> pd.DataFrame:
 def _predicted(study: Study) -> list[dict[str, object]]:
     """Lines at up to five of the ratios that were run, from the shortest run to twice the longest."""
     assert study.forecast is not None
-    runs = [run for run in study.forecast.ensemble.table.runs if not run.is_constant]
+    runs = [run for run in study.forecast.ensemble.measured.runs if not run.is_constant]
     ratios = sorted({round(run.warmdown_ratio, 1) for run in runs})
     if len(ratios) > _LINES:
         ratios = [ratios[round(i)] for i in np.linspace(0, len(ratios) - 1, _LINES)]

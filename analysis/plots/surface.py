@@ -21,13 +21,13 @@ def data(study: Study) -> pd.DataFrame:
         raise UnavailableError(study.no_forecast)
     surface = study.forecast.surface
     ratios = {
-        round(run.warmdown_ratio, 2) for run in study.forecast.ensemble.table.runs if not run.is_constant
+        round(run.warmdown_ratio, 2) for run in study.forecast.ensemble.measured.runs if not run.is_constant
     }
     if len(ratios) < 2:
         raise UnavailableError("all runs have one warmdown ratio")
     if not study.forecast.knows_ratios:
         raise UnavailableError("no law that the runs carry depends on the warmdown")
-    lengths = {run.steps for run in study.forecast.ensemble.table.runs if not run.is_constant}
+    lengths = {run.steps for run in study.forecast.ensemble.measured.runs if not run.is_constant}
     rows: list[dict[str, object]] = [
         {"kind": "predicted", "steps": steps, "warmdown_ratio": ratio, "value": surface.value[i, j]}
         for i, steps in enumerate(surface.steps)
