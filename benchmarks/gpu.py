@@ -10,15 +10,18 @@ import argparse
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import sdpa_kernel
 
 from benchmarks import harness, quantize, step, ttt
+from gepa_core.backend import ATTENTION_KERNELS
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.evaluate import evaluate_plain
-from gepa_core.model import GEPA
+from gepa_core.model import GEPA, causal_attention
 from gepa_core.ttt import test_time_train
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,11 +73,35 @@ def fast_ttt(config: RunConfig, exec_cfg: ExecConfig) -> dict[str, Any]:
     return bpb | {"difference": difference, "passed": abs(difference) < tolerance}
 
 
+def usable_attention(config: RunConfig, device: torch.device) -> dict[str, dict[str, bool]]:
+    """Which kernels take this model's shapes when nothing else is allowed: whole sequences, and the masked
+    last positions of a trimmed block. In a run the next kernel steps in, and nothing would tell."""
+    sizes, length = config.model, config.eval.seq_len
+    dtype = torch.bfloat16 if sizes.compute_dtype == "bf16" else torch.float32
+
+    def heads(positions: int, count: int) -> torch.Tensor:
+        return torch.randn(2, positions, count, sizes.head_dim, device=device, dtype=dtype)
+
+    found: dict[str, dict[str, bool]] = {}
+    for name, kernel in ATTENTION_KERNELS.items():
+        for case, last in (("causal", length), ("last positions", config.eval.stride)):
+            q, kv = heads(last, sizes.num_heads), heads(length, sizes.num_kv_heads)
+            with warnings.catch_warnings(action="ignore"), sdpa_kernel([kernel]):
+                try:
+                    causal_attention(q, kv, kv)
+                    usable = True
+                except RuntimeError:
+                    usable = False
+            found.setdefault(name, {})[case] = usable
+    return found
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Correctness, then step, TTT and, if time remains, the int6 stage."""
     start = time.monotonic()
     config, exec_cfg, device = harness.configuration(args)
     result: dict[str, Any] = harness.environment(device)
+    result["usable_attention"] = usable_attention(config, device)
     result["correctness"] = {
         "bf16_loss": bf16_loss(config, device),
         "fast_ttt": fast_ttt(config, exec_cfg),

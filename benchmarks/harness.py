@@ -183,9 +183,13 @@ def profile(function: Callable[[], Any], device: torch.device, top: int = 12) ->
     return [{"operation": key, "share": own[key] / total, "calls": calls[key]} for key in ranked]
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Allocated on a GPU; resident set of the process on a CPU."""
+def peak_memory_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """On a GPU what is allocated while it runs, the states of all variants included; on a CPU all that is
+    resident.
+    """
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "bytes": len(coded),
             "coders": coders(spent),
         }
-    result["peak_memory_bytes"] = harness.peak_memory_bytes(cpu)
+    result["peak_memory_bytes"] = harness.peak_memory_bytes(lambda: None, cpu)
     return result | harness.environment(cpu)
 
 

@@ -80,9 +80,9 @@ class Bench:
 
     def no_worse(self, bpb: float, most: int, bits: int) -> dict[str, Any]:
         """The smallest of some files of `rd`, none over `most` bytes, that score `bpb` or better."""
-        low, high, best = 0.3 * most, float(most), None
+        low, high, best = 0.05 * most, float(most), None
         for _ in range(_TRIALS):
-            middle = (low + high) / 2
+            middle = (low * high) ** 0.5
             found = self.measure(method="rd", budget_bytes=int(middle), integer_bits=bits)[1]
             if found["int6_bpb"] <= bpb:
                 high, best = middle, found

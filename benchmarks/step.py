@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "worth": harness.ablation(seconds) if args.ablate else None,
         "loss": loss,
         "micro_batch_seqs": ours.trainer.micro_batch,
-        "peak_memory_bytes": harness.peak_memory_bytes(device),
+        "peak_memory_bytes": harness.peak_memory_bytes(ours, device),
         "profile": top,
         **harness.utilisation(flops, median, config, device),
         **harness.environment(device),

@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "worth": harness.ablation(seconds) if args.ablate else None,
         "bpb": bench.bpb,
         "bpb_difference": bench.bpb["ours"] - bench.bpb["baseline"],
-        "peak_memory_bytes": harness.peak_memory_bytes(device),
+        "peak_memory_bytes": harness.peak_memory_bytes(variants["ours"], device),
         "profile": top,
         **harness.utilisation(score_flops + train_flops, median, config, device),
         **harness.environment(device),

@@ -14,7 +14,7 @@ from gepa_core.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_BACKENDS = {
+ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -68,7 +68,7 @@ def attention_order(exec_cfg: Any, device: torch.device) -> tuple[str, ...]:
         # cuDNN's backward has no deterministic form, flash's has.
         hopper = torch.cuda.get_device_capability(device) >= _HOPPER
         first = "cudnn" if hopper and not exec_cfg.deterministic else "flash"
-    return (first, *(name for name in _BACKENDS if name != first))
+    return (first, *(name for name in ATTENTION_KERNELS if name != first))
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def attention(exec_cfg: Any, device: torch.device) -> Iterator[None]:
     if not order:
         yield
         return
-    with sdpa_kernel([_BACKENDS[name] for name in order], set_priority=True):
+    with sdpa_kernel([ATTENTION_KERNELS[name] for name in order], set_priority=True):
         yield
 
 
