@@ -57,8 +57,10 @@ def cost_of(table: Table) -> Cost | None:
 
 
 def _fixed(run: Run) -> float:
-    devices = max(run.metrics.get("gpus", 1.0), 1.0) if "gpu_seconds_own" in run.metrics else 1.0
-    return devices * (run.metrics.get("eval_seconds", 0.0) + run.metrics.get("ttt_seconds", 0.0)) / 3600
+    m = run.metrics
+    # Device-seconds are of the devices a run held: part of a GPU, or CPU workers, one a rank.
+    devices = (m.get("gpus") or m.get("ranks") or 1.0) if "gpu_seconds_own" in m else 1.0
+    return devices * (m.get("eval_seconds", 0.0) + m.get("ttt_seconds", 0.0)) / 3600
 
 
 def device_of(table: Table) -> str:

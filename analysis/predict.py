@@ -17,6 +17,7 @@ from scipy.stats import norm
 from analysis.ensemble import Ensemble, build
 from analysis.errors import AnalysisError
 from analysis.folds import NEAR_DEFICIT, deficit_distance
+from analysis.schedule import SHAPES
 from analysis.strictjson import plain
 from analysis.table import Floats, Run, Table
 
@@ -63,7 +64,7 @@ def predict(
     """The final `metric` of a run of `steps` with `warmdown` steps at its end, from the runs of a table.
 
     Args:
-        schedule: shape of the warmdown; the table's most frequent one if not given.
+        schedule: shape of the warmdown; the table's most frequent one that has a name if not given.
         where: values of axes (peak_lr, ...), needed if the table's runs differ in them.
 
     Raises:
@@ -108,8 +109,19 @@ def one_group(table: Table, where: dict[str, object]) -> Table:
 
 
 def planned_run(table: Table, steps: int, warmdown: int, schedule: str | None) -> Run:
-    """A run like the table's with another plan; the shape is their most frequent one unless given."""
+    """A run like the table's with another plan; the shape is their most frequent one unless given.
+
+    Raises:
+        AnalysisError: none is given, and the runs' rates are only known by their logs.
+    """
     annealed = [run for run in table.runs if not run.is_constant] or list(table.runs)
+    shaped = [run for run in annealed if run.schedule != "observed"]
+    if not shaped and warmdown and schedule is None:
+        raise AnalysisError(
+            f"{table.source}: its learning rates are known by lr_scale only, which gives no shape to plan "
+            f"with: name it in the column schedule, or give --schedule ({', '.join(SHAPES)})"
+        )
+    annealed = shaped or annealed
     usual = Counter((run.schedule, run.final_lr_fraction) for run in annealed).most_common(1)[0][0]
     like = next(run for run in annealed if (run.schedule, run.final_lr_fraction) == usual)
     return replace(

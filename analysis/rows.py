@@ -15,8 +15,8 @@ METRICS = [
     "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "final_loss", "val_loss", "val_bpb",
     "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction",
     "train_loss_final",
-    "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "params",
-    "train_tokens", "epochs",
+    "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "ranks",
+    "params", "train_tokens", "epochs",
 ]  # fmt: skip
 CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "train_loss")
 GROUP_AXES = ("params", "peak_lr", "data_fingerprint")
@@ -73,6 +73,8 @@ def run_of(
             raise AnalysisError(f"{where}: schedule '{schedule}' is unknown; known: {', '.join(SHAPES)}")
         schedule = "observed"
     trajectory = None if curve is None else _trajectory(curve, where, notes)
+    if trajectory is not None and (last := trajectory.step.max(initial=0)) > steps:
+        raise AnalysisError(f"{where}: its trajectory has a row at step {last}, past its {steps} steps")
     warmup = _whole(row, "warmup_steps", where) or 0
     if schedule == "observed" and peak is None and down is None:
         assert trajectory is not None

@@ -41,6 +41,17 @@ def test_cost_is_what_the_runs_took(table: Table) -> None:
     assert cost.text(0.1) == "6 CPU-worker-minutes" and cost.text(3) == "3 CPU-worker-hours"
 
 
+@pytest.mark.parametrize(("held", "devices"), [({"gpus": 0.25}, 0.25), ({"gpus": 0.0, "ranks": 4.0}, 4.0)])
+def test_device_seconds_are_of_the_devices_held(table: Table, held: dict[str, float], devices: float) -> None:
+    def on(metrics: dict[str, float]) -> dict[str, float]:
+        return {k: v * (devices if k.startswith("gpu_seconds") else 1) for k, v in metrics.items()} | held
+
+    cost = cost_of(replace(table, runs=tuple(replace(run, metrics=on(run.metrics)) for run in table.runs)))
+    assert cost is not None
+    assert 3600 * cost.per_step == pytest.approx(0.01 * devices)
+    assert 3600 * cost.fixed == pytest.approx(35 * devices)
+
+
 def test_no_times_no_cost(table: Table) -> None:
     timeless = {"gpu_seconds_own", "gpu_seconds_shared", "train_seconds"}
     runs = [replace(r, metrics={k: v for k, v in r.metrics.items() if k not in timeless}) for r in table.runs]

@@ -9,8 +9,8 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.load import load
-from analysis.predict import predict
-from analysis.table import default_metric
+from analysis.predict import planned_run, predict
+from analysis.table import Table, default_metric
 
 RUNS = """run_id,steps,peak_steps,warmdown_steps,schedule,float_bpb,ttt_bpb,seed
 a,9000,5000,4000,linear,1.1353,1.1157,42
@@ -105,6 +105,10 @@ B_CURVE = curve_of("b", 12000)
         (B_CURVE.replace("b,1000,", "b,500,"), "step 500 appears twice"),
         (B_CURVE.replace("b,1000,", "b,-5,"), "no step, or a negative one"),
         (B_CURVE.replace("b,1000,", "b,one,"), "trajectory column step has 'one', not a number"),
+        (
+            B_CURVE.replace("b,12000,", "b,12500,"),
+            "run 'b': its trajectory has a row at step 12500, past its",
+        ),
         (B_CURVE.replace("b,1000,1.", "b,1000,-1."), "val_bpb at step 1000 of run 'b' is -1."),
         (
             B_CURVE + curve_of("a", 9000, start=2.2, end=1.9026).split("\n", 1)[1],
@@ -170,6 +174,10 @@ def test_a_logged_rate_stands_for_an_unknown_schedule(tmp_path: Path) -> None:
     run = load(*write(tmp_path, runs, curves)).run("x")
     assert (run.peak_steps, run.warmdown_steps) == (2000, 2000)
     assert run.lr[[1000, 2500, 3500]] == pytest.approx([1.0, 0.75, 0.25])
+    observed = Table((run,))
+    with pytest.raises(AnalysisError, match="give --schedule"):
+        planned_run(observed, 8000, 4000, None)
+    assert planned_run(observed, 8000, 4000, "linear").lr[6000] == 0.5
 
 
 @pytest.fixture
