@@ -174,7 +174,9 @@ def test_1000_runs_on_64_machines_take_at_most_5_percent_more_than_the_bound(wro
     assert ending is Ending.COMPLETE
     assert len(plan.runs) == 1000
     assert sorted(recorder.committed) == sorted(node for node, _ in plan.nodes())
-    assert lower_bound(plan, 64, seconds) / cluster.now >= 0.95
+    share = lower_bound(plan, 64, seconds) / cluster.now
+    print(f"{share:.3f} of what no schedule can beat")
+    assert share >= 0.95
 
 
 def test_nothing_starts_before_what_it_needs() -> None:
