@@ -95,13 +95,21 @@ def refusal(sweep: Sweep, nodes: Sequence[Node]) -> str | None:
     bundles = sweep.bundles()
     if places(bundles, sweep.resources, nodes):
         return None
-    need = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
+    need = _amounts(bundles[0])
     labels = sweep.resources.node_labels
     each = f"{len(bundles)} x ({need})" + (f" on nodes with labels {labels}" if labels else "")
     most = {name: max((node.resources.get(name, 0.0) for node in nodes), default=0.0) for name in bundles[0]}
-    have = ", ".join(f"{amount:g} {name}" for name, amount in most.items())
     return (
-        f"a run asks for {each}, which no set of nodes here has ({len(nodes)} node(s), at most {have} each)"
+        f"a run asks for {each}, which no set of nodes here has "
+        f"({len(nodes)} node(s), at most {_amounts(most)} each)"
+    )
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Ray counts memory in bytes."""
+    return ", ".join(
+        f"{amount / 1e9:.4g} GB {name}" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in resources.items()
     )
 
 
