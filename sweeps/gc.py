@@ -1,8 +1,9 @@
 """`launch.py gc`: deletes from a store what neither a result nor the extension of a sweep needs.
 
 That is: what killed drivers left half written; attempts that were not committed, of finished segments and
-stages, and the checkpoints on their way; segments and stages that no sweep's plan names any more. With
-`states`, also the states on the trunks of finished runs: extending their sweep costs more then.
+stages, and the checkpoints on their way; final states of finished runs; segments and stages that no sweep's
+plan names any more. With `states`, also the states on the trunks of finished runs: extending their sweep then
+costs more.
 """
 
 from collections.abc import Iterator
@@ -33,15 +34,19 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
     plans = [store.sweep(sweep).read_json("plan.json") or {} for sweep in store.sweeps()]
     named = {id_ for plan in plans for part in ("segments", "stages") for id_ in plan.get(part, {})}
     done = store.all_done()
+    needed = _needed(plans, done)
     found = list(_half_written(store))
     for id_ in store.ids():
         if id_ not in named and not done.get(id_, _NOTHING).identity.get("adopted"):
             found.append(_waste(store, f"segments/{id_}", "no sweep's plan names it"))
         elif id_ in done:
             found += _beside(store, done[id_])
-            if states and done[id_].identity.get("trunk") and _settled(plans, done, id_):
+            trunk = done[id_].identity.get("trunk", False)
+            if done[id_].kind == "segment" and id_ not in needed and (states or not trunk):
                 path = f"{store.attempt_path(id_, done[id_].attempt)}/{FINAL_STATE}"
-                found.append(_waste(store, path, "state on the trunk of finished runs"))
+                found.append(
+                    _waste(store, path, f"state {'on the trunk' if trunk else 'at the end'} of finished runs")
+                )
     return [waste for waste in found if waste.bytes]
 
 
@@ -72,16 +77,11 @@ def _beside(store: Store, done: Outcome) -> Iterator[Waste]:
     yield _waste(store, f"{store.attempt_path(done.id, done.attempt)}/checkpoints", "on the way")
 
 
-def _settled(
-    plans: list[dict[str, dict[str, dict[str, list[str]]]]], done: dict[str, Outcome], id_: str
-) -> bool:
-    """Whether every run that passes through a segment, in any sweep, is finished."""
-    return all(
-        all(node in done for node in (*run["segments"], *run["stages"]))
-        for plan in plans
-        for run in plan.get("runs", {}).values()
-        if id_ in run["segments"]
-    )
+def _needed(plans: list[dict[str, dict[str, dict[str, list[str]]]]], done: dict[str, Outcome]) -> set[str]:
+    """Segments of the runs, in any sweep, that are not finished."""
+    runs = (run for plan in plans for run in plan.get("runs", {}).values())
+    unfinished = (run for run in runs if not done.keys() >= {*run["segments"], *run["stages"]})
+    return {node for run in unfinished for node in run["segments"]}
 
 
 _NOTHING = Outcome("", "", "", "")

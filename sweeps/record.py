@@ -52,6 +52,11 @@ class SweepRecorder:
                 self._commit_unseen(node)
         for outcome in self.done.values():
             self._publish(outcome, missing_only=True)
+            if outcome.kind == SEGMENT:
+                self._drop_states(outcome)
+        for run_id, run in self.plan.runs.items():
+            if self.folder.block_stages(run_id) != {done.kind for done in self._measured(run)}:
+                self._write_blocks(run_id)
         if not retry_failed:
             for row in self.folder.read_runs() or []:
                 if row["status"] in ("failed", "diverged") and row["run_id"] in self.plan.runs:
@@ -164,23 +169,22 @@ class SweepRecorder:
             for run_id in runs:
                 if not (missing_only and self.folder.has(f"artifacts/{run_id}.int6")):
                     self.folder.write_artifact(run_id, self.store.read_file(done, ARTIFACT))
-        else:
+        elif not missing_only:
             for run_id in runs:
-                if not (missing_only and self.folder.has(f"blocks/{run_id}.parquet")):
-                    self._write_blocks(self.plan.runs[run_id], run_id)
+                self._write_blocks(run_id)
 
-    def _write_blocks(self, run: RunPlan, run_id: str) -> None:
-        stages = [self.done[stage] for stage in run.stages if stage in self.done]
-        rows = [
-            row
-            for done in stages
-            if done.kind in _BPB_STAGES
-            for row in from_parquet(self.store.read_file(done, "blocks.parquet"))
-        ]
-        self.folder.write_blocks(run_id, rows)
+    def _measured(self, run: RunPlan) -> list[Outcome]:
+        """The stages of a run that are done and have a BPB."""
+        done = (self.done[stage] for stage in run.stages if stage in self.done)
+        return [outcome for outcome in done if outcome.kind in _BPB_STAGES]
+
+    def _write_blocks(self, run_id: str) -> None:
+        measured = self._measured(self.plan.runs[run_id])
+        files = (self.store.read_file(done, "blocks.parquet") for done in measured)
+        self.folder.write_blocks(run_id, [row for data in files for row in from_parquet(data)])
 
     def _drop_states(self, done: Outcome) -> None:
-        """Delete the final state that `done` was the last to need."""
+        """Delete the final state that `done` needed and nothing else needs any more."""
         stage = self.plan.stages.get(done.id)
         segment = self.plan.segments.get(stage.after if stage else done.id)
         if segment is None or segment.trunk or segment.id not in self.done:

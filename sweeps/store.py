@@ -9,6 +9,7 @@ DONE.json, only where there is none: the first valid one wins and is never repla
 that was given up for lost nor a second driver can alter a result.
 """
 
+import contextlib
 import hashlib
 import json
 import uuid
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from sweeps.files import TEMPORARY_SUFFIX, Files, StorageError
 from sweeps.schema import BLOCKS, TRAJECTORY, from_parquet, runs_schema, to_parquet
@@ -206,8 +209,7 @@ class SweepFolder:
         self.files.put(f"{self.name}/runs.parquet", to_parquet(rows, runs_schema(axes)))
 
     def read_runs(self) -> list[dict[str, Any]] | None:
-        data = self.files.read(f"{self.name}/runs.parquet")
-        return from_parquet(data) if data else None
+        return self._rows("runs.parquet")
 
     def write_trajectory(self, segment_id: str, run_id: str | None, rows: list[dict[str, Any]]) -> None:
         rows = [{**row, "segment_id": segment_id, "run_id": run_id} for row in rows]
@@ -216,8 +218,19 @@ class SweepFolder:
     def write_blocks(self, run_id: str, rows: list[dict[str, Any]]) -> None:
         self.files.put(f"{self.name}/blocks/{run_id}.parquet", to_parquet(rows, BLOCKS))
 
+    def block_stages(self, run_id: str) -> set[str]:
+        """The stages that the blocks of a run are there of."""
+        return {row["stage"] for row in self._rows(f"blocks/{run_id}.parquet") or ()}
+
     def write_artifact(self, run_id: str, data: bytes) -> None:
         self.files.put(f"{self.name}/artifacts/{run_id}.int6", data)
+
+    def _rows(self, name: str) -> list[dict[str, Any]] | None:
+        """Of a table; None where there is none, or a damaged one, which the driver will write anew."""
+        data = self.files.read(f"{self.name}/{name}")
+        with contextlib.suppress(pa.ArrowException):
+            return from_parquet(data) if data else None
+        return None
 
     def has(self, name: str) -> bool:
         return self.files.exists(f"{self.name}/{name}")

@@ -18,6 +18,7 @@ import pytest
 from gepa_core import checkpoint
 from gepa_core.errors import ConfigError
 from sweeps.execute import Job
+from sweeps.gc import find_waste
 from sweeps.policy import Observed
 from sweeps.record import devices
 from sweeps.schema import RUNS
@@ -297,6 +298,37 @@ def test_a_result_that_no_driver_saw_is_committed_later(data: Path, tmp_path: Pa
     cluster = InThisProcess()
     assert launch_here(text, tmp_path, cluster=cluster).exit_code == 0
     assert not cluster.jobs and rows(tmp_path) == first
+
+
+def test_what_a_driver_killed_after_its_last_commit_left_undone_is_made_up_for(
+    data: Path, tmp_path: Path
+) -> None:
+    """Blocks that lack the last stage, a final state that nothing needs any more."""
+    text = sweep_text(data, {"steps": [4], "warmdown_ratio": [0.5]}, stages=["float", "ema"])
+    launch_here(text, tmp_path)
+    (blocks,) = tmp_path.glob("tiny/blocks/*.parquet")
+    whole = blocks.read_bytes()
+    Store(tmp_path).sweep("tiny").write_blocks(
+        blocks.stem, [row for row in pq.read_table(blocks).to_pylist() if row["stage"] == "float"]
+    )
+    branch = next(o for o in Store(tmp_path).all_done().values() if o.identity.get("trunk") is False)
+    state = tmp_path / "segments" / branch.id / "attempts" / branch.attempt / "checkpoint"
+
+    def left_behind() -> None:
+        state.mkdir()
+        for name in ("state.json", "state.safetensors"):
+            size = branch.files[f"checkpoint/{name}"]["bytes"]
+            (state / name).write_bytes(bytes(size))
+
+    left_behind()
+    assert launch_here(text, tmp_path).executed == 0
+    assert blocks.read_bytes() == whole and not state.exists()
+    blocks.write_bytes(whole[:100])
+    assert launch_here(text, tmp_path).executed == 0
+    assert blocks.read_bytes() == whole
+    left_behind()
+    (waste,) = find_waste(Store(tmp_path))
+    assert waste.path == str(state.relative_to(tmp_path))
 
 
 def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
