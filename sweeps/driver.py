@@ -111,9 +111,10 @@ class Options:
     devices: float = 1.0
     """Devices of a lease: GPUs, or CPU workers where there are none."""
     eager: bool = False
-    """Ask at once for as many leases as the sweep will have paths, for start-up to overlap with work."""
+    """Ask at once for as many leases as the sweep will have paths, for start-up to overlap with work, and
+    keep them."""
     idle_seconds: float = 30.0
-    """A lease with nothing to do is given back after this."""
+    """A lease with nothing to do is given back after this, unless `eager`."""
     tick_seconds: float = 0.5
     lease_failures: int = 5
     """Leases in a row that never came up before the sweep is stopped."""
@@ -271,7 +272,10 @@ class Driver:
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
-        micro_batch = self._micro_batch.get(node, self._smallest)
+        micro_batch = self._micro_batch.get(node)
+        if micro_batch is None and self._smallest is not None and node in self.plan.segments:
+            # A checkpoint is only good for the micro-batch it was made with.
+            micro_batch = self._smallest if self.recorder.progress_step(node) is None else None
         job = self.recorder.job(node, micro_batch)
         self.recorder.note("started", node, lease=name, attempts=len(self._history.get(node, ())))
         self.cluster.start(name, job)
@@ -280,12 +284,13 @@ class Driver:
         """Ask for leases while there is more to do than there are, and give back those long idle."""
         now = self.clock()
         free = [name for name, lease in self._leases.items() if lease.node is None]
-        for name in free:
+        for name in () if self._ready or self.options.eager else free:
             lease = self._leases[name]
-            if not self._ready and lease.ready and now - lease.since > self.options.idle_seconds:
+            if lease.ready and now - lease.since > self.options.idle_seconds:
                 self._close(name)
         limit = self.options.max_parallel or len(self._wanted)
-        wanted = max(len(self._ready), self._paths if self.options.eager else 0)
+        busy = len(self._leases) - len(free)  # each on one of the paths
+        wanted = max(len(self._ready), self._paths - busy if self.options.eager else 0)
         more = min(wanted - len(free), limit - len(self._leases), self.cluster.room())
         for _ in range(max(0, more)):
             self._leases[self.cluster.open()] = _Lease(since=now)
@@ -315,12 +320,8 @@ class Driver:
         if outcome is not None and outcome.status == "finished":
             self._finished(node, outcome)
             return
-        if outcome is None or outcome.status in (
-            Observed.PREEMPTED,
-            Observed.OUT_OF_MEMORY,
-            Observed.CRASHED,
-        ):
-            self._close(event.lease)  # a machine about to go, or memory that may stay taken
+        # A machine about to go, memory that may stay taken, a rank that still waits for the one that failed.
+        self._close(event.lease)
         self._failed(node, outcome, event.error)
 
     def _account(self, lease: _Lease) -> None:
@@ -354,9 +355,10 @@ class Driver:
                 heapq.heappush(self._later, (self.clock() + decision.pause_seconds, node))
             case Action.RESTART_SMALLER:
                 assert decision.micro_batch_seqs is not None
-                # What did not fit here will not fit elsewhere either.
                 self._micro_batch[node] = decision.micro_batch_seqs
-                self._smallest = min(self._smallest or decision.micro_batch_seqs, decision.micro_batch_seqs)
+                if node in self.plan.segments:  # what did not fit here will not fit elsewhere either
+                    known = self._smallest or decision.micro_batch_seqs
+                    self._smallest = min(known, decision.micro_batch_seqs)
                 self._make_ready(node)
             case Action.DIVERGE | Action.FAIL:
                 self.recorder.give_up(

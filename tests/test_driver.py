@@ -250,6 +250,65 @@ def test_out_of_memory_halves_the_micro_batch_for_this_and_every_later_segment()
     assert {micro for node, micro in jobs[1:] if node in plan.segments} == {24}
 
 
+def test_a_stage_that_ran_short_of_memory_changes_no_training() -> None:
+    plan = small_plan()
+    stage = next(iter(plan.stages))
+    jobs: list[tuple[str, int | None]] = []
+
+    class Noting(Memory):
+        def job(self, node: str, micro_batch_seqs: int | None) -> Any:
+            jobs.append((node, micro_batch_seqs))
+            return super().job(node, micro_batch_seqs)
+
+    cluster = SimCluster(
+        plan.seconds.__getitem__,
+        2,
+        lambda node, attempt: "out_of_memory" if (node, attempt) == (stage, 1) else "finished",
+    )
+    assert drive(plan, cluster, recorder=Noting())[0] is Ending.COMPLETE
+    assert (stage, 24) in jobs
+    assert all(micro_batch is None for node, micro_batch in jobs if node != stage)
+
+
+def test_a_segment_with_checkpoints_keeps_its_micro_batch() -> None:
+    """Another segment ran short of memory meanwhile: its smaller one would make the checkpoints useless."""
+    plan = small_plan()
+    trunk, *_, lost = plan.segments
+    recorder = Memory(steps={lost: 100})
+    jobs: list[tuple[str, int | None]] = []
+    recorder.job = lambda node, micro: jobs.append((node, micro)) or (node, micro)  # type: ignore[method-assign, func-returns-value]
+    endings = {(trunk, 1): "out_of_memory", (lost, 1): "lost"}
+    cluster = SimCluster(
+        plan.seconds.__getitem__, 2, lambda node, attempt: endings.get((node, attempt), "finished")
+    )
+    assert drive(plan, cluster, recorder=recorder)[0] is Ending.COMPLETE
+    assert [micro for node, micro in jobs if node == trunk] == [None, 24]
+    assert [micro for node, micro in jobs if node == lost] == [None, None]
+
+
+@pytest.mark.parametrize("status", ["bad_input", "storage", "diverged", "crashed"])
+def test_work_that_failed_takes_its_lease_along(status: str) -> None:
+    """A rank may still wait there for the one that failed: its next job would meet the old one's messages."""
+    plan = small_plan()
+    first = next(iter(plan.segments))
+    cluster = SimCluster(
+        plan.seconds.__getitem__,
+        1,
+        lambda node, attempt: status if (node, attempt) == (first, 1) else "finished",
+    )
+    drive(plan, cluster)
+    used = [lease for _, lease, node in cluster.log if node == first]
+    assert all(lease == used[0] for _, lease, node in cluster.log[:1])
+    assert used[0] not in {lease for _, lease, _ in cluster.log[1:]}
+
+
+def test_local_workers_are_kept() -> None:
+    plan = small_plan()
+    cluster = SimCluster(lambda node: 600.0, 2)
+    assert drive(plan, cluster, eager=True, idle_seconds=30.0)[0] is Ending.COMPLETE
+    assert cluster.opened == 2
+
+
 def test_a_commit_that_fails_is_tried_again() -> None:
     plan = small_plan()
     trunk = next(iter(plan.segments))
