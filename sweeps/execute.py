@@ -18,7 +18,7 @@ from typing import Any
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import DivergedError, UserError
 from sweeps.events import emit, reports
-from sweeps.files import StorageError
+from sweeps.files import StorageError, is_storage_fault
 from sweeps.policy import Observed
 from sweeps.schema import BLOCKS, TRAJECTORY, to_parquet
 from sweeps.store import FINAL_STATE, Outcome, Store, checksums
@@ -48,7 +48,6 @@ class Job:
     """Some run ends at `until`."""
     resume: tuple[str, ...] = ()
     """Checkpoints of earlier attempts, the furthest first."""
-    calibration_tokens: int = 0
 
 
 def warm_up() -> None:
@@ -105,19 +104,23 @@ def _attempt(
         if job.kind == SEGMENT:
             return _train(job, outcome, workdir, rank, should_stop)
         return replace(outcome, result=_stage(job, workdir, rank))
-    except DivergedError as error:
-        return replace(outcome, status=Observed.DIVERGED, error=str(error))
-    except StorageError as error:
-        return replace(outcome, status=Observed.STORAGE, error=str(error))
-    except UserError as error:
-        return replace(outcome, status=Observed.BAD_INPUT, error=str(error))
     except Exception as error:
-        if is_out_of_memory(error):
-            return replace(outcome, status=Observed.OUT_OF_MEMORY, error=_first_line(error))
-        traceback.print_exc()
-        return replace(
-            outcome, status=Observed.CRASHED, error=f"{type(error).__name__}: {_first_line(error)}"
-        )
+        status, text = observed(error), _first_line(error)
+        if status is Observed.CRASHED:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {text}"
+        return replace(outcome, status=status, error=str(error) if isinstance(error, UserError) else text)
+
+
+def observed(error: Exception) -> Observed:
+    """What an exception in the midst of the work says of its end."""
+    if isinstance(error, DivergedError):
+        return Observed.DIVERGED
+    if isinstance(error, StorageError) or is_storage_fault(error):
+        return Observed.STORAGE
+    if isinstance(error, UserError):
+        return Observed.BAD_INPUT
+    return Observed.OUT_OF_MEMORY if is_out_of_memory(error) else Observed.CRASHED
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ Storage that is away for a while is waited for, with growing pauses, up to `pati
 
 import errno
 import os
+import re
 import shutil
 import time
 import uuid
@@ -21,6 +22,7 @@ from gepa_core.errors import UserError
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
 # Waiting does not mend these.
 _PERMANENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 _PERMANENT_TEXT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
 _CHUNK = 8 << 20
 T = TypeVar("T")
@@ -267,6 +269,17 @@ class Files:
                     raise StorageError(_explain(error, verb, self.describe(path), permanent)) from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether an exception says that a disk is full or failing, and not that a file is missing.
+
+    Libraries in Rust (safetensors) have exceptions of their own, with the number of the error in the text.
+    """
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    cause = error.__cause__
+    return number in _FAULTS or (cause is not None and is_storage_fault(cause))
 
 
 def _explain(error: OSError, verb: str, where: str, permanent: bool) -> str:

@@ -17,7 +17,7 @@ from sweeps.tree import Plan
 
 _LOG_TAIL_LINES = 15
 _READ_SECONDS = 2.0
-_MAX_RUNNING, _MAX_RECENT = 40, 8
+_MAX_RUNNING = 40
 
 
 class View(Protocol):
@@ -130,7 +130,6 @@ class LiveView:
         self.begun = time.monotonic()
         self.running: dict[str, dict[str, Any]] = {}
         self.done: set[str] = set(plan.done)
-        self.spent = 0.0
         self._read = 0.0
         self.live = Live(console=console, get_renderable=self.render, auto_refresh=False)
         self.live.start()
@@ -142,7 +141,6 @@ class LiveView:
             self.running.pop(node, None)
         if what == "finished":
             self.done.add(node)
-            self.spent += facts["outcome"].seconds
         if what != "started" and (text := event_text(self.plan, what, node, facts)):
             self.live.console.print(Text(f"{_clock(time.monotonic() - self.begun)} {text}"))
         for line in facts.get("log", ()):

@@ -3,6 +3,7 @@
 Ray's part is in test_cluster.py and tests/fault.
 """
 
+import errno
 import json
 import shutil
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors import SafetensorError
 
 from gepa_core import checkpoint
-from gepa_core.errors import ConfigError
-from sweeps.execute import Job
+from gepa_core.errors import CheckpointError, ConfigError, DivergedError
+from sweeps.execute import Job, observed
 from sweeps.gc import find_waste
 from sweeps.policy import Observed
 from sweeps.record import devices
@@ -391,6 +393,46 @@ def test_a_crash_is_retried_and_then_given_up_with_the_log(
         and "| RuntimeError: cosmic ray" in told
         and 'raise RuntimeError("cosmic ray")' in told
     )
+
+
+def test_a_disk_that_is_full_for_a_while_fails_no_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As safetensors tells it, more often than a crash would be forgiven."""
+    real, failures = checkpoint.save_file, iter(range(3))
+
+    def full(*args: Any) -> None:
+        if next(failures, None) is not None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    text = sweep_text(data, {"steps": [2], "warmdown_ratio": [0.0]}, stages=[])
+    cluster = InThisProcess()
+    assert launch_here(text, tmp_path, cluster=cluster).exit_code == 0 and len(cluster.jobs) == 4
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Observed.STORAGE),
+        (OSError(errno.ESTALE, "Stale file handle"), Observed.STORAGE),
+        (caused(CheckpointError("unreadable"), OSError(errno.EIO, "Input/output error")), Observed.STORAGE),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), Observed.CRASHED),
+        (PermissionError(errno.EACCES, "Permission denied"), Observed.CRASHED),
+        (SafetensorError("invalid header"), Observed.CRASHED),
+        (CheckpointError("of another model"), Observed.BAD_INPUT),
+        (DivergedError("not finite"), Observed.DIVERGED),
+        (RuntimeError("can't allocate memory"), Observed.OUT_OF_MEMORY),
+    ],
+)
+def test_what_an_exception_says(error: Exception, status: Observed) -> None:
+    assert observed(error) is status
 
 
 def test_store_on_s3_gives_the_same_bits(
