@@ -19,8 +19,8 @@ from analysis.table import Run, Table, joined_trunks
 
 _BOOKKEEPING = {
     "run_id", "sweep", "status", "error", "seed", "steps", "peak_steps", "warmdown_steps", "warmdown_ratio",
-    "schedule", "final_lr_fraction", "warmup_steps", "first_step", "device", "torch_version", "config_json",
-    "commit", "started_at", "finished_at", "trunk", *METRICS,
+    "schedule", "final_lr_fraction", "warmup_steps", "first_step", "ranks", "device", "torch_version",
+    "config_json", "commit", "started_at", "finished_at", "trunk", *METRICS,
 }  # fmt: skip
 
 

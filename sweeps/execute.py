@@ -9,15 +9,15 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import DivergedError, UserError
-from sweeps.events import emit, reports
+from sweeps.events import emit, events, reports
 from sweeps.files import StorageError, is_storage_fault
 from sweeps.policy import Observed
 from sweeps.schema import BLOCKS, TRAJECTORY, to_parquet
@@ -26,6 +26,7 @@ from sweeps.workdir import Workdir, captured_output
 
 ARTIFACT = "model.int6"
 SEGMENT = "segment"
+_BITS_DEPEND_ON = ("device", "ranks", "threads", "micro_batch_seqs", "torch_version")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Job:
     """Some run ends at `until`."""
     resume: tuple[str, ...] = ()
     """Checkpoints of earlier attempts, the furthest first."""
+    launch: dict[str, Any] = field(default_factory=dict)
+    """What the record of its execution is to say besides: commit, gpus."""
 
 
 def warm_up() -> None:
@@ -102,7 +105,7 @@ def _attempt(
     """The work, with whatever goes wrong turned into a status."""
     try:
         if job.kind == SEGMENT:
-            return _train(job, outcome, workdir, rank, should_stop)
+            return _train(job, outcome, workdir, rank, world, should_stop)
         return replace(outcome, result=_stage(job, workdir, rank))
     except Exception as error:
         status, text = observed(error), _first_line(error)
@@ -134,14 +137,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _train(
-    job: Job, outcome: Outcome, workdir: Workdir, rank: int, should_stop: Callable[[], Observed | None]
+    job: Job,
+    outcome: Outcome,
+    workdir: Workdir,
+    rank: int,
+    world: int,
+    should_stop: Callable[[], Observed | None],
 ) -> Outcome:
-    from gepa_core.train import train_segment
+    from gepa_core.train import prepare, train_segment
 
+    prepare(job.exec)
     journal = workdir.path / "events.jsonl"
     tokens_per_step = job.config.batch.tokens_per_step
     if rank == 0:
         resumed = workdir.adopt(job.resume)
+        how = _execution(job, world, outcome)
+        breaks = _breaks_at_resuming(job, resumed, how)
         emit(
             journal,
             "started",
@@ -149,6 +160,8 @@ def _train(
             step=resumed or job.identity["start"],
             until=job.until,
             resumed_at=resumed,
+            execution=how,
+            breaks=breaks,
         )
 
     def on_report(report: Any) -> None:
@@ -176,7 +189,7 @@ def _train(
         "peak_memory_bytes": segment.peak_memory_bytes,
         "train_shard_tokens": _shard_tokens(job.data.train),
     }
-    execution = {"micro_batch_seqs": segment.micro_batch_seqs}
+    execution = {"micro_batch_seqs": segment.micro_batch_seqs, "breaks": breaks}
     outcome = replace(outcome, result=result, execution=execution)
     if not segment.finished:
         emit(journal, "stopped", step=segment.step)
@@ -186,6 +199,25 @@ def _train(
     rows = [{key: row.get(key) for key in TRAJECTORY.names} for row in reports(journal.read_bytes())]
     workdir.write("trajectory.parquet", to_parquet(rows, TRAJECTORY))
     return outcome
+
+
+def differences(before: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """In what two executions differ that may change the bits."""
+    return [
+        f"{key}: {before.get(key)} before, then {then.get(key)}"
+        for key in _BITS_DEPEND_ON
+        if before.get(key) != then.get(key)
+    ]
+
+
+def _breaks_at_resuming(job: Job, resumed: int | None, how: Mapping[str, Any]) -> list[str]:
+    """In what the attempt differs from the one it goes on from, and that one from those before it."""
+    if resumed is None:
+        return []
+    saved = next(path for path in job.resume if path.endswith(f"/{resumed}"))
+    journal = job.store.files.read(f"{saved.rpartition('/checkpoints/')[0]}/events.jsonl") or b""
+    started = next((event for event in events(journal) if event["event"] == "started"), {})
+    return [*started.get("breaks", ()), *differences(started.get("execution", how), how)]
 
 
 def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
@@ -299,6 +331,7 @@ def _execution(job: Job, world: int, outcome: Outcome) -> dict[str, Any]:
         "micro_batch_seqs": micro_batch_seqs(
             job.config.batch, job.config.model.width, job.exec.micro_batch_seqs, device
         ),
+        **job.launch,
         **outcome.execution,
     }
 

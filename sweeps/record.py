@@ -14,7 +14,7 @@ from typing import Any
 
 from gepa_core.config import DataPaths, canonical_json
 from sweeps.cost import num_params
-from sweeps.execute import ARTIFACT, SEGMENT, Job
+from sweeps.execute import ARTIFACT, SEGMENT, Job, differences
 from sweeps.files import StorageError
 from sweeps.lease import Lease
 from sweeps.progress import View, log_tail
@@ -30,7 +30,7 @@ class SweepRecorder:
     """The driver's Recorder over a store. Every write is made under the sweep's lease."""
 
     def __init__(self, store: Store, plan: Plan, lease: Lease, view: View, facts: dict[str, Any]) -> None:
-        """`facts`: values that are the same for every row (commit)."""
+        """`facts`: what the records of this launch's attempts are to say of it (commit)."""
         self.store, self.plan, self.lease, self.view, self.facts = store, plan, lease, view, facts
         self.folder = store.sweep(plan.sweep.name)
         self.done: dict[str, Outcome] = {}
@@ -87,6 +87,7 @@ class SweepRecorder:
             exec=exec_cfg,
             identity={},
             start=self._start(node),
+            launch={**self.facts, "gpus": sweep.resources.gpus_per_run},
         )
         if segment is None:
             stage = self.plan.stages[node]
@@ -133,7 +134,8 @@ class SweepRecorder:
 
     def commit(self, outcome: Outcome) -> None:
         self.lease.check()
-        outcome = replace(outcome, execution={**outcome.execution, "breaks": self._breaks(outcome)})
+        breaks = dict.fromkeys([*outcome.execution.get("breaks", ()), *self._breaks(outcome)])
+        outcome = replace(outcome, execution={**outcome.execution, "breaks": list(breaks)})
         winner = self.store.commit(outcome)
         self.done[outcome.id] = winner
         self.store.prune(winner)
@@ -150,12 +152,7 @@ class SweepRecorder:
             return []
         if not before.execution:
             return ["it starts from an adopted state, of which is not known how it was executed"]
-        keys = ("device", "ranks", "threads", "micro_batch_seqs", "torch_version")
-        return [
-            f"{key}: {before.execution.get(key)} before, then {outcome.execution.get(key)}"
-            for key in keys
-            if before.execution.get(key) != outcome.execution.get(key)
-        ]
+        return differences(before.execution, outcome.execution)
 
     def _publish(self, done: Outcome, missing_only: bool = False) -> None:
         """Bring the sweep's folder up to date with a committed segment or stage."""
@@ -246,6 +243,7 @@ class SweepRecorder:
             **{key: getattr(config, key) for key in _CONFIG_COLUMNS},
             "params": num_params(config.model),
             "gpus": sweep.resources.gpus_per_run,
+            "ranks": sweep.ranks,
             "data_fingerprint": config.data.train,
             "config_json": canonical_json(config.model_dump(mode="json")),
             **self.facts,
@@ -259,7 +257,7 @@ class SweepRecorder:
                 row["epochs"] = config.train_tokens / shard_tokens
             if all("train_seconds" in done.result for done in chain):  # not of an adopted checkpoint
                 row["train_seconds"] = sum(done.result["train_seconds"] for done in chain)
-            row |= {key: last.execution.get(key) for key in ("device", "torch_version")}
+            row |= {key: last.execution[key] for key in _EXECUTION_COLUMNS if key in last.execution}
         own = [done for done in (*chain, *stages) if len(self.runs_of[done.id]) == 1]
         shared = [done for done in (*chain, *stages) if len(self.runs_of[done.id]) > 1]
         if chain:
@@ -272,8 +270,13 @@ class SweepRecorder:
 
     def _device_seconds(self, done: Iterable[Outcome]) -> float:
         """Of committed attempts; training before an interruption included."""
-        seconds = sum(max(o.seconds, o.result.get("train_seconds", 0.0)) for o in done)
-        return seconds * devices(self.plan)
+        return sum(self._devices(o) * max(o.seconds, o.result.get("train_seconds", 0.0)) for o in done)
+
+    def _devices(self, done: Outcome) -> float:
+        """That it occupied; those of this launch where its record, an old one, does not tell."""
+        if "gpus" not in done.execution:
+            return devices(self.plan)
+        return done.execution["gpus"] or float(done.execution["ranks"])
 
 
 _CONFIG_COLUMNS = (
@@ -285,6 +288,8 @@ _CONFIG_COLUMNS = (
     "schedule",
     "train_tokens",
 )
+_EXECUTION_COLUMNS = ("gpus", "ranks", "device", "torch_version", "commit")
+"""Of the run's last segment; where its record, an old one, does not tell, those of this launch."""
 _STAGE_COLUMNS = (
     *(f"{stage}_bpb" for stage in _BPB_STAGES),
     "artifact_bytes",

@@ -57,6 +57,7 @@ RUNS = _schema(
         _field("gpu_seconds_own", _real, "device s", "of this run alone; a CPU worker counts as a device"),
         _field("gpu_seconds_shared", _real, "device s", "work it shares with other runs of the sweep"),
         _field("gpus", _real, "GPUs", "GPUs a run; 0 on CPU"),
+        _field("ranks", _int, "processes", "that trained a run together"),
         _field("device", _text, "", "device of the training"),
         _field("torch_version", _text, "", ""),
         _field("data_fingerprint", _text, "", "of the training shards"),

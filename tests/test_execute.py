@@ -269,6 +269,29 @@ def test_data_that_is_damaged_fails_the_run_with_the_reason(data: Path, tmp_path
     assert "train_000000.bin" in reason
 
 
+def test_a_row_says_how_its_run_was_executed_and_not_how_the_last_launch_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = sweep_text(data, {"steps": [4], "warmdown_ratio": [0.5]}, stages=["float"])
+    launch_here(text, tmp_path)
+    before = Store(tmp_path).sweep("tiny").read_runs()
+    assert before and before[0]["ranks"] == 1 and before[0]["gpu_seconds_own"] > 0
+    monkeypatch.setattr("sweeps.run._git", lambda *arguments: "of another day")
+    assert launch_here(text, tmp_path, ["exec.ranks=2"]).executed == 0
+    assert Store(tmp_path).sweep("tiny").read_runs() == before
+
+
+def test_a_break_of_bit_identity_inside_a_segment_is_recorded(data: Path, tmp_path: Path) -> None:
+    """Interrupted, then resumed with more threads, then interrupted and resumed once more."""
+    text = sweep_text(data, {"steps": [6], "warmdown_ratio": [0.0]}, stages=[])
+    stop = InThisProcess(lambda job: Observed.STOPPED)
+    launch_here(text, tmp_path, cluster=stop)
+    launch_here(text, tmp_path, ["exec.threads=2"], cluster=stop)
+    result = launch_here(text, tmp_path, ["exec.threads=2"])
+    assert result.exit_code == 0
+    assert list(result.identity_breaks.values()) == [["threads: 1 before, then 2"]]
+
+
 def test_a_damaged_checkpoint_is_passed_over(data: Path, tmp_path: Path) -> None:
     """The newest of an interrupted attempt; the one before it serves."""
     text = sweep_text(data, {"steps": [12], "warmdown_ratio": [0.0]}, exec={"checkpoint_every": 2})
