@@ -75,6 +75,8 @@ def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
             quant = config.quant.model_dump(mode="json")
             if config.quant.method != "rd":
                 del quant["budget_bytes"], quant["calibration_tokens"], quant["integer_bits"]
+            elif config.quant.budget_bytes is None:  # what the script leaves, and these settings are in it
+                quant["script"] = stage_settings(config, "ttt")
             return quant
 
 

@@ -223,6 +223,15 @@ def test_stages_fork_as_late_as_they_can() -> None:
     assert first.stages[:2] == fourth.stages[:2]
 
 
+def test_an_artifact_that_fills_the_cap_belongs_to_its_script() -> None:
+    """The TTT settings are in the script, and their digits in its length."""
+    rd = QuantConfig(method="rd")
+    for quant, artifacts in ((rd, 2), (rd.model_copy(update={"budget_bytes": 15_900_000}), 1)):
+        run = RunConfig(steps=100, warmdown_steps=40, quant=quant)
+        plan = make_plan(sweep_of(run, run.model_copy(update={"ttt": TTTConfig(lr=0.00213)})))
+        assert len([stage for stage in plan.stages.values() if stage.kind == "quantize"]) == artifacts
+
+
 def test_a_sweep_may_choose_its_stages() -> None:
     run = RunConfig(steps=10, warmdown_steps=4)
     kinds = [s.kind for s in make_plan(sweep_of(run, stages=("ema", "int6"))).stages.values()]
