@@ -5,6 +5,7 @@ object store shows an object only when its upload is complete (there is no renam
 Storage that is away for a while is waited for, with growing pauses, up to `patience` seconds.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -22,6 +23,7 @@ from gepa_core.errors import UserError
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
 # Waiting does not mend these.
 _PERMANENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+_PERMANENT |= {errno.ENOTEMPTY}  # somebody still writes there
 _FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 _PERMANENT_TEXT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
 _CHUNK = 8 << 20
@@ -154,20 +156,23 @@ class Files:
         return self._patiently(attempt, "list", path)
 
     def delete(self, path: str) -> None:
-        """Delete a file or a folder with all it holds; nothing where there is neither."""
+        """Delete a file or a folder with all it holds; nothing where there is neither.
+
+        What lies higher goes first: half deleted, a folder has lost the record that vouches for the rest.
+        """
 
         def attempt() -> None:
             if self.local:
                 target = self.local / path
                 if target.is_dir() and not target.is_symlink():
-                    shutil.rmtree(target, ignore_errors=True)
+                    _delete_folder(target)
                 else:
                     target.unlink(missing_ok=True)
                 return
             info = self._fs.get_file_info(self._remote(path))
             if info.is_file:
                 self._fs.delete_file(info.path)
-            for entry in self.list(path, recursive=True):
+            for entry in sorted(self.list(path, recursive=True), key=lambda entry: entry.name.count("/")):
                 if not entry.is_dir:
                     self._fs.delete_file(self._remote(f"{path}/{entry.name}"))
             if info.type.name == "Directory":
@@ -290,6 +295,17 @@ def _explain(error: OSError, verb: str, where: str, permanent: bool) -> str:
         "check the path and your rights" if permanent else "the store stayed away; try again when it is back"
     )
     return f"cannot {verb} {where}: {what}; {hint}"
+
+
+def _delete_folder(folder: Path) -> None:
+    """Its own files before its folders; what another process deleted meanwhile is passed over."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir(), key=lambda path: path.is_dir()):
+            if path.is_dir() and not path.is_symlink():
+                _delete_folder(path)
+            else:
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gepa_core.errors import ConfigError
-from sweeps.files import TEMPORARY_SUFFIX
+from sweeps.files import TEMPORARY_SUFFIX, StorageError
 from sweeps.lease import is_stale, read_lease
 from sweeps.store import FINAL_STATE, Outcome, Store
 
@@ -51,8 +51,15 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
 
 
 def collect(store: Store, waste: list[Waste]) -> None:
+    """Raises StorageError, when all else is deleted, saying what could not be."""
+    refused: list[StorageError] = []
     for item in waste:
-        store.files.delete(item.path)
+        try:
+            store.files.delete(item.path)
+        except StorageError as error:
+            refused.append(error)
+    if refused:
+        raise StorageError(f"{len(refused)} of {len(waste)} could not be deleted: {refused[0]}")
 
 
 def _waste(store: Store, path: str, why: str) -> Waste:

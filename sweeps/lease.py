@@ -19,6 +19,9 @@ from typing import Any
 from gepa_core.errors import UserError
 from sweeps.files import Files, StorageError
 
+_TAKEOVER_SECONDS = 1.0
+"""Between writing over a record and checking it: others may have read the old one at the same moment."""
+
 
 class LeaseHeldError(UserError):
     """Another driver works on this sweep."""
@@ -42,17 +45,16 @@ class Lease:
 
     def acquire(self) -> None:
         """Raises LeaseHeldError while another driver holds it."""
-        held = read_lease(self.files, self.path)
-        if held and not is_stale(held):
-            raise LeaseHeldError(_held_message(self.files.describe(self.path), held))
-        if held is None:
-            taken = self.files.put_new(self.path, self._record())
-        else:
-            self.files.put(self.path, self._record())
-            taken = True
-        time.sleep(self.settle)
+        settle = self.settle
+        if not self.files.put_new(self.path, self._record()):
+            held = read_lease(self.files, self.path)
+            if held and not is_stale(held):
+                raise LeaseHeldError(_held_message(self.files.describe(self.path), held))
+            self.files.put(self.path, self._record())  # in place of one expired, orphaned or unreadable
+            settle = max(settle, _TAKEOVER_SECONDS)
+        time.sleep(settle)
         now = read_lease(self.files, self.path)
-        if not taken or now is None or now["driver"] != self.driver:
+        if now is None or now["driver"] != self.driver:
             raise LeaseHeldError(_held_message(self.files.describe(self.path), now or {}))
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -105,7 +107,8 @@ def read_lease(files: Files, path: str) -> dict[str, Any] | None:
         record = json.loads(data) if data else None
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "driver" in record and "expires" in record else None
+    whole = isinstance(record, dict) and "driver" in record and isinstance(record.get("expires"), int | float)
+    return record if whole else None
 
 
 def is_stale(record: dict[str, Any]) -> bool:

@@ -153,22 +153,24 @@ class Store:
         return sorted(found, key=lambda state: (-state.step, state.attempt))
 
     def final_state(self, done: Outcome) -> str | None:
-        """Path of a committed segment's final state; None once it was deleted."""
+        """Path of a committed segment's final state; None once it was deleted or cut short."""
         path = f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}"
-        wanted = {name for name in done.files if name.startswith(f"{FINAL_STATE}/")}
-        there = {f"{FINAL_STATE}/{entry.name}" for entry in self.files.list(path)}
-        return path if wanted and wanted <= there else None
+        wanted = {n: facts["bytes"] for n, facts in done.files.items() if n.startswith(f"{FINAL_STATE}/")}
+        there = {f"{FINAL_STATE}/{entry.name}": entry.size for entry in self.files.list(path)}
+        return path if wanted and wanted.items() <= there.items() else None
 
     def drop_state(self, done: Outcome) -> None:
         """Delete a committed segment's final state; its figures stay."""
-        self.files.delete(f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}")
+        with contextlib.suppress(StorageError):  # gc finds what is left
+            self.files.delete(f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}")
 
     def prune(self, done: Outcome) -> None:
         """Delete other attempts of a committed segment or stage, and the checkpoints on its way."""
-        for attempt in self.attempts(done.id):
-            if attempt != done.attempt:
-                self.files.delete(self.attempt_path(done.id, attempt))
-        self.files.delete(f"{self.attempt_path(done.id, done.attempt)}/checkpoints")
+        base = self.attempt_path(done.id, done.attempt)
+        others = [self.attempt_path(done.id, name) for name in self.attempts(done.id) if name != done.attempt]
+        for path in (*others, f"{base}/checkpoints"):
+            with contextlib.suppress(StorageError):  # a worker given up for lost writes on; gc finds it
+                self.files.delete(path)
 
     def read_file(self, done: Outcome, name: str) -> bytes:
         """A file the commit vouches for. Raises StorageError where it is gone or altered."""

@@ -1,5 +1,6 @@
 """The store on a disk and on an object store (moto's server): attempts, DONE records, leases, tables."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps.files import Files, StorageError
+from sweeps.gc import collect, find_waste
 from sweeps.lease import Lease, LeaseHeldError, LeaseLostError, read_lease
 from sweeps.schema import RUNS, runs_schema, to_parquet
 from sweeps.store import CommitError, Outcome, Store, checksums
@@ -62,6 +64,62 @@ def test_files_are_whole_or_absent(url: str) -> None:
     files.delete("a")
     files.delete("a")
     assert files.list("a") == [] and files.list("never") == []
+
+
+def test_a_folder_half_deleted_has_lost_its_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at the second file, whatever it is."""
+    done = finished(store, "0-10-x", "aaaa")
+    store.commit(done)
+    deleted: list[object] = []
+
+    def killed(real: Callable[..., None]) -> Callable[..., None]:
+        def delete(*args: Any, **kwargs: Any) -> None:
+            if deleted:
+                raise KeyboardInterrupt
+            deleted.append(args)
+            real(*args, **kwargs)
+
+        return delete
+
+    if store.files.local:
+        monkeypatch.setattr(os, "unlink", killed(os.unlink))
+        monkeypatch.setattr(os, "rmdir", killed(os.rmdir))
+    else:
+        remote = store.files._fs
+        monkeypatch.setattr(store.files, "_fs", Killing(remote, killed(remote.delete_file)))
+    with pytest.raises(KeyboardInterrupt):
+        store.files.delete("segments/0-10-x")
+    monkeypatch.undo()
+    assert store.done("0-10-x") is None and store.attempts("0-10-x") == ["aaaa"]
+    store.files.delete("segments/0-10-x")
+    assert store.ids() == []
+
+
+class Killing:
+    """A pyarrow file system with another delete_file."""
+
+    def __init__(self, fs: Any, delete_file: Callable[..., None]) -> None:
+        self.fs, self.delete_file = fs, delete_file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fs, name)
+
+
+def test_what_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for name in ("a", "b"):
+        store.files.put(f"segments/{name}/attempts/x/log.txt", b"1")
+    real = os.rmdir
+
+    def rmdir(path: Any, **kwargs: Any) -> None:
+        if str(path).endswith("a/attempts/x"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path, **kwargs)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with pytest.raises(StorageError, match=r"1 of 2 could not be deleted: .*segments/a: Permission denied"):
+        collect(store, find_waste(store))
+    assert store.ids() == ["a"]
 
 
 def test_folders_travel_both_ways(url: str, tmp_path: Path) -> None:
@@ -134,7 +192,7 @@ def test_a_bucket_that_is_not_there_is_an_error_at_once(s3_endpoint: str) -> Non
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.put("runs.parquet", b"old")
@@ -212,6 +270,13 @@ def test_a_state_that_is_dropped_leaves_its_figures(store: Store) -> None:
     store.drop_state(done)
     assert store.final_state(done) is None and store.done("0-10-x") == done
     assert store.files.exists("segments/0-10-x/attempts/aaaa/trajectory.parquet")
+
+
+def test_a_final_state_cut_short_is_none(store: Store) -> None:
+    done = finished(store, "0-10-x", "aaaa")
+    store.commit(done)
+    store.files.put("segments/0-10-x/attempts/aaaa/checkpoint/state.json", b"{")
+    assert store.final_state(done) is None
 
 
 def test_saved_states_are_listed_furthest_first(store: Store) -> None:
@@ -303,11 +368,51 @@ def test_a_lease_is_renewed(tmp_path: Path) -> None:
     lease.release()
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"3", b'{"driver": "x"}'])
-def test_a_lease_that_is_not_readable_is_none(tmp_path: Path, garbage: bytes) -> None:
+def test_of_drivers_that_take_over_a_stale_lease_at_once_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have read the old record before the first writes its own; the disk is slow for one of them."""
+    files = Files(tmp_path)
+    files.put("lease.json", json.dumps({"driver": "old", "expires": 0}).encode())
+    drivers, seen = [Lease(files, "lease.json") for _ in range(3)], threading.Barrier(3)
+    real, held = Files.put, []
+
+    def put(self: Files, path: str, data: bytes) -> None:
+        if drivers[0].driver.encode() in data:
+            time.sleep(0.3)
+        real(self, path, data)
+
+    def meet(record: dict[str, Any]) -> bool:
+        seen.wait()
+        return True
+
+    monkeypatch.setattr(Files, "put", put)
+    monkeypatch.setattr("sweeps.lease.is_stale", meet)
+
+    def acquire(driver: Lease) -> None:
+        with contextlib.suppress(LeaseHeldError):
+            driver.acquire()
+            held.append(driver)
+
+    threads = [threading.Thread(target=acquire, args=(driver,)) for driver in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held == drivers[:1]
+    held[0].release()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"3", b'{"driver": "x"}', b'{"driver": "x", "expires": null}']
+)
+def test_a_lease_that_is_not_readable_is_free(tmp_path: Path, garbage: bytes) -> None:
     files = Files(tmp_path)
     files.put("lease.json", garbage)
     assert read_lease(files, "lease.json") is None
+    lease = Lease(files, "lease.json")
+    lease.acquire()
+    lease.release()
 
 
 # Tables
