@@ -189,6 +189,10 @@ def _backtest(options: argparse.Namespace) -> None:
     summary = {name: value for name, value in result.items() if isinstance(value, float) and name != "level"}
     for name, number in summary.items():
         print(f"{name}: {number:.5g}")
+    for reason in result["reasons"]:
+        print(f"no interval: {reason}")
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
 
 
 def _compare(options: argparse.Namespace) -> None:

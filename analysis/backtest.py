@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from analysis.table import Floats, Ints, Run, Table, default_metric
 Scores = dict[str, float | None]
 
 
-def backtest(table: Table, *, split: str, metric: str | None = None, level: float = 0.9) -> dict[str, object]:
+def backtest(table: Table, *, split: str, metric: str | None = None, level: float = 0.9) -> dict[str, Any]:
     """Scores of the ensemble, and of each law, on the test runs: whole trajectory and last measurement.
 
     Fits see only the training rows. Groups of runs (peak_lr, params, ...) are fitted apart. The last
@@ -39,17 +40,33 @@ def backtest(table: Table, *, split: str, metric: str | None = None, level: floa
     return {"metric": metric, "split": split, "level": level, **score(train, test, metric, level)}
 
 
-def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[str, object]:
-    """What `backtest` gives, for two tables. Only `train` reaches the fits."""
+def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[str, Any]:
+    """What `backtest` gives, for two tables. Only `train` reaches the fits.
+
+    A test run is predicted from the training runs that agree with it in every axis both tables have; one
+    without any is not scored, and `warnings` say so.
+
+    Raises:
+        AnalysisError: no test run has such training runs, or they still differ in an axis of their own.
+    """
+    shared = train.axes() & test.axes()
+    unscored: list[str] = []
     scores: dict[str, dict[str, Scores]] = {}
     predictions: dict[str, Prediction] = {}
     for group, members in test.groups().items():
-        training = one_group(train, dict(group) if len(train.groups()) > 1 else {})
+        like = {axis: value for axis, value in group if axis in shared}
+        if not train.where(lambda run, like=like: run.agrees(like)).runs:  # type: ignore[misc]
+            told = ", ".join(f"{axis}={value}" for axis, value in like.items())
+            unscored.append(f"no training run has {told}: {len(members.runs)} test runs are not scored")
+            continue
+        training = one_group(train, like)
         ensemble = build(training, metric)
         baselines = fit_laws(training, metric, baselines=True)
         for run in members.runs:
             predictions[run.run_id], scores[run.run_id] = _score_run(ensemble, baselines, run, level)
     laws = dict.fromkeys(law for by_law in scores.values() for law in by_law if law != "ensemble")
+    if not scores:
+        raise AnalysisError(f"{test.source}: {'; '.join(unscored)}")
     return {
         "runs": {run_id: by_law["ensemble"] for run_id, by_law in scores.items()},
         **_summary([by_law["ensemble"] for by_law in scores.values()]),
@@ -60,7 +77,7 @@ def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[st
             }
             for law in laws
         },
-        "warnings": sorted({w for p in predictions.values() for w in p.warnings}),
+        "warnings": unscored + sorted({w for p in predictions.values() for w in p.warnings}),
         "reasons": sorted({p.reason for p in predictions.values() if p.reason}),
     }
 

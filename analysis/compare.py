@@ -108,7 +108,7 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
     Raises:
         AnalysisError: no run has a counterpart, or one has several.
     """
-    shared = _axes(before) & _axes(after) - set(_IGNORED)
+    shared = before.axes() & after.axes() - set(_IGNORED)
     ours, theirs = _by_key(before, shared), _by_key(after, shared)
     keys = [key for key in ours if key in theirs]
     if not keys:
@@ -132,10 +132,6 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
         if k not in other
     ]
     return Comparison(frame, summary, tuple(alone))
-
-
-def _axes(table: Table) -> set[str]:
-    return {name for run in table.runs for name, _ in run.group}
 
 
 def _by_key(table: Table, shared: set[str]) -> dict[tuple[object, ...], Run]:

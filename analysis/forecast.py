@@ -84,7 +84,9 @@ class Forecast:
 
 
 def forecast(table: Table, metric: str, noise: float | None) -> Forecast:
-    """Fit the largest group of runs and predict around it. `noise`: absolute replicate SD, if known.
+    """Fit the largest group of runs and predict around it.
+
+    `noise`: relative replicate SD; if not known .001, as between seeds in public studies.
 
     Raises:
         AnalysisError: the runs carry no law, or all have one length or no warmdown.
@@ -101,8 +103,7 @@ def forecast(table: Table, metric: str, noise: float | None) -> Forecast:
     ratios = [run.warmdown_ratio for run in annealed]
     grid = np.linspace(max(0.05, min(ratios) - BESIDE), min(0.95, max(ratios) + BESIDE), _RATIOS)
     surface = evaluate(ensemble, np.geomspace(shortest, FARTHEST * longest, _LENGTHS), grid)
-    level = float(np.median(surface.value))
-    relative = ensemble_noise(noise, level)
+    relative = 0.001 if noise is None else noise
     wanted = sorted({run.steps for run in annealed} | {round(1.5 * longest), round(2 * longest)})
     tried = (
         np.linspace(min(ratios), max(ratios), _RATIOS) if max(ratios) > min(ratios) else np.array(ratios[:1])
@@ -110,11 +111,6 @@ def forecast(table: Table, metric: str, noise: float | None) -> Forecast:
     best = tuple(_best_ratio(ensemble, steps, tried, relative) for steps in wanted)
     others = tuple(run.run_id for run in table.runs if run.group != largest)
     return Forecast(ensemble, surface, best, tried, relative, others)
-
-
-def ensemble_noise(noise: float | None, level: float) -> float:
-    """Relative replicate SD: the measured one, else .001 as between seeds in public studies."""
-    return 0.001 if noise is None else noise / level
 
 
 def evaluate(ensemble: Ensemble, steps: Floats, ratios: Floats) -> Surface:

@@ -92,7 +92,7 @@ def one_group(table: Table, where: dict[str, object]) -> Table:
     Raises:
         AnalysisError: none does, or they still differ in an axis that is not the schedule's or the seed.
     """
-    kept = table.where(lambda run: all(dict(run.group).get(axis) == value for axis, value in where.items()))
+    kept = table.where(lambda run: run.agrees(where))
     if not kept.runs:
         raise AnalysisError(f"{table.source}: no run has {where}")
     groups = list(kept.groups())

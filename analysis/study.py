@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.advise import Advice, advise
 from analysis.confounds import confounds, replicate_sd
 from analysis.decompose import Decomposition, decompose
 from analysis.errors import AnalysisError
+from analysis.folds import last_known
 from analysis.forecast import Forecast, forecast
 from analysis.table import Table, default_metric
 from analysis.units import STAGES
@@ -44,8 +47,7 @@ def study(table: Table) -> Study:
     """
     metric = default_metric(table)
     wanted = final_metric(table, metric)
-    noise = replicate_sd(table, metric)
-    found, reason = _forecast(table, wanted, noise[0] if noise else None)
+    found, reason = _forecast(table, wanted, relative_noise(table, metric))
     warmdown = analyse_warmdowns(table, metric)
     return Study(
         table=table,
@@ -60,6 +62,13 @@ def study(table: Table) -> Study:
         no_forecast=reason,
         advice=advise(found) if found else None,
     )
+
+
+def relative_noise(table: Table, metric: str) -> float | None:
+    """Replicate SD of the trajectories' metric as a share of its level, so that it holds in other units."""
+    noise = replicate_sd(table, metric)
+    level = [known[1] for run in table.runs if (known := last_known(run, metric)) is not None]
+    return None if noise is None else noise[0] / float(np.median(level))
 
 
 def _forecast(table: Table, metric: str, noise: float | None) -> tuple[Forecast | None, str]:

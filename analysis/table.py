@@ -7,7 +7,7 @@ empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +73,11 @@ class Run:
     def is_constant(self) -> bool:
         return self.warmdown_steps == 0 or self.schedule == "constant"
 
+    def agrees(self, axes: Mapping[str, object]) -> bool:
+        """Whether the run has these values of the axes that set groups apart."""
+        mine = dict(self.group)
+        return all(mine.get(axis) == value for axis, value in axes.items())
+
     @cached_property
     def lr(self) -> Floats:
         """Multiplier of the peak learning rate at steps 0 .. steps-1, [steps]."""
@@ -128,6 +133,10 @@ class Table:
         keys = dict.fromkeys(run.group for run in self.runs)
         return {key: self.where(lambda run, key=key: run.group == key) for key in keys}  # type: ignore[misc]
 
+    def axes(self) -> set[str]:
+        """Names of the axes that set groups apart."""
+        return {axis for run in self.runs for axis, _ in run.group}
+
     def metrics(self) -> list[str]:
         """Names known for at least one run: final metrics, then trajectory columns."""
         names: dict[str, None] = {}
@@ -145,13 +154,17 @@ class Table:
 
 
 def default_metric(table: Table) -> str:
-    """val_bpb where there is one, else val_loss: the quantity of the trajectories.
+    """val_bpb where there is one, else val_loss: the quantity of the trajectories, else of the finals.
 
     Raises:
         AnalysisError: neither is known for any run.
     """
-    for metric in ("val_bpb", "val_loss"):
-        if any(run.final(metric) is not None or run.curve(metric) is not None for run in table.runs):
+    candidates = ("val_bpb", "val_loss")
+    for metric in candidates:
+        if any(run.curve(metric) is not None for run in table.runs):
+            return metric
+    for metric in candidates:
+        if any(run.final(metric) is not None for run in table.runs):
             return metric
     raise AnalysisError(
         f"{table.source}: neither val_bpb nor val_loss is known for any run (columns: "

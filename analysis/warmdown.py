@@ -8,7 +8,7 @@ the warmdown's length. verdict.py puts all of it into words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,16 +95,33 @@ class Warmdown:
 
 
 def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
-    """Measure every run whose warmdown has enough evaluations of `metric` (a trajectory column)."""
+    """Measure every training whose warmdown has enough evaluations of `metric` (a trajectory column).
+
+    Runs that differ in what follows training only (quantizer, test-time training) count once.
+    """
     measured, skipped = [], []
-    for run in table.runs:
+    once = trainings(table, metric)
+    ids = {run.run_id for run in once}
+    skipped += [(r.run_id, "its training is another run's") for r in table.runs if r.run_id not in ids]
+    for run in once:
         result = _analyse_run(run, table, metric, level)
         if isinstance(result, str):
             skipped.append((run.run_id, result))
         else:
             measured.append(result)
-    lengths = length_laws(table, metric, level)
+    lengths = length_laws(replace(table, runs=once), metric, level)
     return Warmdown(metric, tuple(measured), lengths, tuple(skipped))
+
+
+def trainings(table: Table, metric: str) -> tuple[Run, ...]:
+    """The first run of each training; runs without a trajectory of `metric` are all kept."""
+    first: dict[object, Run] = {}
+    for run in table.runs:
+        curve = run.curve(metric)
+        plan = (run.trunk, run.seed, run.steps, run.warmdown_steps, run.schedule, run.final_lr_fraction)
+        key = (plan, curve[0].tobytes(), curve[2].tobytes()) if curve and run.trunk else run.run_id
+        first.setdefault(key, run)
+    return tuple(first.values())
 
 
 def _analyse_run(run: Run, table: Table, metric: str, level: float) -> RunWarmdown | str:

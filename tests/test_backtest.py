@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.backtest import backtest
+from analysis.backtest import backtest, score
 from analysis.errors import AnalysisError
 from analysis.load import load
 from analysis.predict import predict
@@ -63,6 +63,19 @@ def test_columns_that_split_nothing(split_table: Table) -> None:
         backtest(split_table.split("part", "train"), split="part")
 
 
+def test_runs_of_another_group_are_not_scored_and_that_is_said(split_table: Table) -> None:
+    train = split_table.split("part", "train")
+    test = split_table.split("part", "test")
+    train = replace(train, runs=tuple(replace(run, group=(("peak_lr", 1e-3),)) for run in train.runs))
+    other = replace(test.runs[0], run_id="other", group=(("peak_lr", 3e-4), ("params", 7)))
+    like = tuple(replace(run, group=(("peak_lr", 1e-3), ("params", 7))) for run in test.runs[:1])
+    told: Any = score(train, replace(test, runs=(*like, other)), "val_loss")
+    assert list(told["runs"]) == [like[0].run_id]
+    assert told["warnings"][0] == "no training run has peak_lr=0.0003: 1 test runs are not scored"
+    with pytest.raises(AnalysisError, match=r"no training run has peak_lr=0\.0003"):
+        score(train, replace(test, runs=(other,)), "val_loss")
+
+
 def public(shared: Path, name: str) -> Table:
     folder = shared / "reference" / "curves" / name
     return load(folder / "runs.csv", folder / "trajectories.csv")
@@ -70,11 +83,11 @@ def public(shared: Path, name: str) -> Table:
 
 def test_public_schedules_are_predicted_better_than_published(shared: Path) -> None:
     scores: list[Any] = [backtest(public(shared, name), split="split") for name in ("mpl_25m", "mpl_100m")]
-    assert np.mean([score["mean_mae"] for score in scores]) <= 0.0031
-    assert np.mean([score["mean_worst_e"] for score in scores]) <= 0.0047
-    for score in scores:
+    assert np.mean([found["mean_mae"] for found in scores]) <= 0.0031
+    assert np.mean([found["mean_worst_e"] for found in scores]) <= 0.0047
+    for found in scores:
         for run in ("wsd_20000_24000", "wsdld_20000_24000"):
-            assert abs(score["runs"][run]["final_error"]) <= 0.010
+            assert abs(found["runs"][run]["final_error"]) <= 0.010
 
 
 def test_longer_runs_and_unseen_ratios_of_a_public_grid(shared: Path) -> None:

@@ -123,6 +123,11 @@ def test_trajectories_that_cannot_be_used(tmp_path: Path, broken: str, told: str
     assert told in str(caught.value)
 
 
+def test_the_metric_is_that_of_the_trajectories(tmp_path: Path) -> None:
+    nats = B_CURVE.replace("val_bpb", "val_loss")
+    assert default_metric(load(*write(tmp_path, RUNS, nats))) == "val_loss"
+
+
 @pytest.mark.parametrize("lengths", [(1, 2, 4, 8), (1, 4, 16, 64)])
 def test_finals_of_another_unit_are_told_at_any_length(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     runs = "run_id,steps,warmdown_ratio,val_bpb\n"

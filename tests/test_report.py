@@ -18,7 +18,7 @@ from analysis.load import load
 from analysis.plots import UnavailableError, draw_all, figure_modules
 from analysis.plots.style import CATEGORIES, sequential
 from analysis.report import make_report, write_report
-from analysis.study import Study, study
+from analysis.study import Study, relative_noise, study
 from analysis.sweepfile import read_sweep_file
 from analysis.tabular import Column, ReportTable
 from tests.synthetic_results import write_sweep
@@ -185,6 +185,23 @@ def test_unknown_columns_are_not_shown_but_kept() -> None:
     table = ReportTable("t", "T", frame, {"a": Column("a", ".0f"), "empty": Column("empty", ".0f")})
     assert list(table.shown()) == ["a"]
     assert "extra" in frame.to_csv()
+
+
+def test_replicate_noise_holds_in_the_unit_of_the_finals(folder: Path) -> None:
+    """Trajectories in nats, 1.6 times the BPB of the final stage."""
+    table = load(folder)
+    twins = [
+        replace(
+            run,
+            run_id=f"{run.run_id}-2",
+            trunk="2",
+            metrics={"val_loss": 1.001 * run.metrics["val_loss"]},
+            trajectory=None,
+        )
+        for run in table.runs
+    ]
+    noise = relative_noise(replace(table, runs=(*table.runs, *twins)), "val_loss")
+    assert noise == pytest.approx(0.001 / 2**0.5, rel=0.05)
 
 
 def test_a_figure_without_numbers_says_why(small: Study) -> None:

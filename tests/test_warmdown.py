@@ -1,5 +1,6 @@
 """Warmdown measures: planted truth comes back, intervals cover, the published study says what it said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_runs_that_cannot_be_measured_are_named_with_the_reason() -> None:
     assert reasons["1000-500-linear"] == "no change over its warmdown"
     assert warmdown_verdict(result)[0].startswith("No verdict on the warmdown")
     assert headline(result) == ""
+
+
+def test_variants_of_what_follows_training_count_once(sweep: Table) -> None:
+    variants = tuple(
+        replace(run, run_id=run.run_id + suffix, group=(*run.group, ("quant.method", f"per_row{suffix}")))
+        for suffix in ("", "-a", "-b")
+        for run in sweep.runs
+    )
+    tripled, alone = (analyse(table, "val_bpb") for table in (replace(sweep, runs=variants), sweep))
+    assert warmdown_verdict(tripled) == warmdown_verdict(alone)
+    assert len(tripled.lengths) == len(alone.lengths)
+    assert len(tripled.skipped) == 2 * len(sweep.runs) + len(alone.skipped)
 
 
 def test_published_study(shared: Path) -> None:
