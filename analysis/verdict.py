@@ -81,10 +81,10 @@ def headline(result: Warmdown) -> str:
     return f"Improvement {' and '.join(words)}{cause}."
 
 
-def _direction(ratios: Sequence[Estimate]) -> int:
+def _direction(estimates: Sequence[Estimate]) -> int:
     """1 if most intervals lie above 1, -1 if most lie below, else 0."""
-    faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
-    return 1 if faster > len(ratios) / 2 else -1 if slower > len(ratios) / 2 else 0
+    above, below = sum(e.above(1) for e in estimates), sum(e.below(1) for e in estimates)
+    return 1 if above > len(estimates) / 2 else -1 if below > len(estimates) / 2 else 0
 
 
 def _acceleration(runs: Sequence[RunWarmdown]) -> str:
@@ -152,20 +152,22 @@ def _shares(runs: Sequence[RunWarmdown]) -> str:
 
 def _driver(runs: Sequence[RunWarmdown]) -> str:
     """Which of remaining rate, progress and steps lines the runs up."""
-    exponents = [r.q.value for r in runs if r.q is not None]
+    exponents = [r.q for r in runs if r.q is not None]
     found = collapse(runs)
     if not exponents or found is None:
-        return "With one run, the steps cannot be told from the learning rate."
-    late = (
-        "the gain comes late"
-        if max(exponents) < 1
-        else "the gain comes early"
-        if min(exponents) > 1
-        else "near proportional"
-    )
+        few = (
+            "With one run"
+            if len(runs) == 1
+            else "With a drop below the constant rate known for fewer than two"
+        )
+        return f"{few}, the steps cannot be told from the learning rate."
+    late = {-1: "the gain comes late", 1: "the gain comes early", 0: "not clearly otherwise"}[
+        _direction(exponents)
+    ]
     law = (
         f"Below the constant rate's continuation, the drop follows D(r) = D_inf (1 - r^q) in the remaining "
-        f"rate r with q = {span(exponents)} (1 would be proportional to the rate removed; {late})."
+        f"rate r with q = {span(q.value for q in exponents)} "
+        f"(1 would be proportional to the rate removed; {late})."
     )
     lined = f"Lined up by remaining rate, runs differ by {found.remaining:.3f} of their drop (SD)"
     lined += f", by steps since the peak {found.steps:.3f}"

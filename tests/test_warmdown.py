@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.load import load
-from analysis.slopes import fit_linear, log_ratio, piecewise_design
+from analysis.slopes import Estimate, fit_linear, log_ratio, piecewise_design
 from analysis.table import Run, Table, Trajectory
 from analysis.verdict import collapse, headline, warmdown_verdict
 from analysis.warmdown import analyse, drop_exponent, segment_slopes
@@ -111,6 +111,20 @@ def test_two_shapes_tell_rate_from_progress(sweep: Table) -> None:
     short = headline(result)
     assert short.startswith("Improvement accelerates towards the end of a linear warmdown")
     assert "and slows towards the end of a 1-sqrt warmdown" in short
+
+
+def test_the_gain_comes_late_only_where_intervals_say_so(sweep: Table) -> None:
+    result = analyse(sweep, "val_bpb")
+
+    def words(*qs: Estimate | None) -> str:
+        runs = tuple(replace(run, q=q) for run, q in zip(result.runs, qs, strict=False))
+        return " ".join(warmdown_verdict(replace(result, runs=runs)))
+
+    assert "the gain comes late" in words(Estimate(0.9, 0.85, 0.95), Estimate(0.9, 0.85, 0.95))
+    assert "not clearly otherwise" in words(Estimate(0.99, 0.9, 1.08), Estimate(0.98, 0.9, 1.06))
+    assert "With one run, the steps" in words(None)
+    several = words(None, None)
+    assert "known for fewer than two, the steps" in several and "With one run" not in several
 
 
 def test_fractions_are_of_the_gain_since_the_peak() -> None:
