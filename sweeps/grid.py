@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gepa_core.config import DataConfig, RunConfig
+from sweeps.keys import MAX_INT
 from sweeps.source import SOURCE_KEYS, DataSource
 
 MAX_CELLS = 1_000_000
@@ -52,7 +53,10 @@ class Expander:
                 if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                     top[name] = self._section(name, info.annotation, values)
             top["data"], source = self._data(values, top["data"].val_tokens)
-            return RunConfig(**top), source
+            run = RunConfig(**top)
+            if run.train_tokens > MAX_INT:
+                raise ValueError(f"steps {run.steps} of {run.batch.tokens_per_step} tokens each are too many")
+            return run, source
         except ValidationError as error:
             return BadCell(cell, "; ".join(_reason(detail) for detail in error.errors()))
         except ValueError as error:

@@ -16,6 +16,8 @@ from gepa_core.schedule import SHAPES
 
 CORPORA = ("docstrings",)
 """Text that can be prepared without a download."""
+MAX_INT = 2**63 - 1
+"""What a column of whole numbers holds."""
 
 
 class KeyRefusedError(Exception):
@@ -34,7 +36,7 @@ class Key:
         typed: Any = self.info.annotation
         if self.info.metadata:
             typed = Annotated[typed, *self.info.metadata]
-        return TypeAdapter(typed, config=ConfigDict(strict=True))
+        return TypeAdapter(typed, config=ConfigDict(strict=True, allow_inf_nan=False))
 
     @property
     def takes_list(self) -> bool:
@@ -42,13 +44,15 @@ class Key:
 
     @property
     def allowed(self) -> str:
-        return _describe(self.info.annotation) + _bounds(self.info.metadata)
+        return self.info.description or _describe(self.info.annotation) + _bounds(self.info.metadata)
 
     def typed(self, value: Any) -> Any:
         """The value in this key's type. Raises KeyRefusedError."""
         whole = int in (self.info.annotation, *get_args(self.info.annotation))
         if isinstance(value, float) and value.is_integer() and whole:
             value = int(value)  # 9e3 steps
+        if isinstance(value, int) and whole and abs(value) > MAX_INT:
+            raise KeyRefusedError(f"int {value} is not allowed; it must be {self.allowed}, and below 2**63")
         try:
             return self._adapter.validate_json(json.dumps(value))
         except ValidationError:

@@ -33,7 +33,8 @@ class Reader:
         stages, share = self._stages(), self._bool("share", True)
         resources = self._model("resources", Resources)
         exec_config = self._exec(resources)
-        grid, points, settings = self._grid(), self._points(), self._settings()
+        grid, settings = self._grid(), self._settings()
+        points = self._points(settings)
         runs = self._runs(recipe, grid, points, settings)
         if self.document.problems or runs is None or recipe is None:
             return None
@@ -95,8 +96,8 @@ class Reader:
 
     def _recipe(self) -> str | None:
         recipe = self.value.get("recipe", "gepa-11l")
-        if recipe in PRESETS:
-            return str(recipe)
+        if isinstance(recipe, str) and recipe in PRESETS:
+            return recipe
         known = ", ".join(PRESETS)
         self.document.report(
             ("recipe",), f"{recipe!r} is not a recipe{near_miss(str(recipe), PRESETS)}; there are {known}"
@@ -219,7 +220,7 @@ class Reader:
                 grid[key.name] = typed
         return grid
 
-    def _points(self) -> list[Cell]:
+    def _points(self, settings: Cell) -> list[Cell]:
         points = self.value.get("points") or []
         if not isinstance(points, list):
             self.document.report(("points",), "must be a list of mappings, one a run")
@@ -233,6 +234,10 @@ class Reader:
                 continue
             named = self._named(point, ("points", i))
             read.append({key.name: v for key, value, path in named for v in self._typed(key, value, path)})
+            if {**settings, **read[-1]}.get("schedule") == "constant":
+                for key, value, path in named:
+                    if key.name in _WARMDOWN and value:
+                        self.document.report(path, "schedule constant has no warmdown; leave it out")
         return read
 
     def _settings(self) -> Cell:
@@ -281,7 +286,10 @@ class Reader:
         candidates = [by_name[full_name(w)] for w in words if full_name(w) in by_name]
         if "warmdown_steps" in words and "warmdown_ratio" in by_name:
             candidates.append(by_name["warmdown_ratio"])
-        point_cells = [i for i, p in enumerate(self.value.get("points") or []) if isinstance(p, dict)]
+        points = self.value.get("points")
+        point_cells = [
+            i for i, p in enumerate(points if isinstance(points, list) else ()) if isinstance(p, dict)
+        ]
         path: KeyPath = candidates[0] if candidates else ("grid",)
         if not candidates and not self._mapping("grid") and point_cells:
             path = ("points", point_cells[0])

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
@@ -36,6 +36,12 @@ class SpecError(ConfigError):
         super().__init__("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
 
+def _not_rays_own(name: str) -> str:
+    if name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError("one of Ray's own")
+    return name
+
+
 class Resources(BaseModel):
     """What a run asks of the cluster, and what is known of its price."""
 
@@ -51,7 +57,10 @@ class Resources(BaseModel):
     """GPUs to reckon with in `--plan` where no cluster is at hand."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels a node must carry, e.g. {accelerator-type: A100}."""
-    custom: dict[str, float] = Field(default_factory=dict)
+    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="a mapping of names (CPU, GPU and memory have keys of their own) to numbers > 0",
+    )
     """Custom Ray resources of a run."""
 
 

@@ -136,6 +136,14 @@ sed: 3
         (GRID + "exec: {device: cuda}", "needs resources.gpus_per_run above 0"),
         (GRID + "exec: [1]", "must be a mapping"),
         (GRID + "points: {steps: 1}", "must be a list of mappings"),
+        (GRID + "recipe: [gepa-11l]", "['gepa-11l'] is not a recipe"),
+        (GRID + "set: {seed: 9223372036854775808}", "must be a whole number >= 0, and below 2**63"),
+        (GRID + "resources: {price_per_gpu_hour: 1e400}", "must be a number (or null) >= 0"),
+        (GRID + "resources: {custom: {x: -1}}", "a mapping of names (CPU, GPU and memory have keys"),
+        (GRID + "resources: {custom: {CPU: 4}}", "a mapping of names (CPU, GPU and memory have keys"),
+        (GRID + "points: [{steps: 9, schedule: constant, warmdown_steps: 5}]", "has no warmdown; leave it"),
+        (GRID + "points: [{steps: 9, warmdown_ratio: .5}]\nset: {schedule: constant}", "has no warmdown"),
+        ("grid: {steps: [9223372036854775807], warmdown_steps: [0]}", "tokens each are too many"),
         (GRID + "stages: float", "must be a list"),
         ("grid: {steps: [1e400], warmdown_steps: [0]}", "is not allowed"),
     ],
@@ -143,6 +151,11 @@ sed: 3
 def test_one_problem(text: str, message: str) -> None:
     found = problems(text)
     assert len(found) == 1 and message in found[0], found
+
+
+def test_a_wrong_list_of_points_beside_a_combination_that_no_run_can_have() -> None:
+    first, second = problems("points: 5\ngrid: {steps: [5], warmdown_steps: [9]}")
+    assert "must be a list of mappings" in first and "warmdown_steps 9 exceeds steps 5" in second
 
 
 def test_scalars_are_those_of_yaml_1_2() -> None:
