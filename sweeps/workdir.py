@@ -19,6 +19,7 @@ from sweeps.store import Store
 
 _COPY_SECONDS = 5.0
 _STATES_KEPT = 2
+_STATES_ADOPTED = 2
 
 
 class Workdir:
@@ -45,14 +46,16 @@ class Workdir:
     def adopt(self, saved: Sequence[str]) -> int | None:
         """Take over the furthest checkpoints of earlier attempts, and the events up to there.
 
-        Returns the steps of the furthest. The two furthest are taken, should one turn out damaged.
+        Returns the steps of the furthest. Those of two steps are taken, should one turn out damaged.
         """
         steps: list[int] = []
-        for path in saved[:2]:
+        for path in saved:
             folder, _, step = path.rpartition("/")
             target = self.path / "checkpoints" / step
             if target.exists():
                 continue
+            if len(steps) == _STATES_ADOPTED:
+                break
             aside = target.with_name(f".{step}.{uuid.uuid4().hex[:8]}")
             with contextlib.suppress(
                 OSError
@@ -64,7 +67,7 @@ class Workdir:
                 aside.rename(target)
                 steps.append(int(step))
             shutil.rmtree(aside, ignore_errors=True)
-            if len(steps) == 1:
+            if steps == [int(step)]:
                 self._adopt_events(folder.rpartition("/")[0], int(step))
         return max(steps, default=None)
 

@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 
 from gepa_core import checkpoint
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
+from sweeps.events import reports
 from sweeps.execute import Job, observed
 from sweeps.gc import find_waste
 from sweeps.policy import Observed
 from sweeps.record import devices
 from sweeps.schema import RUNS
 from sweeps.store import Outcome, Store
+from sweeps.workdir import Workdir
 from tests.tiny_sweep import NUMBERS, InThisProcess, launch_here, make_data, plan_of, rows, states, sweep_text
 
 GRID: dict[str, list[Any]] = {
@@ -311,6 +313,35 @@ def test_a_damaged_checkpoint_is_passed_over(data: Path, tmp_path: Path) -> None
     assert launch_here(text, tmp_path / "out", cluster=InThisProcess(interfere)).exit_code == 0
     assert launch_here(text, tmp_path / "clean").exit_code == 0
     assert tampered and rows(tmp_path / "out") == rows(tmp_path / "clean")
+
+
+def test_checkpoints_of_two_steps_are_taken_over_and_the_journal_of_the_first(tmp_path: Path) -> None:
+    """The furthest was pruned meanwhile; the next is there in two attempts, which is one file."""
+    store = Store(tmp_path / "store")
+    for attempt, steps in (("a", (2, 4)), ("b", (4,))):
+        base = store.attempt_path("x", attempt)
+        store.files.put(f"{base}/events.jsonl", "".join(report_line(i) for i in range(1, 6)).encode())
+        for step in steps:
+            store.files.put(f"{base}/checkpoints/{step}/state.json", b"{}")
+    saved = [store.attempt_path("x", "a") + "/checkpoints/5", *(s.path for s in store.saved_states("x"))]
+    workdir = Workdir(store, store.attempt_path("x", "new"), tmp_path / "scratch")
+    assert workdir.adopt(saved) == 4
+    assert sorted(path.name for path in (workdir.path / "checkpoints").iterdir()) == ["2", "4"]
+    assert [event["step"] for event in reports((workdir.path / "events.jsonl").read_bytes())] == [1, 2, 3, 4]
+
+
+def test_a_second_checkpoint_that_is_gone_takes_no_journal_along(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    base = store.attempt_path("x", "a")
+    store.files.put(f"{base}/events.jsonl", "".join(report_line(i) for i in range(1, 5)).encode())
+    store.files.put(f"{base}/checkpoints/4/state.json", b"{}")
+    workdir = Workdir(store, store.attempt_path("x", "new"), tmp_path / "scratch")
+    assert workdir.adopt([f"{base}/checkpoints/4", f"{base}/checkpoints/2"]) == 4
+    assert len(reports((workdir.path / "events.jsonl").read_bytes())) == 4
+
+
+def report_line(step: int) -> str:
+    return json.dumps({"event": "report", "step": step}) + "\n"
 
 
 def test_a_result_that_no_driver_saw_is_committed_later(data: Path, tmp_path: Path) -> None:
