@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gepa_core.config import RunConfig, digest
 from gepa_core.errors import CheckpointError, ConfigError
+from sweeps.events import objects
 from sweeps.plan import trunk_id
 from sweeps.schema import TRAJECTORY, to_parquet
 from sweeps.spec import Sweep
@@ -116,7 +117,7 @@ def _trajectory(checkpoint: Path, step: int) -> list[dict[str, Any]]:
     for folder in (checkpoint.parent.parent, checkpoint.parent):
         journal = folder / "events.jsonl"
         if journal.is_file():
-            found = (json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
+            found = objects(journal.read_bytes())
             rows = [row for row in found if row.get("step", step + 1) <= step and "lr_scale" in row]
             return [{key: row.get(key) for key in TRAJECTORY.names} for row in rows]
     return []

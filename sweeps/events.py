@@ -11,17 +11,22 @@ def emit(journal: Path, event: str, **facts: Any) -> None:
         stream.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
 
 
-def events(data: bytes) -> list[dict[str, Any]]:
-    """The events of a journal; a line cut short by a kill is passed over."""
+def objects(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of a file of one a line; a line cut short by a kill is passed over."""
     found = []
     for line in data.splitlines():
         try:
-            event = json.loads(line)
+            value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and "event" in event:
-            found.append(event)
+        if isinstance(value, dict):
+            found.append(value)
     return found
+
+
+def events(data: bytes) -> list[dict[str, Any]]:
+    """The events of a journal."""
+    return [value for value in objects(data) if "event" in value]
 
 
 def reports(data: bytes) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from gepa_core.errors import ConfigError
 from sweeps.events import reports
@@ -19,8 +20,12 @@ def locate(where: str) -> tuple[Store, list[str]]:
     """A store and the sweeps meant: all of them, or the one whose folder is named. Raises ConfigError."""
     store = Store(where)
     if store.files.exists("sweep.json"):
-        parent, _, name = where.rstrip("/").rpartition("/")
-        return Store(parent or ("." if not where.startswith("/") else "/")), [name]
+        if folder := store.files.local:
+            folder = folder.resolve()
+            return Store(folder.parent), [folder.name]
+        url = urlsplit(where)
+        parent, _, name = url.path.rstrip("/").rpartition("/")
+        return Store(urlunsplit(url._replace(path=parent))), [name]
     if names := store.sweeps():
         return store, names
     raise ConfigError(f"{where}: neither a store of sweeps nor a sweep's folder (no sweep.json there)")

@@ -9,6 +9,7 @@ import pytest
 from gepa_core.errors import ConfigError
 from launch import main
 from sweeps.policy import Observed
+from sweeps.schema import from_parquet
 from sweeps.store import Store
 from tests.tiny_sweep import NUMBERS, InThisProcess, launch_here, make_data, plan_of, rows, sweep_text
 
@@ -53,6 +54,25 @@ def test_status_of_a_store_and_of_a_sweep(finished: Path, capsys: pytest.Capture
     assert found["driver"] is None and found["working"] == []
     assert main(["status", str(finished)]) == 0
     assert capsys.readouterr().out.startswith("tiny: 2 done runs")
+
+
+def test_status_of_the_folder_one_is_in_and_of_a_url_with_a_query(
+    finished: Path,
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from sweeps.status import locate
+
+    expected = status(finished, capsys)
+    monkeypatch.chdir(finished / "tiny")
+    assert status(Path(), capsys) == status(Path("../tiny"), capsys) == expected
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    query = f"endpoint_override={s3_endpoint.removeprefix('http://')}&scheme=http"
+    Store(f"s3://bucket/located?{query}").files.put("tiny/sweep.json", b"{}")
+    for where, url in (("located/tiny/", "s3://bucket/located"), ("located", "s3://bucket/located")):
+        store, names = locate(f"s3://bucket/{where}?{query}")
+        assert store.sweeps() == names == ["tiny"] and store.files.describe("x") == f"{url}/x"
 
 
 def test_status_of_an_interrupted_sweep(
@@ -135,13 +155,16 @@ def test_import_starts_runs_from_a_checkpoint_bit_for_bit(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(text)
     checkpoint, output = trunk_checkpoint(finished), tmp_path / "results"
-    command = ["import", str(checkpoint), str(tmp_path / "tiny.yaml"), "--output", str(output)]
+    trained = tmp_path / "run"  # as gepa_core.train leaves it, killed while it wrote a line
+    shutil.copytree(checkpoint, trained / "checkpoints" / "3")
+    (trained / "events.jsonl").write_text('{"step": 3, "lr_scale": 1.0, "train_loss": 5.5}\n{"step": 4, "lr')
+    command = ["import", str(trained), str(tmp_path / "tiny.yaml"), "--output", str(output)]
     assert main(command) == 0
     assert "2 runs of tiny can start at step 3" in capsys.readouterr().out
-    trained = tmp_path / "run"  # as gepa_core.train leaves it
-    shutil.copytree(checkpoint, trained / "checkpoints" / "3")
-    assert main([command[0], str(trained), *command[2:]]) == 0
-    assert len(Store(output).ids()) == 1
+    assert main([command[0], str(checkpoint), *command[2:]]) == 0
+    (adopted,) = Store(output).all_done().values()
+    (row,) = from_parquet(Store(output).read_file(adopted, "trajectory.parquet"))
+    assert (row["step"], row["train_loss"]) == (3, 5.5)
     plan = plan_of(text, output)
     assert plan.steps_left == plan.steps_shared - 3
     result = launch_here(text, output)
