@@ -174,7 +174,8 @@ def test_a_killed_driver_leaves_no_process_and_is_followed_at_once(
     launch.until_training()
     launch.process.kill()
     launch.wait()
-    wait_until(lambda: not launch.ray_processes(), 60, "the end of Ray's processes")
+    # Ray's agents look for its dead head for a minute or so, then end.
+    wait_until(lambda: not launch.ray_processes(), 180, "the end of Ray's processes")
     finish(text, tmp_path, undisturbed)
     assert not launch.session_folder().exists()
 
