@@ -273,7 +273,7 @@ class ExecConfig(_Frozen):
     """How a run is executed. Nothing here changes results beyond rounding. `None` chooses well by device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    ranks: int = Field(1, ge=1)
+    ranks: int = Field(1, ge=1, le=4096)
     threads: int | None = Field(None, ge=1)
     """CPU threads a rank; None = 1 on CPU."""
     micro_batch_seqs: int | None = Field(None, ge=1)

@@ -47,7 +47,7 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    gpus_per_run: float = Field(0.0, ge=0)
+    gpus_per_run: float = Field(0.0, ge=0, le=4096)
     """0 = CPU; below 1 = several runs share a GPU; from 1 on one rank a GPU."""
     cpus_per_run: float | None = Field(None, gt=0)
     """None = a CPU a rank and thread."""
