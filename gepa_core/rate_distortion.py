@@ -29,7 +29,7 @@ from gepa_core.quantize import Quantized, QuantizedTensor, is_quantized, make_re
 
 _DAMPING = 0.01  # of the mean diagonal of `columns`; .001 to .05 differ by less than the noise
 _MIN_ROW_WEIGHT = 0.03  # of the mean: a token that calibration never met may yet occur
-_BLOCK = 128
+_BLOCK = 32  # columns whose errors move one by one; beyond, they move as a product
 _MAX_CLIP_OCTAVES = 2.0
 _ALTERNATIONS = 2
 _FILL = 0.997  # of the budget: near enough
@@ -60,8 +60,10 @@ def prepare(weight: Tensor, sensitivity: Sensitivity) -> Matrix:
     columns = sensitivity.columns.double()
     damping = (_DAMPING * columns.diagonal().mean()).clamp_min(1e-30)
     columns = columns + damping * torch.eye(len(columns), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(columns))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    # With J to reverse the order and J H J = M M', the factor U of the inverse, U' U, is J M^-1 J.
+    lower = torch.linalg.cholesky(columns.flip(0, 1))
+    identity = torch.eye(len(lower), dtype=torch.float64)
+    factor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).float()
     rows = sensitivity.rows.clamp_min(_MIN_ROW_WEIGHT * float(sensitivity.rows.mean()) + 1e-30)
     return Matrix(weight, factor, -0.5 * rows.log2(), factor.diagonal().log2())
 
