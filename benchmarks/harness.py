@@ -20,6 +20,7 @@ import torch
 from gepa_core.backend import resolve_device
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.tokenizer import ByteTable
+from gepa_core.kernels import plain_expressions
 from gepa_core.recipes import PRESETS
 
 # Dense bf16 peaks, FLOP/s, from the makers' data sheets, by what torch calls the device.
@@ -111,6 +112,16 @@ def interleave(
         for name, function in variants.items():
             seconds[name].append(clock.time(function))
     return seconds
+
+
+def plainly(function: Callable[[], Any]) -> Callable[[], None]:
+    """The same without anything written by hand for a CPU."""
+
+    def run() -> None:
+        with plain_expressions():
+            function()
+
+    return run
 
 
 def summary(seconds: list[float]) -> dict[str, float]:

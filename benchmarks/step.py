@@ -17,7 +17,6 @@ from benchmarks.baseline import PlainTrainer
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.flops import training_flops_per_token
-from gepa_core.kernels import plain_expressions
 from gepa_core.model import GEPA
 from gepa_core.trainer import Trainer
 
@@ -98,7 +97,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 changed = exec_cfg.model_copy(update=change)
                 variants[f"without {name}"] = Ours(config, changed, stream, device)
             if device.type == "cpu":
-                variants["without gradients by hand"] = plainly(Ours(config, exec_cfg, stream, device))
+                variants["without gradients by hand"] = harness.plainly(
+                    Ours(config, exec_cfg, stream, device)
+                )
         seconds = harness.interleave(variants, args.rounds, clock, warmup=2)
         loss = {"ours": ours.loss(), "baseline": published.loss()}  # after as many steps each
         top = harness.profile(ours, device) if args.profile else None
@@ -122,16 +123,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **harness.utilisation(flops, median, config, device),
         **harness.environment(device),
     }
-
-
-def plainly(function: Callable[[], Any]) -> Callable[[], None]:
-    """The same without anything written by hand for a CPU."""
-
-    def run() -> None:
-        with plain_expressions():
-            function()
-
-    return run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ from gepa_core import ttt
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.evaluate import evaluate_sliding
 from gepa_core.flops import forward_flops_per_token, training_flops_per_token
-from gepa_core.kernels import plain_expressions
 from gepa_core.model import GEPA
 
 
@@ -80,16 +79,6 @@ class Bench:
         self.bpb["sliding baseline"] = plain.bpb
 
 
-def plainly(function: Callable[[], None]) -> Callable[[], None]:
-    """The same without anything written by hand for a CPU."""
-
-    def run() -> None:
-        with plain_expressions():
-            function()
-
-    return run
-
-
 def ablations(exec_cfg: ExecConfig, device: torch.device) -> dict[str, dict[str, Any]]:
     """What can be switched off alone, and how."""
     options: dict[str, dict[str, Any]] = {
@@ -133,7 +122,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, change in ablations(exec_cfg, device).items():
             variants[f"without {name}"] = bench.ours(name, exec_cfg.model_copy(update=change))
         if device.type == "cpu":
-            variants["without passes by hand"] = plainly(bench.ours("plain", exec_cfg))
+            variants["without passes by hand"] = harness.plainly(bench.ours("plain", exec_cfg))
     seconds = harness.interleave(variants, args.rounds, clock)
     top = harness.profile(variants["ours"], device) if args.profile else None
     num_targets = len(bench.text) - 1

@@ -151,15 +151,24 @@ def open_trained(path: Path, *, average: bool) -> Trained:
 
     Raises ConfigError if it is neither, CheckpointError.
     """
+    path, state = open_state(path)
+    run = validate(RunConfig, state.meta["config"], path)
+    return Trained(path, int(state.meta["step"]), run, model_of(state, path, average=average))
+
+
+def open_state(path: Path) -> tuple[Path, checkpoint.State]:
+    """The newest whole checkpoint of a training output folder, or the checkpoint that `path` is.
+
+    Raises ConfigError if it is neither, CheckpointError.
+    """
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder; give an output folder of gepa_core.train or a checkpoint")
-    if checkpoint.in_order(path / CHECKPOINTS):
-        found = checkpoint.newest(path / CHECKPOINTS)
-        if found is None:
-            raise CheckpointError(f"{path / CHECKPOINTS}: every checkpoint is damaged; train again")
-        path = found[0]
-    model, meta = load_model(path, average=average)
-    return Trained(path, int(meta["step"]), validate(RunConfig, meta["config"], path), model)
+    if not checkpoint.in_order(path / CHECKPOINTS):
+        return path, checkpoint.load(path)
+    found = checkpoint.newest(path / CHECKPOINTS)
+    if found is None:
+        raise CheckpointError(f"{path / CHECKPOINTS}: every checkpoint is damaged; train again")
+    return found
 
 
 def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
@@ -168,6 +177,11 @@ def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
     Raises CheckpointError.
     """
     state = checkpoint.load(path)
+    return model_of(state, path, average=average), state.meta
+
+
+def model_of(state: checkpoint.State, path: Path, *, average: bool) -> GEPA:
+    """The model of a state read from `path`. Raises CheckpointError."""
     model = GEPA(validate(ModelConfig, state.meta["config"]["model"], path))
     prefix = "average/" if average else "model/"
     tensors = {
@@ -177,4 +191,4 @@ def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
         model.load_state_dict(tensors)  # an average is fp32; copying rounds where the model stores bf16
     except RuntimeError as error:
         raise CheckpointError(f"{path}: weights do not fit the model ({error})") from error
-    return model, state.meta
+    return model

@@ -32,11 +32,10 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, 
     `shard_tokens`: tokens of the training shards, by fingerprint. Raises CheckpointError for a damaged
     checkpoint, ConfigError for one that no run of the sweep could have passed through.
     """
-    from gepa_core.checkpoint import in_order, load
+    from gepa_core.job import open_state
 
-    if saved := in_order(checkpoint / "checkpoints"):
-        checkpoint = saved[-1]
-    meta = load(checkpoint).meta
+    checkpoint, state = open_state(checkpoint)
+    meta = state.meta
     step, config = _step_and_config(meta, checkpoint)
     if step > config.peak_steps:
         raise ConfigError(
