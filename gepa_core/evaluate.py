@@ -119,11 +119,8 @@ def sliding_windows(num_targets: int, seq_len: int, stride: int, counting: str) 
 
 
 def token_nll(model: Any, ids: Tensor, targets: Tensor, trim: bool) -> Tensor:
-    """nll [B,n], nats, fp32, of targets [B,n], the last n after ids [B,L]."""
-    n = targets.shape[1]
-    hidden = model.features(ids, n if trim else None)[:, -n:]
-    logits = model.head(hidden).flatten(0, 1)
-    return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+    """As `GEPA.nll`; at module level, to be compiled once."""
+    return model.nll(ids, targets, trim)
 
 
 class Scorer:

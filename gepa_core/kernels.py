@@ -103,13 +103,24 @@ def relu_squared_affine(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.addcmul(bias, F.relu(x).square(), scale)
 
 
+def capped_nll(
+    h: Tensor, weight: Tensor, targets: Tensor, cap: float, product_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """nll [N] (nats, fp32) of targets [N] under cap*tanh(h @ weight.T / cap); h [N,D], weight [V,D].
+
+    """
+    if _in_slabs(h, cap) and not torch.is_grad_enabled():
+        return _nll_in_slabs(h, weight, targets, cap, product_dtype)
+    return F.cross_entropy(capped(linear(h, weight, product_dtype), cap), targets, reduction="none")
+
+
 def capped_cross_entropy(
     h: Tensor, weight: Tensor, targets: Tensor, cap: float, product_dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Mean cross-entropy (fp32) of targets [N] under cap*tanh(h @ weight.T / cap); h [N,D], weight [V,D]."""
-    if _by_hand(h) and cap <= _MAX_CAP:
-        return _CappedCrossEntropy.apply(h, weight, targets, cap, product_dtype)
-    return F.cross_entropy(capped(linear(h, weight, product_dtype), cap), targets)
+    """Mean of `capped_nll` (fp32 scalar)."""
+    if _in_slabs(h, cap) and torch.is_grad_enabled():
+        return _loss_in_slabs(h, weight, targets, cap, product_dtype)
+    return capped_nll(h, weight, targets, cap, product_dtype).mean()
 
 
 def capped(logits: Tensor, cap: float) -> Tensor:
@@ -206,34 +217,74 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
-class _CappedCrossEntropy(torch.autograd.Function):
-    """Finds the gradient on the way forward, in slabs of rows whose logits stay in the cache.
+def _in_slabs(h: Tensor, cap: float) -> bool:
+    """The head is by hand in compiled code, too: what a compiler makes of it takes twice as long."""
+    return h.device.type == "cpu" and h.dtype == torch.float32 and cap <= _MAX_CAP and not _plain
 
-    cap*tanh(z/cap) = 2*cap*s - cap with s = sigmoid(2z/cap), a sixth of the time of tanh; the shift by cap
-    is nothing to a softmax, whose terms stay above exp(-2*cap).
+
+@torch.compiler.disable
+def _nll_in_slabs(h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype) -> Tensor:
+    slabs = _softmax_slabs(h, weight, cap, dtype)
+    return torch.cat([_target_nll(p, targets[rows]) for rows, _, p in slabs])
+
+
+@torch.compiler.disable
+def _loss_in_slabs(h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype) -> Tensor:
+    return _CappedCrossEntropy.apply(h, weight, targets, cap, dtype)
+
+
+def _softmax_slabs(
+    h: Tensor, weight: Tensor, cap: float, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of h, s = sigmoid(2z/cap) and p = softmax(cap*tanh(z/cap)) of their logits z: a slab at a time,
+    in buffers that stay in the cache; the next slab overwrites them.
+
+    cap*tanh(z/cap) = 2*cap*s - cap, a sixth of the time of tanh; the shift by cap is nothing to a softmax,
+    whose terms stay above exp(-2*cap).
     """
+    num_rows = max(1, min(len(h), _SLAB // len(weight)))
+    buffers = torch.empty(2, num_rows, len(weight))
+    rows_of_h, columns = h.to(dtype), weight.to(dtype).mT
+    for lo in range(0, len(h), num_rows):
+        rows = slice(lo, min(lo + num_rows, len(h)))
+        s, p = buffers[:, : rows.stop - lo]
+        if dtype == s.dtype:
+            torch.mm(rows_of_h[rows], columns, out=s)
+        else:
+            s.copy_(rows_of_h[rows] @ columns)
+        s.mul_(2.0 / cap).sigmoid_()
+        torch.softmax(torch.mul(s, 2.0 * cap, out=p), dim=-1, out=p)
+        yield rows, s, p
+
+
+def _target_nll(p: Tensor, targets: Tensor) -> Tensor:
+    return p.gather(1, targets[:, None]).log_().neg_().squeeze(1)
+
+
+class _CappedCrossEntropy(torch.autograd.Function):
+    """Finds the gradient on the way forward, while the logits are at hand."""
 
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype
     ) -> Tensor:
-        N, slab = len(h), max(1, _SLAB // len(weight))
         nll = h.new_zeros(())
         dh, dweight = torch.empty_like(h), torch.zeros(weight.shape)
-        rows_of_h, weight = h.to(dtype), weight.to(dtype)
-        for lo in range(0, N, slab):
-            rows, target = rows_of_h[lo : lo + slab], targets[lo : lo + slab, None]
-            s = (rows @ weight.mT).float().mul_(2.0 / cap).sigmoid_()
-            p = torch.softmax(s * (2.0 * cap), dim=-1)
-            nll -= p.gather(1, target).log_().sum()
-            p.scatter_add_(1, target, -torch.ones_like(target, dtype=p.dtype))
+        matrix = weight.to(dtype)
+        for rows, s, p in _softmax_slabs(h, weight, cap, dtype):
+            nll += _target_nll(p, targets[rows]).sum()
+            p.scatter_add_(1, targets[rows, None], p.new_full((len(p), 1), -1.0))
             p.mul_(s).addcmul_(p, s, value=-1.0)  # times s*(1-s), a quarter of the derivative
-            d = p.to(dtype)
-            dh[lo : lo + slab] = d @ weight
-            dweight += d.mT @ rows
+            if dtype == p.dtype:
+                torch.mm(p, matrix, out=dh[rows])
+                dweight.addmm_(p.mT, h[rows])
+            else:
+                d = p.to(dtype)
+                dh[rows] = d @ matrix
+                dweight += d.mT @ h[rows].to(dtype)
         ctx.save_for_backward(dh, dweight)
-        ctx.scale = 4.0 / N
-        return nll.div_(N)
+        ctx.scale = 4.0 / len(h)
+        return nll.div_(len(h))
 
     @staticmethod
     @once_differentiable

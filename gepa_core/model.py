@@ -16,6 +16,7 @@ from gepa_core.kernels import (
     activation_dtype,
     capped,
     capped_cross_entropy,
+    capped_nll,
     linear,
     norm_rotate,
     relu_squared_affine,
@@ -333,6 +334,16 @@ class GEPA(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B,T] -> soft-capped logits [B,T,V], fp32."""
         return self.head(self.features(ids))
+
+    def nll(self, ids: Tensor, targets: Tensor, trim: bool = True) -> Tensor:
+        """nll [B,n] (nats, fp32) of targets [B,n], the last n after ids [B,L].
+
+        trim: the last block does not work for positions that are not scored.
+        """
+        n = targets.shape[1]
+        h = self.features(ids, n if trim else None)[:, -n:].flatten(0, 1)
+        weight, cap = self.tok_emb.weight, self.cfg.logit_softcap
+        return capped_nll(h, weight, targets.flatten(), cap, self.dtype).view_as(targets)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] (int64) given ids [B,T]."""
