@@ -72,9 +72,11 @@ class Adapter:
         self.params: list[Tensor] = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
         self.frozen = [p for name, p in model.named_parameters() if name.startswith(frozen)]
         sizes = [p.numel() for p in self.params]
-        self.momentum = torch.zeros(sum(sizes), device=scorer.device)
-        views = self.momentum.split(sizes)
-        velocity = [v.view_as(p) for v, p in zip(views, self.params, strict=True)]
+        self.momentum, self.gradient = torch.zeros(2, sum(sizes), device=scorer.device)
+        velocity, self.slots = (
+            [part.view_as(p) for part, p in zip(flat.split(sizes), self.params, strict=True)]
+            for flat in (self.momentum, self.gradient)
+        )
         # Fused kernels want one dtype; a bf16 token embedding goes by itself.
         pairs = list(zip(self.params, velocity, strict=True))
         self.alike = [
@@ -108,25 +110,23 @@ class Adapter:
         """One update on the sequences at `starts`, shared by the ranks. No wait for the device."""
         mine = starts[share(len(starts))]
         parts = -(-len(mine) // self.micro_batch)
-        gradient = None
-        for micro in np.array_split(mine, parts) if parts else ():
-            part = self._gradient(micro, len(starts))
-            gradient = part if gradient is None else gradient.add_(part)
-        if gradient is None:  # more ranks than sequences
-            gradient = torch.zeros_like(self.momentum)
-        self._update(sum_over_ranks(gradient), lr)
+        if not parts:  # more ranks than sequences
+            self.gradient.zero_()
+        for i, micro in enumerate(np.array_split(mine, parts) if parts else ()):
+            gradients = self._gradients(micro, len(starts))
+            (torch._foreach_add_ if i else torch._foreach_copy_)(self.slots, gradients)
+        self._update(sum_over_ranks(self.gradient), lr)
         self.updates += 1
         self.tokens_trained += len(starts) * self.scorer.seq_len
 
-    def _gradient(self, starts: NDArray[np.int64], batch: int) -> Tensor:
-        """Flat gradient of the sequences' part in the mean loss of a batch; fp32 [parameters]."""
+    def _gradients(self, starts: NDArray[np.int64], batch: int) -> tuple[Tensor, ...]:
+        """Gradients by parameter of the sequences' part in the mean loss of a batch."""
         exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
         function = maybe_compiled(sequence_loss, exec_cfg, device)
         rows = self.scorer.rows(starts, self.scorer.seq_len)
         with attention(exec_cfg, device):
             loss = function(self.model, rows[:, :-1], rows[:, 1:]) * (len(starts) / batch)
-            gradients = torch.autograd.grad(loss, self.params)
-        return torch.cat([g.flatten().float() for g in gradients])
+            return torch.autograd.grad(loss, self.params)
 
     def check(self) -> None:
         """Raises DivergedError if an update was not finite. Waits for the device."""
