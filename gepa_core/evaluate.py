@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core.backend import attention, compiled, resolve_device, share, sum_over_ranks, wants_compile
+from gepa_core.backend import attention, resolve_device, share, sum_over_ranks, wants_compile
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.errors import DataError, DivergedError
+from gepa_core.passes import token_nll
 
 _SLAB = 1 << 22  # scores accounted for at a time, to bound the memory of long texts
 
@@ -118,11 +118,6 @@ def sliding_windows(num_targets: int, seq_len: int, stride: int, counting: str) 
     return Windows(start, length, scored)
 
 
-def token_nll(model: Any, ids: Tensor, targets: Tensor, trim: bool) -> Tensor:
-    """As `GEPA.nll`; at module level, to be compiled once."""
-    return model.nll(ids, targets, trim)
-
-
 class Scorer:
     """Scores windows of one text with a model's present weights; keeps every score on the device until asked.
 
@@ -170,19 +165,19 @@ class Scorer:
         """Scores windows first..last with the weights as they are; several ranks each take a part of them."""
         part = share(last - first)
         first, last = first + part.start, first + part.stop
-        trim = self.exec_cfg.trim_last_block
         usual = len(self.windows.start) // 2  # has the shape that nearly all windows have
         for lo, hi in self._batches(first, last) if first < last else ():
             starts = self.windows.start[lo:hi]
             length, scored = int(self.windows.length[lo]), int(self.windows.scored[lo])
-            function = token_nll
-            if self.compiles and scored == self.windows.scored[usual] and length == self.seq_len:
+            compiles = self.compiles and scored == self.windows.scored[usual] and length == self.seq_len
+            if compiles:
                 # One static shape is compiled: a short batch is filled up with copies of its last window.
-                function = compiled(token_nll, self.exec_cfg, self.device)
                 starts = np.pad(starts, (0, self.batch - len(starts)), mode="edge")
             rows = self.rows(starts, length)
             with attention(self.exec_cfg, self.device):
-                nll = function(self.model, rows[:, :-1], rows[:, -scored:], trim)
+                nll = token_nll(
+                    self.model, rows[:, :-1], rows[:, -scored:], self.exec_cfg, self.device, compiles
+                )
             self.scores[self.offset[lo] : self.offset[hi]] = nll[: hi - lo].flatten()
 
     def gather(self) -> NDArray[np.float32]:

@@ -18,9 +18,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _EPS = torch.finfo(torch.float32).eps  # F.rms_norm's own
-_SLAB = 1 << 17  # logits at a time: 0.5 MB, within a core's L2 cache
-_MAX_CAP = 40.0  # exp(-2*cap) must not vanish
-
 
 _plain = False
 
@@ -36,18 +33,19 @@ def plain_expressions() -> Iterator[None]:
         _plain = before
 
 
-def _on_cpu(x: Tensor) -> bool:
+def on_cpu(x: Tensor) -> bool:
+    """Whether x is where things are done by hand."""
     if torch.compiler.is_compiling() or _plain:
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _by_hand(x: Tensor) -> bool:
-    return _on_cpu(x) and torch.is_grad_enabled()
+    return on_cpu(x) and torch.is_grad_enabled()
 
 
 def _overwriting(x: Tensor) -> bool:
-    return _on_cpu(x) and not torch.is_grad_enabled()
+    return on_cpu(x) and not torch.is_grad_enabled()
 
 
 def activation_dtype(product_dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -58,7 +56,7 @@ def activation_dtype(product_dtype: torch.dtype, device: torch.device) -> torch.
 
 def linear(x: Tensor, weight: Tensor, product_dtype: torch.dtype) -> Tensor:
     """x [...,in] @ weight.T [in,out], multiplied in `product_dtype`, in the dtype of x."""
-    if x.dtype == product_dtype or not _on_cpu(x):
+    if x.dtype == product_dtype or not on_cpu(x):
         return F.linear(x, weight.to(x.dtype))
     if torch.is_grad_enabled():
         return _CastLinear.apply(x, weight, product_dtype)
@@ -101,33 +99,6 @@ def relu_squared_affine(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         r = F.relu(x)
         return torch.addcmul(bias, r.mul_(r), scale, out=r)
     return torch.addcmul(bias, F.relu(x).square(), scale)
-
-
-def capped_nll(
-    h: Tensor, weight: Tensor, targets: Tensor, cap: float, product_dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """nll [N] (nats, fp32) of targets [N] under cap*tanh(h @ weight.T / cap); h [N,D], weight [V,D].
-
-    """
-    if _in_slabs(h, cap) and not torch.is_grad_enabled():
-        return _nll_in_slabs(h, weight, targets, cap, product_dtype)
-    return F.cross_entropy(capped(linear(h, weight, product_dtype), cap), targets, reduction="none")
-
-
-def capped_cross_entropy(
-    h: Tensor, weight: Tensor, targets: Tensor, cap: float, product_dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Mean of `capped_nll` (fp32 scalar)."""
-    if _in_slabs(h, cap) and torch.is_grad_enabled():
-        return _loss_in_slabs(h, weight, targets, cap, product_dtype)
-    return capped_nll(h, weight, targets, cap, product_dtype).mean()
-
-
-def capped(logits: Tensor, cap: float) -> Tensor:
-    """cap * tanh(logits / cap), fp32."""
-    if _overwriting(logits):
-        return (logits * (2.0 / cap)).sigmoid_().mul_(2.0 * cap).sub_(cap)  # faster than tanh
-    return cap * torch.tanh(logits.float() / cap)
 
 
 def _rms_factor(x: Tensor, scale: float) -> Tensor:
@@ -215,80 +186,3 @@ def _rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x1.mul_(cos).addcmul_(x2, sin)
     x2.mul_(cos).sub_(turned)
     return x
-
-
-def _in_slabs(h: Tensor, cap: float) -> bool:
-    """The head is by hand in compiled code, too: what a compiler makes of it takes twice as long."""
-    return h.device.type == "cpu" and h.dtype == torch.float32 and cap <= _MAX_CAP and not _plain
-
-
-@torch.compiler.disable
-def _nll_in_slabs(h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype) -> Tensor:
-    slabs = _softmax_slabs(h, weight, cap, dtype)
-    return torch.cat([_target_nll(p, targets[rows]) for rows, _, p in slabs])
-
-
-@torch.compiler.disable
-def _loss_in_slabs(h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype) -> Tensor:
-    return _CappedCrossEntropy.apply(h, weight, targets, cap, dtype)
-
-
-def _softmax_slabs(
-    h: Tensor, weight: Tensor, cap: float, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of h, s = sigmoid(2z/cap) and p = softmax(cap*tanh(z/cap)) of their logits z: a slab at a time,
-    in buffers that stay in the cache; the next slab overwrites them.
-
-    cap*tanh(z/cap) = 2*cap*s - cap, a sixth of the time of tanh; the shift by cap is nothing to a softmax,
-    whose terms stay above exp(-2*cap).
-    """
-    num_rows = max(1, min(len(h), _SLAB // len(weight)))
-    buffers = torch.empty(2, num_rows, len(weight))
-    rows_of_h, columns = h.to(dtype), weight.to(dtype).mT
-    for lo in range(0, len(h), num_rows):
-        rows = slice(lo, min(lo + num_rows, len(h)))
-        s, p = buffers[:, : rows.stop - lo]
-        if dtype == s.dtype:
-            torch.mm(rows_of_h[rows], columns, out=s)
-        else:
-            s.copy_(rows_of_h[rows] @ columns)
-        s.mul_(2.0 / cap).sigmoid_()
-        torch.softmax(torch.mul(s, 2.0 * cap, out=p), dim=-1, out=p)
-        yield rows, s, p
-
-
-def _target_nll(p: Tensor, targets: Tensor) -> Tensor:
-    return p.gather(1, targets[:, None]).log_().neg_().squeeze(1)
-
-
-class _CappedCrossEntropy(torch.autograd.Function):
-    """Finds the gradient on the way forward, while the logits are at hand."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, cap: float, dtype: torch.dtype
-    ) -> Tensor:
-        nll = h.new_zeros(())
-        dh, dweight = torch.empty_like(h), torch.zeros(weight.shape)
-        matrix = weight.to(dtype)
-        for rows, s, p in _softmax_slabs(h, weight, cap, dtype):
-            nll += _target_nll(p, targets[rows]).sum()
-            p.scatter_add_(1, targets[rows, None], p.new_full((len(p), 1), -1.0))
-            p.mul_(s).addcmul_(p, s, value=-1.0)  # times s*(1-s), a quarter of the derivative
-            if dtype == p.dtype:
-                torch.mm(p, matrix, out=dh[rows])
-                dweight.addmm_(p.mT, h[rows])
-            else:
-                d = p.to(dtype)
-                dh[rows] = d @ matrix
-                dweight += d.mT @ h[rows].to(dtype)
-        ctx.save_for_backward(dh, dweight)
-        ctx.scale = 4.0 / len(h)
-        return nll.div_(len(h))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        dh, dweight = ctx.saved_tensors
-        scale = dloss * ctx.scale
-        return dh * scale, dweight * scale, None, None, None

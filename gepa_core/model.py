@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gepa_core.capped import capped, capped_cross_entropy, capped_nll
 from gepa_core.kernels import (
     activation_dtype,
-    capped,
-    capped_cross_entropy,
-    capped_nll,
     linear,
     norm_rotate,
     relu_squared_affine,
@@ -335,21 +333,24 @@ class GEPA(nn.Module):
         """ids [B,T] -> soft-capped logits [B,T,V], fp32."""
         return self.head(self.features(ids))
 
-    def nll(self, ids: Tensor, targets: Tensor, trim: bool = True) -> Tensor:
-        """nll [B,n] (nats, fp32) of targets [B,n], the last n after ids [B,L].
-
-        trim: the last block does not work for positions that are not scored.
-        """
-        n = targets.shape[1]
-        h = self.features(ids, n if trim else None)[:, -n:].flatten(0, 1)
+    def head_nll(self, h: Tensor, targets: Tensor) -> Tensor:
+        """nll [B,n] (nats, fp32) of targets [B,n] after the last n of the hidden states h [B,S,D]."""
+        h = h[:, -targets.shape[1] :].flatten(0, 1)
         weight, cap = self.tok_emb.weight, self.cfg.logit_softcap
         return capped_nll(h, weight, targets.flatten(), cap, self.dtype).view_as(targets)
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] (int64) given ids [B,T]."""
-        h = self.features(ids).flatten(0, 1)
+    def head_loss(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] (int64) after hidden states h [B,T,D]."""
         weight, cap = self.tok_emb.weight, self.cfg.logit_softcap
-        return capped_cross_entropy(h, weight, targets.flatten(), cap, self.dtype)
+        return capped_cross_entropy(h.flatten(0, 1), weight, targets.flatten(), cap, self.dtype)
+
+    def nll(self, ids: Tensor, targets: Tensor, last: int | None = None) -> Tensor:
+        """As `head_nll`, of targets after ids [B,T]; the last block works for the last positions alone."""
+        return self.head_nll(self.features(ids, last), targets)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """As `head_loss`, of targets after ids [B,T]."""
+        return self.head_loss(self.features(ids), targets)
 
 
 def _init_linear(module: Linear, name: str, num_layers: int, generator: torch.Generator) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gepa_core.backend import rank_and_world, sum_over_ranks
 from gepa_core.model import CONTROL_NAMES, GEPA
 
+_CPU_BATCH_NUMEL = 1 << 17  # larger matrices fill a core's cache one at a time (benchmarks/step.py)
 _ALIGN = 64  # elements: every parameter starts on a 256-byte boundary, which vectorised kernels want
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -279,7 +280,8 @@ class Optimizer:
     def _muon_step(self, stack: _Stack, momentum: float, lr_scale: float) -> None:
         stack.momentum.mul_(momentum).add_(stack.gradients)
         nesterov = stack.gradients.add(stack.momentum, alpha=momentum)
-        if self.batched:
+        at_once = nesterov.is_cuda or nesterov[0].numel() <= _CPU_BATCH_NUMEL
+        if self.batched and at_once:
             update = orthogonalize(nesterov, self.cfg.muon_ns_steps)
         else:
             update = torch.stack([orthogonalize(matrix, self.cfg.muon_ns_steps) for matrix in nesterov])

@@ -11,18 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gepa_core import checkpoint
-from gepa_core.backend import attention, maybe_compiled, rank_and_world, wants_compile
+from gepa_core.backend import attention, rank_and_world, wants_compile
 from gepa_core.batches import Prefetcher, StepBatches, micro_batch_seqs
 from gepa_core.config import ExecConfig, RunConfig, digest
 from gepa_core.data.shards import TokenStream
 from gepa_core.errors import CheckpointError, DivergedError
 from gepa_core.model import GEPA
 from gepa_core.optim import FlatParameters, Optimizer
+from gepa_core.passes import sequence_loss
 from gepa_core.schedule import lr_multiplier
-
-
-def training_loss(model: GEPA, ids: Tensor, targets: Tensor) -> Tensor:
-    return model.loss(ids, targets)
 
 
 class Trainer:
@@ -54,7 +51,6 @@ class Trainer:
         self._first_step = 0
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.compiles = wants_compile(exec_cfg, device)
-        self._loss_function = maybe_compiled(training_loss, exec_cfg, device)
 
     def lr_scale(self, step: int) -> float:
         """Multiplier of every learning rate at 0-based `step`."""
@@ -99,7 +95,8 @@ class Trainer:
     def _accumulate(self, ids: Tensor, targets: Tensor) -> None:
         """Adds a micro-batch's share of the step's mean loss, and its gradient."""
         with attention(self.exec_cfg, self.device):
-            loss = self._loss_function(self.model, ids, targets) / self.batches.micro_batches
+            loss = sequence_loss(self.model, ids, targets, self.exec_cfg, self.device)
+            loss = loss / self.batches.micro_batches
             loss.backward()
         self.flat.loss.add_(loss.detach())
 

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gepa_core.backend import PhaseClock, attention, maybe_compiled, share, sum_over_ranks
+from gepa_core.backend import PhaseClock, attention, share, sum_over_ranks
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.errors import DivergedError
 from gepa_core.evaluate import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
+from gepa_core.passes import sequence_loss
 
 _CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
 
@@ -53,11 +54,6 @@ def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens
     """int64[C + 1]: windows bounds[c]..bounds[c + 1] have their first scored target in chunk c."""
     edges = np.arange(0, num_targets, chunk_tokens)
     return np.append(np.searchsorted(first_scored, edges), len(first_scored))
-
-
-def sequence_loss(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of targets [B,L] after ids [B,L]; at module level, to be compiled once."""
-    return model.loss(ids, targets)
 
 
 class Adapter:
@@ -122,11 +118,10 @@ class Adapter:
     def _gradients(self, starts: NDArray[np.int64], batch: int) -> tuple[Tensor, ...]:
         """Gradients by parameter of the sequences' part in the mean loss of a batch."""
         exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
-        function = maybe_compiled(sequence_loss, exec_cfg, device)
         rows = self.scorer.rows(starts, self.scorer.seq_len)
         with attention(exec_cfg, device):
-            loss = function(self.model, rows[:, :-1], rows[:, 1:]) * (len(starts) / batch)
-            return torch.autograd.grad(loss, self.params)
+            loss = sequence_loss(self.model, rows[:, :-1], rows[:, 1:], exec_cfg, device)
+            return torch.autograd.grad(loss * (len(starts) / batch), self.params)
 
     def check(self) -> None:
         """Raises DivergedError if an update was not finite. Waits for the device."""

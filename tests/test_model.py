@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gepa_core import flops, kernels
+from gepa_core import capped, flops, kernels
+from gepa_core.capped import capped_cross_entropy, capped_nll
 from gepa_core.config import ModelConfig
 from gepa_core.kernels import rotate
 from gepa_core.model import GEPA, BigramEmbedding, Linear, exclude_self, rotary_table
@@ -242,11 +243,12 @@ def _gradients(function, *tensors: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
 
-def _agree(function, monkeypatch: pytest.MonkeyPatch, *tensors: Tensor) -> None:
+def _agree(function, *tensors: Tensor) -> None:
     by_hand = _gradients(function, *tensors)
-    monkeypatch.setattr(kernels, "_by_hand", lambda x: False)
-    for mine, autograds in zip(by_hand, _gradients(function, *tensors), strict=True):
-        torch.testing.assert_close(mine, autograds, rtol=1e-4, atol=1e-5)
+    with kernels.plain_expressions():
+        autograds = _gradients(function, *tensors)
+    for mine, wanted in zip(by_hand, autograds, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
 def _randn(*shape: int) -> Tensor:
@@ -254,19 +256,19 @@ def _randn(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
-def test_gradient_of_the_norm(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    _agree(lambda x: kernels.rms_norm(x, scale), monkeypatch, _randn(2, 5, 3, 8))
+def test_gradient_of_the_norm(scale: float) -> None:
+    _agree(lambda x: kernels.rms_norm(x, scale), _randn(2, 5, 3, 8))
     assert not kernels.rms_norm(torch.zeros(2, 8, requires_grad=True)).any()
 
 
 @pytest.mark.parametrize("with_gain", [True, False])
-def test_gradient_of_the_rotation(with_gain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_the_rotation(with_gain: bool) -> None:
     cos, sin = (table[:, None] for table in rotary_table(5, 4, 100.0, 5))
     x, gain = _randn(2, 5, 3, 8), (_randn(3, 1),) if with_gain else ()
-    _agree(lambda x, *gain: kernels.norm_rotate(x, cos, sin, *gain), monkeypatch, x, *gain)
+    _agree(lambda x, *gain: kernels.norm_rotate(x, cos, sin, *gain), x, *gain)
 
 
-def test_gradient_of_products_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_products_in_bf16() -> None:
     x, weight = (_randn(*shape).bfloat16().float() for shape in ((2, 5, 8), (6, 8)))  # nothing to round
     y, dx, dweight = _gradients(lambda x, w: kernels.linear(x, w, torch.bfloat16), x, weight)
     exact = _gradients(lambda x, w: kernels.linear(x, w, torch.float32), x, weight)
@@ -276,26 +278,32 @@ def test_gradient_of_products_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = torch.arange(10) % 6
     hidden = x.view(10, 8)
     found, wanted = (
-        _gradients(lambda h, w, d=dtype: kernels.capped_cross_entropy(h, w, targets, 5.0, d), hidden, weight)
+        _gradients(lambda h, w, d=dtype: capped_cross_entropy(h, w, targets, 5.0, d), hidden, weight)
         for dtype in (torch.bfloat16, torch.float32)
     )
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-2, atol=5e-3)
 
 
-def test_gradient_of_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    _agree(kernels.relu_squared_affine, monkeypatch, _randn(2, 5, 12), _randn(12), 1 + _randn(12))
+def test_gradient_of_the_activation() -> None:
+    _agree(kernels.relu_squared_affine, _randn(2, 5, 12), _randn(12), 1 + _randn(12))
 
 
 @pytest.mark.parametrize("cap", [1.0, 30.0])
 def test_gradient_of_the_capped_loss(cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_SLAB", 200)  # several slabs, the last one short
+    monkeypatch.setattr(capped, "_SLAB", 200)  # several slabs, the last one short
     targets = torch.arange(33) % 40
 
     def loss(h: Tensor, weight: Tensor) -> Tensor:
-        return kernels.capped_cross_entropy(h, weight, targets, cap) * 3.0
+        return capped_cross_entropy(h, weight, targets, cap) * 3.0
 
-    _agree(loss, monkeypatch, 2 * _randn(33, 16), 2 * _randn(40, 16))
+    hidden, weight = 2 * _randn(33, 16), 2 * _randn(40, 16)
+    _agree(loss, hidden, weight)
+    with torch.no_grad():
+        by_hand = capped_nll(hidden, weight, targets, cap)
+        assert loss(hidden, weight) == pytest.approx(3.0 * by_hand.mean().item())
+        with kernels.plain_expressions():
+            torch.testing.assert_close(by_hand, capped_nll(hidden, weight, targets, cap))
 
 
 def test_without_gradients_results_are_those_of_the_plain_expressions() -> None:
@@ -303,7 +311,6 @@ def test_without_gradients_results_are_those_of_the_plain_expressions() -> None:
     cases = (
         lambda: kernels.rms_norm(x, 0.5),
         lambda: kernels.relu_squared_affine(x, scale, bias),
-        lambda: kernels.capped(x, 3.0),
     )
     for case in cases:
         kept = x.clone()

@@ -25,7 +25,8 @@ from gepa_core.config import NUMERICS_VERSION, BatchConfig, DataPaths, ExecConfi
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from gepa_core.job import open_run, over_recipe
-from gepa_core.trainer import Trainer, training_loss
+from gepa_core.passes import whole_loss
+from gepa_core.trainer import Trainer
 from tests import tiny
 from tests.training import (
     RUN,
@@ -348,11 +349,11 @@ def test_divergence_is_told_with_its_step_whenever_it_is_seen(
 def test_the_loss_compiles_as_one_graph(paths: DataPaths) -> None:
     trainer = Trainer(RUN, ExecConfig(device="cpu"), TokenStream(open_shards(paths.train)), CPU)
     ((ids, targets), *_) = trainer.batches.read(0)
-    eager = training_loss(trainer.model, ids, targets)
+    eager = whole_loss(trainer.model, ids, targets)
     eager.backward()
     gradients = trainer.flat.gradients.clone()
     trainer.flat.zero_gradients()
-    compiled = torch.compile(training_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(whole_loss, fullgraph=True, dynamic=False, backend="aot_eager")
     loss = compiled(trainer.model, ids, targets)
     loss.backward()
     torch.testing.assert_close(loss, eager)
