@@ -162,16 +162,23 @@ def matmul_flops(device: torch.device, dtype: str, clock: Clock) -> float:
     return 2 * size**3 / min(times)
 
 
-def utilisation(flops: float, seconds: float, config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """FLOP/s achieved, against the data sheet (MFU) and against a plain matrix product."""
-    achieved, peak = flops / seconds, peak_flops(device)
+def utilisation(
+    flops: float, seconds: Mapping[str, list[float]], config: RunConfig, device: torch.device
+) -> dict[str, Any]:
+    """FLOP/s achieved, against the data sheet (MFU) and against a plain matrix product.
+
+    ratio_at_floor: what the ratio to the baseline would be if the model's FLOPs alone took time.
+    """
+    achieved, peak = flops / statistics.median(seconds["ours"]), peak_flops(device)
     product = matmul_flops(device, config.model.compute_dtype, Clock(device))
+    floor = flops / (peak or product)
     return {
         "model_flops": flops,
         "mfu": achieved / peak if peak else None,
         "share_of_matrix_product": achieved / product,
         "matrix_product_flops_per_second": product,
-        "floor_seconds": flops / (peak or product),
+        "floor_seconds": floor,
+        "ratio_at_floor": statistics.median(seconds["baseline"]) / floor,
     }
 
 

@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "micro_batch_seqs": ours.trainer.micro_batch,
         "peak_memory_bytes": harness.peak_memory_bytes(ours, device),
         "profile": top,
-        **harness.utilisation(flops, median, config, device),
+        **harness.utilisation(flops, seconds, config, device),
         **harness.environment(device),
     }
 

@@ -151,7 +151,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "bpb_difference": bench.bpb["ours"] - bench.bpb["baseline"],
         "peak_memory_bytes": harness.peak_memory_bytes(variants["ours"], device),
         "profile": top,
-        **harness.utilisation(score_flops + train_flops, median, config, device),
+        **harness.utilisation(score_flops + train_flops, seconds, config, device),
         **harness.environment(device),
     }
 
