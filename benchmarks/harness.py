@@ -5,6 +5,7 @@ import copy
 import json
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -214,13 +215,9 @@ def peak_memory_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions, time, commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    git = shutil.which("git")
+    head = [git, "rev-parse", "--short", "HEAD"] if git else ["true"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

@@ -55,14 +55,13 @@ class Published:
     def loss(self) -> float:
         return float(self._loss)
 
-    def _spans(self) -> list[tuple[Tensor, Tensor]]:
-        batch, spans = self.config.batch, []
+    def _spans(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batch = self.config.batch
         first = self.trainer.step_count * batch.stride_per_step
         for j in range(batch.spans):
             text = self.stream.span(first + j * (batch.span_tokens + 1), batch.span_tokens + 1)
-            tokens = torch.from_numpy(text.astype("int64")).to(self.device)
-            spans.append((tokens[:-1].view(-1, batch.seq_len), tokens[1:].view(-1, batch.seq_len)))
-        return spans
+            tokens = torch.from_numpy(text.astype("int64")).to(self.device, non_blocking=True)
+            yield tokens[:-1].view(-1, batch.seq_len), tokens[1:].view(-1, batch.seq_len)
 
 
 def ablations(config: RunConfig, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -73,7 +72,7 @@ def ablations(config: RunConfig, device: torch.device) -> dict[str, dict[str, An
     }
     if device.type == "cuda":
         options |= {
-            "compilation": {"compile": False},
+            "compilation": {"compile": False, "micro_batch_seqs": 12},  # a span would not fit 40 GB
             "choice of attention": {"attention": "flash"},
             "prefetch": {"prefetch": False},
         }

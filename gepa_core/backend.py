@@ -1,26 +1,39 @@
 """The machine under a model: device, attention kernels, compilation, ranks. Changes rounding at most."""
 
 import contextlib
+import functools
+import os
 import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+import torch.compiler.config as compiler_config
 import torch.distributed as dist
+import torch.nn.functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gepa_core.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# cuBLAS and Inductor read these when they start, which is later than this. The first is what deterministic
+# products need.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if torch.torch_version.TorchVersion(torch.__version__) < "2.13":
+    # Over-fused backward kernels spill registers: 6-9 % of a step of this architecture on an H100
+    # (pytorch/pytorch#179423, openai/parameter-golf#1420; not measured by us).
+    os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
+
 ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-_HOPPER = (9, 0)  # from here on cuDNN's attention is the faster one; flash stays better on Ampere
+_HOPPER = 9  # major compute capability; cuDNN's attention is the faster one there, flash on Ampere
+_SOUND_CUDNN = 91500  # wrong for some lengths before (pytorch/pytorch#169849)
 
 
 def resolve_device(exec_cfg: Any) -> torch.device:
@@ -56,18 +69,19 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attention_order(exec_cfg: Any, device: torch.device) -> tuple[str, ...]:
-    """Attention kernels by preference: the one asked for, else cuDNN on Hopper and later, flash before.
+    """Attention kernels by preference: the one asked for, else cuDNN on Hopper, flash elsewhere.
 
     The others follow, for what the first cannot do: fp32, or the masked queries of a trimmed last block.
     Empty on a CPU, which has one of its own, unless one is asked for.
     """
-    if exec_cfg.attention is None and device.type != "cuda":
-        return ()
     first = exec_cfg.attention
+    if device.type != "cuda":  # where torch heeds no order: only what is asked for is allowed
+        return tuple(dict.fromkeys((first, "math"))) if first else ()
     if first is None:
         # cuDNN's backward has no deterministic form, flash's has.
-        hopper = torch.cuda.get_device_capability(device) >= _HOPPER
-        first = "cudnn" if hopper and not exec_cfg.deterministic else "flash"
+        hopper = torch.cuda.get_device_capability(device)[0] == _HOPPER
+        sound = (torch.backends.cudnn.version() or 0) > _SOUND_CUDNN
+        first = "cudnn" if hopper and sound and not exec_cfg.deterministic else "flash"
     return (first, *(name for name in ATTENTION_KERNELS if name != first))
 
 
@@ -78,8 +92,20 @@ def attention(exec_cfg: Any, device: torch.device) -> Iterator[None]:
     if not order:
         yield
         return
-    with sdpa_kernel([ATTENTION_KERNELS[name] for name in order], set_priority=True):
+    _settle_priorities(device)
+    kernels = [ATTENTION_KERNELS[name] for name in order]
+    # The cache of compiled code does not look at the order (pytorch/pytorch#185449): the tag makes it.
+    tag = compiler_config.patch(cache_key_tag="attention:" + ",".join(order))  # type: ignore[attr-defined]
+    with sdpa_kernel(kernels, set_priority=True), tag:
         yield
+
+
+@functools.cache
+def _settle_priorities(device: torch.device) -> None:
+    """A process's first attention on CUDA sets torch's own order of kernels, over one set before it."""
+    if device.type == "cuda":
+        x = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.bfloat16)
+        nnf.scaled_dot_product_attention(x, x, x)
 
 
 def wants_compile(exec_cfg: Any, device: torch.device) -> bool:
@@ -97,9 +123,10 @@ def compiled(function: F, exec_cfg: Any, device: torch.device) -> F:
     compiles a copy of its own.
     """
     order = attention_order(exec_cfg, device)
+    # A worker meets several models and shapes; past the limit torch would fall back to eager in silence.
+    # Each thread has a limit of its own.
+    torch._dynamo.config.recompile_limit = 64
     if (function, order) not in _compiled:
-        # A worker meets several models and shapes; past the limit torch would fall back to eager in silence.
-        torch._dynamo.config.recompile_limit = 64
         code = function.__code__.replace(co_name="_".join((function.__name__, *order)))
         copy = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
         _compiled[function, order] = torch.compile(copy, dynamic=False)

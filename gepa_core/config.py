@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gepa_core.schedule import SHAPES
 
-# Raised whenever golden losses move, so that a fix never silently reuses stale results.
-NUMERICS_VERSION = 1
+# Raised by any change to results, rounding included: what other numerics made is never reused as if equal.
+NUMERICS_VERSION = 2
 
 CAP_BYTES = 16_000_000
 """The challenge's limit on code + compressed model, decimal bytes."""

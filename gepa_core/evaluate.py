@@ -18,7 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core.backend import attention, resolve_device, share, sum_over_ranks, wants_compile
+from gepa_core.backend import (
+    attention,
+    rank_and_world,
+    resolve_device,
+    share,
+    sum_over_ranks,
+    wants_compile,
+)
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.errors import DataError, DivergedError
 from gepa_core.passes import token_nll
@@ -28,12 +35,16 @@ _SLAB = 1 << 22  # scores accounted for at a time, to bound the memory of long t
 # A GPU is filled by this many tokens, with room for the [B,L,V] fp32 logits of plain evaluation. A CPU wants
 # its widest activation to stay in the cache (measured with benchmarks/ttt.py).
 _GPU_BATCH_TOKENS = 1 << 18
+_GPU_BATCH_ELEMENTS = 1 << 29
 _CPU_BATCH_ELEMENTS = 1 << 20
 
 
 def batch_rows(device: torch.device, length: int, widest: float) -> int:
     """Rows of `length` tokens to take at once, where the widest activation has `widest` elements a token."""
-    tokens = _GPU_BATCH_TOKENS if device.type == "cuda" else _CPU_BATCH_ELEMENTS / widest
+    if device.type == "cuda":
+        tokens = min(_GPU_BATCH_TOKENS, _GPU_BATCH_ELEMENTS / widest)
+    else:
+        tokens = _CPU_BATCH_ELEMENTS / widest
     return max(1, int(tokens / length))
 
 
@@ -134,7 +145,8 @@ class Scorer:
         usual = int(windows.scored[len(windows.scored) // 2])
         widest = max(model.cfg.mlp_hidden, model.cfg.vocab_size * usual / self.seq_len)
         fitting = exec_cfg.eval_batch_seqs or batch_rows(self.device, self.seq_len, widest)
-        self.batch = min(fitting, at_once or len(windows.start))
+        most = -(-(at_once or len(windows.start)) // rank_and_world()[1])
+        self.batch = -(-most // -(-most // fitting))  # equal batches: what is compiled for is seldom padded
         self.compiles = wants_compile(exec_cfg, self.device)
         self.offset = windows.offset
         # NaN marks what is not scored: an omission cannot pass for a score.

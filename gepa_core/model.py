@@ -84,7 +84,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = None
     if S < T:
         mask = torch.ones(S, T, dtype=torch.bool, device=q.device).tril(T - S)
-    if q.is_cuda and q.dtype == torch.float32:  # the one fused kernel for fp32 knows no grouped queries
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        # The fused kernels for fp32 and for masks know no grouped queries; plain mathematics would step in.
         k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),

@@ -54,10 +54,6 @@ _OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
 _PROBE_SECONDS = 10.0
 _START_SECONDS = 300.0  # for workers to import and join; they take 5 to 20
 _GRACE_SECONDS = 10.0  # for the other ranks to tell what happened, once one has failed
-_WORKER_ENV = {
-    # Asked for by torch where `deterministic` is; without effect on the CPU.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 # What most explains a failed group comes first: the other ranks only see a connection break.
 _TELLING = (
     Observed.DIVERGED,
@@ -110,7 +106,7 @@ class RayCluster:
                 runtime_env={
                     "py_modules": [str(code / name) for name in ("gepa_core", "sweeps")],
                     "excludes": ["**/__pycache__"],
-                    "env_vars": {**_WORKER_ENV, **_passed_on()},
+                    "env_vars": _passed_on(),
                 },
             )
         self._actor: Any = ray.remote(RankActor)
@@ -124,7 +120,6 @@ class RayCluster:
         self._ray.close()
 
     def _start_local(self) -> "_RayThread":
-        os.environ.update(_WORKER_ENV)
         # A cluster that is joined may ask for a token; Ray finds it by itself.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         code = str(Path(__file__).parents[1])

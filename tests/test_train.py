@@ -102,9 +102,10 @@ def test_thirty_losses_are_the_published(shared: Path, tmp_path: Path) -> None:
             assert trainer.model.loss(*batch).item() == pytest.approx(figures["ema_val_loss"], rel=1e-3)
 
 
-# Losses of the first 20 steps of gepa-nano on `structured_tokens`. If a change moves them on purpose, raise
-# NUMERICS_VERSION and pin the new ones: then results of the old numerics are not mistaken for new ones.
-GOLDEN_VERSION = 1
+# Losses of the first 20 steps of gepa-nano on `structured_tokens`. If a change moves them on purpose, or
+# only their last bits, raise NUMERICS_VERSION and pin the new ones: then results of the old numerics are not
+# mistaken for new ones.
+GOLDEN_VERSION = 2
 GOLDEN = [
     6.9350, 5.6884, 4.3128, 3.9275, 3.6045, 3.2617, 2.9664, 2.8526, 2.7988, 2.7174,
     2.6603, 2.6443, 2.5996, 2.5774, 2.5115, 2.5102, 2.4328, 2.4234, 2.3912, 2.4178,
