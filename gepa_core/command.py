@@ -92,12 +92,7 @@ class _Events:
         self._started = True
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(report)) + "\n")
-        seen = [
-            f"{name} {value:.4f}"
-            for name, value in asdict(report).items()
-            if name in _SHOWN and value is not None
-        ]
-        print(f"step {report.step}: {', '.join(seen)}, {report.tokens_per_second:,.0f} tokens/s", flush=True)
+        print(report, flush=True)
 
 
 def _step(line: str) -> float:
@@ -106,9 +101,6 @@ def _step(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-_SHOWN = ("train_loss", "val_loss", "val_bpb", "ema_val_bpb")
 
 
 @contextmanager

@@ -32,6 +32,11 @@ class StepReport:
     elapsed_seconds: float
     tokens_per_second: float
 
+    def __str__(self) -> str:
+        values = {key: getattr(self, key) for key in ("train_loss", "val_loss", "val_bpb", "ema_val_bpb")}
+        seen = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if value is not None)
+        return f"step {self.step}: {seen}, {self.tokens_per_second:,.0f} tokens/s"
+
 
 class Stopwatch:
     """Seconds of training, without validation and checkpoints."""

@@ -5,16 +5,13 @@ torch.distributed group (nccl on GPUs, gloo on CPUs; a plain process where there
 job after another, so that imports and group are paid for once. Ray restarts and retries nothing.
 """
 
-import atexit
 import contextlib
+import functools
 import logging
 import os
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +43,7 @@ from sweeps.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # n
 from sweeps.estimate import Node, places, refusal  # noqa: E402
 from sweeps.execute import Job  # noqa: E402
 from sweeps.policy import Observed  # noqa: E402
+from sweeps.service_thread import ServiceThread  # noqa: E402
 from sweeps.spec import Sweep  # noqa: E402
 from sweeps.store import Outcome  # noqa: E402
 from sweeps.worker import Worker  # noqa: E402
@@ -119,16 +117,14 @@ class RayCluster:
             self.close(lease)
         self._ray.close()
 
-    def _start_local(self) -> "_RayThread":
+    def _start_local(self) -> ServiceThread:
         # A cluster that is joined may ask for a token; Ray finds it by itself.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         code = str(Path(__file__).parents[1])
         paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         try:
-            return _RayThread.started(
-                _session_folder(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES
-            )
+            return _ray(_session_folder(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
         except Exception as error:  # ray raises all sorts here
             raise ClusterError(f"a local Ray did not start: {_one_line(error)}") from error
 
@@ -283,77 +279,12 @@ class RayCluster:
         return [Ended(lease, writer)]
 
 
-class _RayThread(threading.Thread):
-    """Starts or joins Ray, and lives as long as it.
-
-    Not in the main thread, for there Ray would put its own signal handlers in place of ours. The thread stays
-    because the kernel ends Ray's processes with the thread that started them.
-    """
-
-    def __init__(self, folder: Path | None, options: dict[str, Any]) -> None:
-        """`folder`: of a local Ray, deleted at its end."""
-        super().__init__(name="ray", daemon=True)
-        self.folder, self.options = folder, options
-        self.error: Exception | None = None
-        self.is_up, self.is_over = threading.Event(), threading.Event()
-
-    @classmethod
-    def started(cls, folder: Path | None = None, **options: Any) -> "_RayThread":
-        """Raises what ray.init raises, and KeyboardInterrupt where a signal handler does meanwhile."""
-        thread = cls(folder, options | ({"_temp_dir": str(folder)} if folder else {}))
-        thread.start()
-        try:
-            thread.is_up.wait()
-        except KeyboardInterrupt:
-            atexit.register(thread.abandon)  # before what Ray has registered
-            raise
-        if thread.error:
-            thread.close()
-            raise thread.error
-        return thread
-
-    def run(self) -> None:
-        os.register_at_fork(after_in_child=self._leave_group)
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **self.options)
-        except Exception as error:
-            self.error = error
-        self.is_up.set()
-        self.is_over.wait()
-
-    def _leave_group(self) -> None:
-        """In a process that Ray starts: a signal to our process group is not for it, for we drain first."""
-        if threading.get_ident() == self.ident:
-            os.setsid()
-
-    def close(self) -> None:
-        ray.shutdown()
-        self.is_over.set()
-        self.join()
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def abandon(self) -> None:
-        """Ends this process where Ray is half up: nothing but the kernel can undo that."""
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        with Path(os.devnull).open("w") as nowhere:  # Ray's threads will miss its processes
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        _kill_children(f"self/task/{self.native_id}")
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        os._exit(128 + signal.SIGINT)
-
-
-def _kill_children(task: str) -> None:
-    """Kills the processes that a thread started (its path under /proc), and theirs."""
-    with contextlib.suppress(OSError):  # gone meanwhile
-        for child in map(int, Path("/proc", task, "children").read_text().split()):
-            os.kill(child, signal.SIGSTOP)  # so that it starts no more of them
-            for thread in Path(f"/proc/{child}/task").iterdir():
-                _kill_children(f"{child}/task/{thread.name}")
-            os.kill(child, signal.SIGKILL)
+def _ray(folder: Path | None = None, **options: Any) -> ServiceThread:
+    """Ray, started or joined. `folder`: of a local Ray. Raises what ray.init raises."""
+    if folder:
+        options["_temp_dir"] = str(folder)
+    start = functools.partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
+    return ServiceThread.started(start, ray.shutdown, folder)
 
 
 def cluster_nodes(address: str) -> list[Node]:
@@ -365,12 +296,12 @@ def cluster_nodes(address: str) -> list[Node]:
         thread.close()
 
 
-def _connect(address: str, **options: Any) -> _RayThread:
+def _connect(address: str, **options: Any) -> ServiceThread:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
-        return _RayThread.started(address=address, **options)
+        return _ray(address=address, **options)
     except Exception as error:  # ray raises all sorts here
         raise ClusterError(
             f"no Ray cluster answers at {address}: {_one_line(error)}; see `ray status` there, "

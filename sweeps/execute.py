@@ -166,7 +166,7 @@ def _train(
 
     def on_report(report: Any) -> None:
         emit(journal, "report", **asdict(report), train_tokens=report.step * tokens_per_step)
-        print(_line(report), flush=True)
+        print(report, flush=True)
 
     segment = train_segment(
         job.config,
@@ -334,12 +334,6 @@ def _execution(job: Job, world: int, outcome: Outcome) -> dict[str, Any]:
         **job.launch,
         **outcome.execution,
     }
-
-
-def _line(report: Any) -> str:
-    values = {key: getattr(report, key) for key in ("train_loss", "val_loss", "val_bpb", "ema_val_bpb")}
-    seen = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if value is not None)
-    return f"step {report.step}: {seen}, {report.tokens_per_second:,.0f} tokens/s"
 
 
 def _first_line(error: BaseException) -> str:

@@ -110,9 +110,10 @@ def _left_seconds(nodes: Mapping[str, Mapping[str, Any]], done: Mapping[str, Out
 def status_lines(status: Mapping[str, Any]) -> list[str]:
     """For people."""
     counts = ", ".join(f"{number} {name}" for name, number in status["runs"].items() if number)
+    plural = "s" * (sum(status["runs"].values()) != 1)
     lines = [
-        f"{status['sweep']}: {counts or 'no'} runs; {status['nodes_done']} of {status['nodes']} segments and "
-        f"stages, {status['steps_done']:,} of {status['steps']:,} steps"
+        f"{status['sweep']}: {counts or 'no'} run{plural}; {status['nodes_done']} of {status['nodes']} "
+        f"segments and stages, {status['steps_done']:,} of {status['steps']:,} steps"
     ]
     if driver := status["driver"]:
         lines.append(f"  driver: process {driver['pid']} on {driver['host']}")
