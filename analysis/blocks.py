@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import AnalysisError
+from analysis.parquet import read_parquet
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def read_blocks(folder: Path, run_id: str) -> dict[str, StageBlocks]:
     if not path.is_file():
         return {}
     try:
-        frame = pd.read_parquet(path)
+        frame = read_parquet(path)
     except Exception as error:  # pyarrow raises many types for a damaged file
         raise AnalysisError(f"{path}: not readable ({error}); run the sweep again to restore it") from None
     missing = [name for name in COLUMNS if name not in frame.columns]

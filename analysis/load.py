@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from analysis.errors import AnalysisError
 from analysis.mixed_units import refuse_mixed_units, refuse_signs
+from analysis.parquet import read_parquet
 from analysis.rows import CURVES, METRICS, run_of
 from analysis.table import Run, Table, joined_trunks
 
@@ -101,7 +102,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
 
 def _read_parquet(file: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(file)
+        return read_parquet(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         told = str(error).splitlines()[0]
         raise AnalysisError(f"{file}: not readable ({told}); resuming the sweep writes it anew") from None

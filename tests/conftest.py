@@ -1,6 +1,8 @@
 """What every test relies on: one thread a process, a home of its own, and the reference figures."""
 
+import atexit
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,24 @@ import pytest
 # Before anything imports torch or numpy, and inherited by every subprocess: tests run beside one another.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
+
+_status = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_status] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends without tearing the interpreter down. Ray, torch and Arrow have left threads in it, and one that
+    asks for the interpreter meanwhile aborts the process (apache/arrow#34314), all results being in."""
+    if (status := config.stash.get(_status, None)) is not None:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

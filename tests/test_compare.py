@@ -4,11 +4,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis.compare import TEXT, TRAININGS, compare
 from analysis.load import load
+from analysis.parquet import read_parquet
 from analysis.table import Run, Table
 from tests.synthetic_results import write_sweep
 
@@ -54,7 +54,7 @@ def test_one_training_has_no_interval_of_the_mean() -> None:
 def test_one_training_with_blocks_has_the_error_of_its_text(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_sweep(tmp_path / name, steps=(2000,), ratios=(0.2, 0.4))
-    runs = pd.read_parquet(tmp_path / "b" / "runs.parquet")
+    runs = read_parquet(tmp_path / "b" / "runs.parquet")
     runs["ttt_bpb"] -= 0.002
     runs.to_parquet(tmp_path / "b" / "runs.parquet")
     found = compare(load(tmp_path / "a"), load(tmp_path / "b"))

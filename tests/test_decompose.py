@@ -13,6 +13,7 @@ from analysis.confounds import confounds, replicate_sd
 from analysis.decompose import decompose
 from analysis.errors import AnalysisError
 from analysis.load import load
+from analysis.parquet import read_parquet
 from analysis.table import Run, Table
 from tests.synthetic_results import EFFECTS, write_sweep
 
@@ -148,7 +149,7 @@ def test_settings_are_not_pooled(table: Table) -> None:
 def test_damaged_blocks_are_one_clear_error(tmp_path: Path, folder: Path, damage: object, said: str) -> None:
     good = next((folder / "blocks").glob("*.parquet"))
     (tmp_path / "blocks").mkdir()
-    damage(pd.read_parquet(good)).to_parquet(tmp_path / "blocks" / good.name)  # type: ignore[operator]
+    damage(read_parquet(good)).to_parquet(tmp_path / "blocks" / good.name)  # type: ignore[operator]
     with pytest.raises(AnalysisError, match=said):
         read_blocks(tmp_path, good.stem)
 
@@ -205,11 +206,11 @@ def test_compare_pairs_by_plan_and_reports_the_planted_difference(tmp_path: Path
     other.mkdir()
     write_sweep(other, seeds=(42, 43), steps=(3000, 4500))
     for path in other.glob("blocks/*.parquet"):
-        frame = pd.read_parquet(path)
+        frame = read_parquet(path)
         last = frame["stage"] == "ttt"
         frame.loc[last, "nll"] -= 0.002 * np.log(2) * frame.loc[last, "bytes"]
         frame.to_parquet(path)
-    runs = pd.read_parquet(other / "runs.parquet")
+    runs = read_parquet(other / "runs.parquet")
     runs["ttt_bpb"] -= 0.002
     runs.to_parquet(other / "runs.parquet")
     result = compare(load(folder), load(other))

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.load import load
+from analysis.parquet import read_parquet
 from analysis.predict import planned_run, predict
 from analysis.table import Table, default_metric
 
@@ -246,7 +247,7 @@ def test_a_damaged_segment_is_an_error(results: Path) -> None:
 
 
 def test_values_of_different_axes_are_different_groups(results: Path) -> None:
-    frame = pd.read_parquet(results / "runs.parquet")
+    frame = read_parquet(results / "runs.parquet")
     frame["optim.matrix_lr"] = np.array([0.025, 0.05, 0.05])
     frame.to_parquet(results / "runs.parquet")
     assert len(load(results).groups()) == 2
