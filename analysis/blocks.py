@@ -56,10 +56,7 @@ def read_blocks(folder: Path, run_id: str) -> dict[str, StageBlocks]:
     path = folder / "blocks" / f"{run_id}.parquet"
     if not path.is_file():
         return {}
-    try:
-        frame = read_parquet(path)
-    except Exception as error:  # pyarrow raises many types for a damaged file
-        raise AnalysisError(f"{path}: not readable ({error}); run the sweep again to restore it") from None
+    frame = read_parquet(path)
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise AnalysisError(f"{path}: column {', '.join(missing)} is missing")

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 
 from analysis.errors import AnalysisError
 from analysis.mixed_units import refuse_mixed_units, refuse_signs
@@ -82,7 +81,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     file = folder / "runs.parquet"
     if not file.is_file():
         raise AnalysisError(f"{folder}: has no runs.parquet; give the folder of one sweep (results/<sweep>)")
-    frame = _read_parquet(file)
+    frame = read_parquet(file)
     if "final_lr_fraction" not in frame and "config_json" in frame:
         frame["final_lr_fraction"] = [
             json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
@@ -90,7 +89,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
         ]
     axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
     made_of = _segments_of_runs(folder / "plan.json")
-    parts = {part.stem: _read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
+    parts = {part.stem: read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
     curves = []
     for run_id, segments in made_of.items():
         rows = [parts[segment] for segment in segments if segment in parts and len(parts[segment])]
@@ -98,14 +97,6 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
             curves.append(pd.concat(rows).assign(run_id=run_id).drop_duplicates("step"))
     trunks = {run_id: segments[0] for run_id, segments in made_of.items() if segments}
     return frame, pd.concat(curves) if curves else None, axes, trunks
-
-
-def _read_parquet(file: Path) -> pd.DataFrame:
-    try:
-        return read_parquet(file)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        told = str(error).splitlines()[0]
-        raise AnalysisError(f"{file}: not readable ({told}); resuming the sweep writes it anew") from None
 
 
 def _segments_of_runs(plan: Path) -> dict[str, list[str]]:

@@ -11,8 +11,14 @@ from typing import Any
 import pandas as pd
 from pyarrow.fs import LocalFileSystem
 
+from analysis.errors import AnalysisError
+
 
 def read_parquet(file: Path) -> pd.DataFrame:
-    """Raises what pandas raises where the file is damaged: many types."""
+    """Raises AnalysisError where the file is not readable."""
     alone: dict[str, Any] = {"use_threads": False, "pre_buffer": False, "partitioning": None}
-    return pd.read_parquet(str(file.resolve()), filesystem=LocalFileSystem(), **alone)
+    try:
+        return pd.read_parquet(str(file.resolve()), filesystem=LocalFileSystem(), **alone)
+    except Exception as error:  # pyarrow raises many types for a damaged file
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AnalysisError(f"{file}: not readable ({told}); resuming the sweep writes it anew") from None

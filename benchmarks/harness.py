@@ -215,9 +215,6 @@ def peak_memory_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions, time, commit."""
-    git = shutil.which("git")
-    head = [git, "rev-parse", "--short", "HEAD"] if git else ["true"]
-    commit = subprocess.run(head, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -225,9 +222,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
+
+
+def commit() -> str | None:
+    """The checkout's commit, where git and a repository are at hand."""
+    if not (git := shutil.which("git")):
+        return None
+    command = [git, "rev-parse", "--short", "HEAD"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return told.stdout.strip() or None
 
 
 def processor() -> str:

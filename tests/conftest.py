@@ -6,8 +6,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from gepa_core.config import DataPaths
 
 # Before anything imports torch or numpy, and inherited by every subprocess: tests run beside one another.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -83,3 +87,36 @@ def s3_endpoint(home: Path) -> Iterator[str]:
 def s3(s3_endpoint: str) -> Callable[[str], str]:
     """Name -> URL of an empty prefix in an S3 bucket."""
     return lambda name: f"s3://bucket/{uuid.uuid4().hex[:8]}-{name}"
+
+
+@pytest.fixture(params=["disk", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty store."""
+    if request.param == "disk":
+        return str(tmp_path / "store")
+    s3: Callable[[str], str] = request.getfixturevalue("s3")
+    return s3(tmp_path.name)
+
+
+@pytest.fixture(scope="session")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> "DataPaths":
+    """A small corpus for the runs of tests/training.py."""
+    from tests.training import make_data
+
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def whole(paths: "DataPaths", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state at the end of such a run that nothing interrupted."""
+    from tests.training import train
+
+    return train(paths, tmp_path_factory.mktemp("whole"))[0].path
+
+
+@pytest.fixture(scope="session")
+def first_step(paths: "DataPaths", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its state after one step."""
+    from tests.training import train
+
+    return train(paths, tmp_path_factory.mktemp("first"), until=1, final_step=False)[0].path

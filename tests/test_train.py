@@ -4,11 +4,6 @@ import itertools
 import json
 import math
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +14,10 @@ import zstandard
 
 from gepa_core import checkpoint
 from gepa_core.backend import rank_and_world
-from gepa_core.batches import StepBatches, micro_batch_seqs, widened
-from gepa_core.command import train_command
 from gepa_core.config import NUMERICS_VERSION, BatchConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
-from gepa_core.errors import CheckpointError, ConfigError, DataError, DivergedError
-from gepa_core.job import open_run, over_recipe
+from gepa_core.errors import CheckpointError, ConfigError, DivergedError
+from gepa_core.job import over_recipe
 from gepa_core.passes import whole_loss
 from gepa_core.trainer import Trainer
 from tests import tiny
@@ -34,7 +27,6 @@ from tests.training import (
     assert_close,
     assert_same,
     assert_same_gradients,
-    make_data,
     on_ranks,
     state,
     structured_tokens,
@@ -42,22 +34,6 @@ from tests.training import (
 )
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> DataPaths:
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(paths: DataPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state at the end of an uninterrupted run."""
-    return train(paths, tmp_path_factory.mktemp("whole"))[0].path
-
-
-@pytest.fixture(scope="module")
-def first_step(paths: DataPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(paths, tmp_path_factory.mktemp("first"), until=1, final_step=False)[0].path
 
 
 def losses(trainer: Trainer, steps: int) -> list[float]:
@@ -119,76 +95,6 @@ def test_golden_losses(tmp_path: Path) -> None:
     trainer = Trainer(config, ExecConfig(device="cpu"), stream, CPU)
     assert NUMERICS_VERSION == config.numerics_version == GOLDEN_VERSION
     assert losses(trainer, 20) == pytest.approx(GOLDEN, rel=2e-3)
-
-
-# Data
-
-
-def test_a_step_reads_its_spans_whoever_asks(paths: DataPaths) -> None:
-    stream = TokenStream(open_shards(paths.train))
-    batch = BatchConfig(seq_len=8, seqs_per_span=6, spans=8)
-    text = np.concatenate([stream.span(0, stream.total)] * 5)
-    for world in (1, 2, 4, 8):
-        for step in (0, 5, 13):  # the last one reads past the end of the data
-            ids, targets = [], []
-            for rank in range(world):
-                micro = 3 if world == 2 else 6
-                part = StepBatches(stream, batch, tiny.VOCAB, micro, CPU, rank, world)
-                batches = part.read(step)
-                assert len(batches) == part.micro_batches
-                ids += [x for x, _ in batches]
-                targets += [y for _, y in batches]
-            expected_ids, expected_targets = [], []
-            for j in range(8):
-                start = (step * 8 + j) * 49
-                expected_ids.append(text[start : start + 48].reshape(6, 8))
-                expected_targets.append(text[start + 1 : start + 49].reshape(6, 8))
-            assert np.array_equal(torch.cat(ids), np.concatenate(expected_ids))
-            assert np.array_equal(torch.cat(targets), np.concatenate(expected_targets))
-
-
-def test_ranks_must_divide_the_spans(paths: DataPaths) -> None:
-    stream = TokenStream(open_shards(paths.train))
-    with pytest.raises(ConfigError, match=r"batch\.spans 4 is not divisible by 3 ranks"):
-        StepBatches(stream, RUN.batch, tiny.VOCAB, 2, CPU, 0, 3)
-
-
-def test_tokens_past_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    paths = make_data(tmp_path / "data")
-    write_shard(tmp_path / "data" / "train_000001.bin", np.full(1500, tiny.VOCAB, dtype=np.uint16))
-    with pytest.raises(DataError, match=r"token id 64 .* outside the vocabulary of 64"):
-        train(paths, tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("seqs", "wanted", "device", "chosen"),
-    [
-        (48, None, "cuda", 48),
-        (48, 24, "cuda", 24),
-        (48, 20, "cuda", 16),
-        (6, 100, "cpu", 6),
-        (7, 3, "cpu", 1),
-        (6, None, "cpu", 1),
-    ],
-)
-def test_micro_batches_divide_a_span(seqs: int, wanted: int | None, device: str, chosen: int) -> None:
-    batch = BatchConfig(seq_len=2048, seqs_per_span=seqs)
-    assert micro_batch_seqs(batch, 64, wanted, torch.device(device)) == chosen
-
-
-def test_tokens_are_widened_without_a_sign() -> None:
-    tokens = np.array([0, 1, 1023, 32767, 32768, 65535], dtype=np.uint16)
-    assert widened(torch.from_numpy(tokens.view(np.int16))).tolist() == tokens.tolist()
-
-
-def test_micro_batches_change_nothing_but_rounding(
-    paths: DataPaths, whole: Path, first_step: Path, tmp_path: Path
-) -> None:
-    segment, _ = train(paths, tmp_path / "one", until=1, micro_batch_seqs=1)
-    assert segment.micro_batch_seqs == 1
-    assert_same_gradients(segment.path, first_step)
-    segment, _ = train(paths, tmp_path / "all", micro_batch_seqs=1)
-    assert_close(segment.path, whole, 3e-2)  # twelve steps of Newton-Schulz and bf16 on top
 
 
 # Stop and resume
@@ -415,171 +321,3 @@ def test_two_ranks(paths: DataPaths, whole: Path, first_step: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_four_ranks(paths: DataPaths, whole: Path, first_step: Path, tmp_path: Path) -> None:
     check_ranks(4, paths, whole, first_step, tmp_path)
-
-
-# The command
-
-
-def job(paths: DataPaths, folder: Path, **run: object) -> Path:
-    content = {
-        "run": RUN.model_dump(mode="json") | run,
-        "data": paths.model_dump(),
-        "exec": {"device": "cpu"},
-    }
-    folder.mkdir(exist_ok=True)
-    (folder / "job.json").write_text(json.dumps(content))
-    return folder / "job.json"
-
-
-def test_command_trains_and_does_nothing_the_second_time(
-    paths: DataPaths, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = [str(job(paths, tmp_path)), "--out", str(tmp_path / "out")]
-    assert train_command(args) == 0
-    events = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events] == [3, 4, 6, 8, 9, 12]
-    assert train_command(args) == 0
-    assert len((tmp_path / "out/events.jsonl").read_text().splitlines()) == len(events)
-    found, wanted = state(tmp_path / "out/checkpoints/12"), state(whole)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert "done: step 12" in capsys.readouterr().out
-
-
-def start_command(job_file: Path, out: Path, *launcher: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, "-m", "gepa_core.train", str(job_file), "--out", str(out)]
-    root = Path(__file__).parents[1]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(file: Path, lines: int) -> None:
-    deadline = time.monotonic() + 120
-    while not file.exists() or len(file.read_text().splitlines()) < lines:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@pytest.mark.slow
-def test_terminated_and_killed_it_ends_as_if_undisturbed(paths: DataPaths, tmp_path: Path) -> None:
-    watch = RUN.eval.model_dump() | {"log_every": 1}
-    length = {"steps": 400, "warmdown_steps": 200, "eval": watch}
-    job_file, out = job(paths, tmp_path, **length), tmp_path / "out"
-    with start_command(job_file, out) as first:
-        wait_for(out / "events.jsonl", 20)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 130
-    (stopped,) = checkpoint.in_order(out / "checkpoints")
-    step = int(stopped.name)
-    assert 20 <= step < 400
-    with start_command(job_file, out) as second:
-        wait_for(out / "events.jsonl", step + 20)
-        second.kill()
-        assert second.wait(60) == -signal.SIGKILL
-    with start_command(job_file, out) as third:
-        assert third.wait(120) == 0
-    run = RUN.model_copy(
-        update=length | {"eval": RUN.eval.model_copy(update={"log_every": 1}), "data": open_run(out).run.data}
-    )
-    assert_same(out / "checkpoints/400", train(paths, tmp_path / "alone", run)[0].path)
-    events = [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines()]
-    assert events == list(range(1, 401))
-
-
-@pytest.mark.slow
-def test_torchrun(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    with start_command(job(paths, tmp_path), tmp_path / "out", *launcher) as process:
-        assert process.wait(120) == 0, process.stdout and process.stdout.read()
-    assert_close(tmp_path / "out/checkpoints/12", whole, 3e-2)
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("run: {steps: 4}", "must have the keys run and data"),
-        ("run: [\ndata: x", "neither JSON nor YAML"),
-        ("run: {steps: 4, recipe: [gepa-nano]}\ndata: x", "['gepa-nano'] is not one of gepa-11l, gepa-nano"),
-        ("run: {steps: 4, recipe: gepa-13l}\ndata: x", "'gepa-13l' is not one of gepa-11l, gepa-nano"),
-        ("run: {steps: 4}\ndata: /nowhere", "/nowhere: does not exist"),
-        ("run: {steps: 4}\ndata: {train: a}", "data.val: Field required"),
-    ],
-)
-def test_bad_jobs_end_with_one_message(
-    text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "job.yaml").write_text(text)
-    assert train_command([str(tmp_path / "job.yaml")]) == 2
-    assert complaint in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("run", "complaint"),
-    [
-        ({"stepz": 3}, "run.stepz: Extra inputs are not permitted"),
-        ({"steps": "many"}, "run.steps: Input should be a valid integer"),
-        ({"warmdown_steps": 13}, "warmdown_steps 13 exceeds steps 12"),
-        ({"numerics_version": NUMERICS_VERSION + 1}, "run.numerics_version: Input should be less than"),
-        ({"data": {"val_tokens": 5}}, "data.val_tokens 5 are less than one window"),
-        ({"quant": {"method": "rd", "calibration_tokens": 5}}, "calibration_tokens 5 are less than one"),
-        ({"model": {"vocab_size": 1024}}, "the tokenizer has 64 pieces, model.vocab_size is 1024"),
-        (
-            {"data": {"train": "sha256:00"}},
-            "run.data.train is sha256:00, but the train data at hand is sha256:",
-        ),
-    ],
-)
-def test_bad_runs_name_the_key(
-    run: dict[str, object],
-    complaint: str,
-    paths: DataPaths,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert train_command([str(job(paths, tmp_path, **run)), "--out", str(tmp_path / "out")]) == 2
-    assert complaint in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_ranks_need_their_processes(
-    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = job(paths, tmp_path)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"exec": {"device": "cpu", "ranks": 4}}))
-    assert train_command([str(file), "--out", str(tmp_path / "out")]) == 2
-    assert "torchrun --nproc-per-node 4" in capsys.readouterr().err
-
-
-def test_lines_and_files_cut_by_a_kill(
-    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    args = [str(job(paths, tmp_path)), "--out", str(out)]
-    assert train_command(args) == 0
-    events = (out / "events.jsonl").read_text()
-    shutil.rmtree(out / "checkpoints")
-    (out / "events.jsonl").write_text(events + '{"step": 13, "lr_')
-    assert train_command(args) == 0  # all over again
-    assert [json.loads(line)["step"] for line in (out / "events.jsonl").read_text().splitlines()] == [
-        json.loads(line)["step"] for line in events.splitlines()
-    ]
-    (out / "job.json").write_text('{"run": {')
-    assert train_command(args) == 2
-    assert "job.json: unreadable" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert train_command([args[0], "--out", str(tmp_path / "file")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_an_output_folder_belongs_to_one_run(
-    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train_command([str(job(paths, tmp_path, steps=6)), "--out", str(tmp_path / "out")]) == 0
-    assert train_command([str(job(paths, tmp_path, seed=2)), "--out", str(tmp_path / "out")]) == 2
-    assert "holds another run" in capsys.readouterr().err
-
-
-def test_divergence_has_its_exit_code(
-    paths: DataPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    optim = RUN.optim.model_dump() | {"matrix_lr": 1e30, "scalar_lr": 1e30}
-    assert train_command([str(job(paths, tmp_path, optim=optim)), "--out", str(tmp_path / "out")]) == 3
-    assert "training loss is not finite at step 2" in capsys.readouterr().err
