@@ -152,3 +152,11 @@ def test_sharing_refuses_what_the_plain_grid_cannot_run(
     file.write_text(sweep_text(make_data(tmp_path / "data"), {"steps": [24], "warmdown_ratio": [0.5]}))
     assert sharing.main(["--sweep", str(file), "exec.ranks=2"]) == 2
     assert "one CPU process a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loss", "bpb", "passed"), [(4.01, 1e-4, True), (4.2, 0.0, False), (4.0, -0.01, False)]
+)
+def test_what_was_timed_must_agree_with_the_baseline(loss: float, bpb: float, passed: bool) -> None:
+    checked = gpu.timed({"loss": {"ours": loss, "baseline": 4.0}}, {"bpb_difference": bpb})
+    assert checked["passed"] is passed

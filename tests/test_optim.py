@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gepa_core import optim
 from gepa_core.config import OptimConfig
 from gepa_core.model import GEPA
 from gepa_core.optim import FlatParameters, Optimizer, is_muon_matrix, is_untrained, orthogonalize
@@ -109,8 +110,9 @@ def plain_muon(weight: Tensor, gradient: Tensor, momentum: Tensor, beta: float, 
     return weight * (1 - lr * CFG.muon_weight_decay) - lr * scale * X.float()
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_steps_are_the_plain_ones(batched: bool) -> None:
+@pytest.mark.parametrize(("batched", "largest"), [(True, 1 << 17), (True, 0), (False, 1 << 17)])
+def test_steps_are_the_plain_ones(batched: bool, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "_CPU_BATCH_NUMEL", largest)
     model, flat, _ = build()
     optimizer = Optimizer(model, flat, CFG, batched=batched)
     plain = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
