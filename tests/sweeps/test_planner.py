@@ -1,6 +1,6 @@
 """The tree of segments: exact, minimal, and built upon what a store has."""
 
-import time
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,17 +283,33 @@ def test_eta_is_between_the_critical_path_and_all_work_in_turn() -> None:
     assert eta_seconds(replace(plan, done=frozenset(plan.nodes)), 1) == 0.0
 
 
-def test_ten_thousand_runs_are_planned_in_seconds() -> None:
-    text = (
-        f"grid: {{steps: {[1000 + 100 * i for i in range(100)]}, "
-        f"warmdown_ratio: {[round(0.05 + 0.04 * i, 2) for i in range(20)]}, seed: [0, 1, 2, 3, 4]}}"
+def calls_to_plan(lengths: int, ratios: int) -> tuple[int, int]:
+    """(runs, calls of Python functions, resumed generators among them) of a grid's plan."""
+    sweep = read_sweep(
+        f"grid: {{steps: {[1000 + 100 * i for i in range(lengths)]}, "
+        f"warmdown_ratio: {[round(0.05 + 0.04 * i, 2) for i in range(ratios)]}}}"
     )
-    began = time.process_time()
-    plan = make_plan(read_sweep(text))
-    priority = plan.priority
-    seconds = time.process_time() - began
-    assert len(plan.runs) == 10_000 and len(priority) == len(plan.segments) + len(plan.stages)
-    assert seconds < 5
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        plan = make_plan(sweep)
+        priority = plan.priority
+    finally:
+        sys.setprofile(None)
+    assert len(priority) == len(plan.segments) + len(plan.stages)
+    return len(plan.runs), calls
+
+
+def test_the_work_of_a_plan_grows_with_its_runs() -> None:
+    """Ten thousand runs take seconds (benchmarks.orchestration --plan says how many)."""
+    few, many = calls_to_plan(10, 10), calls_to_plan(40, 10)
+    assert many[0] == 4 * few[0]
+    assert many[1] < 5 * few[1]
 
 
 @pytest.mark.parametrize(
