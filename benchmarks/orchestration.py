@@ -23,11 +23,12 @@ from sweeps.commands.sweep import open_data, over_store
 from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, run_sweep
 from sweeps.drive.ray_cluster import RayCluster
+from sweeps.kinds.table import SEGMENT
 from sweeps.plan.planner import make_plan
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep
 from sweeps.store.store import Store
-from sweeps.work.execute import SEGMENT, Job
+from sweeps.work.job import Job
 
 
 class TimedCluster(RayCluster):
