@@ -22,6 +22,11 @@ SUBMISSION_WORDS = {
     "--name": "the submission's title (default: RUN_ID)",
     "--blurb": "what it is, in a sentence (default: steps, warmdown, quantizer)",
 }
+NOT_OF_A_LOG = {
+    "run_id", "status", "steps", "planned_steps", "stopped_by", "cap_seconds", "peak_steps", "warmdown_steps",
+    "schedule", "final_lr_fraction", "warmdown_fraction", "warmdown_of", "seed", "source", "notes",
+}  # fmt: skip
+"""What the sweep file says of a run before its log does."""
 EPILOG = (
     """commands:
 """
@@ -76,6 +81,30 @@ def write_report(folder: str) -> int:
     return analyse(["report", folder])
 
 
+def read_log(data: bytes, steps: int, warmdown: int) -> dict[str, object]:
+    """Columns of a run that a script's log holds, with `notes`. Raises ValueError where it has no curve."""
+    import tempfile
+    from pathlib import Path
+
+    from analysis.runs.errors import AnalysisError
+    from analysis.logs.importing import read_log as read
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "script.log")
+        path.write_bytes(data)
+        try:
+            row = read(path).run
+        except AnalysisError as error:
+            raise ValueError(str(error).replace(f"{path}: ", "")) from None
+    made = row["steps"]
+    ended_early = isinstance(made, int) and made < steps
+    lengths = ("steps", "peak_steps", "warmdown_steps", "schedule") if ended_early else ()
+    figures = {key: value for key, value in row.items() if value is not None and key not in NOT_OF_A_LOG}
+    return (
+        figures | {key: row[key] for key in lengths} | {"notes": [row["notes"]] if row.get("notes") else []}
+    )
+
+
 def sweep_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch.py",
@@ -102,7 +131,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-parallel", metavar="N", type=positive(int), help="runs at a time, at most")
     parser.add_argument("--no-report", action="store_true", help="leave the report out")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.set_defaults(run=sweep, write_report=write_report)
+    parser.set_defaults(run=sweep, write_report=write_report, read_log=read_log)
     return parser
 
 

@@ -175,12 +175,32 @@ class TTTConfig(_Frozen):
     warmup_fraction: float = Field(0.05, ge=0, le=1)
 
 
-class RunConfig(_Frozen):
+class Length(_Frozen):
+    """How long a run is, and how much of that its learning rate falls."""
+
+    steps: int = Field(ge=1)
+    warmdown_steps: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _warmdown_fits(self) -> Self:
+        if self.warmdown_steps > self.steps:
+            raise ValueError(f"warmdown_steps {self.warmdown_steps} exceeds steps {self.steps}")
+        return self
+
+    @property
+    def peak_steps(self) -> int:
+        """Steps at the full learning rate: where the trunk shared with longer runs may end."""
+        return self.steps - self.warmdown_steps
+
+    @property
+    def warmdown_ratio(self) -> float:
+        return self.warmdown_steps / self.steps
+
+
+class RunConfig(Length):
     """Everything that changes a run's numbers on purpose."""
 
     numerics_version: int = Field(NUMERICS_VERSION, ge=NUMERICS_VERSION, le=NUMERICS_VERSION)
-    steps: int = Field(ge=1)
-    warmdown_steps: int = Field(ge=0)
     schedule: str = "linear"
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
     seed: int = Field(42, ge=0)
@@ -195,8 +215,6 @@ class RunConfig(_Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.warmdown_steps > self.steps:
-            raise ValueError(f"warmdown_steps {self.warmdown_steps} exceeds steps {self.steps}")
         if self.schedule not in SHAPES:
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SHAPES)}")
         if self.ttt.chunk_tokens % self.eval.seq_len:
@@ -221,17 +239,8 @@ class RunConfig(_Frozen):
         return self
 
     @property
-    def peak_steps(self) -> int:
-        """Steps at the full learning rate: where the trunk shared with longer runs may end."""
-        return self.steps - self.warmdown_steps
-
-    @property
     def train_tokens(self) -> int:
         return self.steps * self.batch.tokens_per_step
-
-    @property
-    def warmdown_ratio(self) -> float:
-        return self.warmdown_steps / self.steps
 
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))

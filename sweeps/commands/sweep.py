@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gepa_core.errors import ConfigError, DataError, UserError
 from sweeps.plan.advice import advise, uneven_ranks
 from sweeps.plan.estimate import Machine, places, refusal, summary
-from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100
+from sweeps.plan.planner import assumed_speeds, make_plan
+from sweeps.plan.sharing import answer, check_node, with_check
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
@@ -24,6 +24,7 @@ from sweeps.spec.sweep import Sweep
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
+    from sweeps.drive.launch import RunOptions
     from sweeps.store.store import Store
 
 
@@ -38,23 +39,15 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
     sweep = open_data(sweep, say)
+    sweep = check_sharing(sweep, args)
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
     for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
         say(notice)
-    from sweeps.drive.launch import RunOptions, run_sweep
+    from sweeps.drive.launch import run_sweep
 
-    options = RunOptions(
-        address=address_of(args),
-        only=args.only,
-        retry_failed=args.retry_failed,
-        fail_fast=args.fail_fast,
-        fresh=args.fresh,
-        max_gpu_hours=args.max_gpu_hours,
-        max_parallel=args.max_parallel,
-    )
-    result = run_sweep(plan, args.output, options, record={"data": data_record(sweep)})
+    result = run_sweep(plan, args.output, run_options(args), record={"data": data_record(sweep)})
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
     plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
@@ -66,6 +59,52 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
     return result.exit_code
+
+
+def run_options(args: argparse.Namespace) -> "RunOptions":
+    """What the command line asks of the driver."""
+    from sweeps.drive.launch import RunOptions
+
+    return RunOptions(
+        address=address_of(args),
+        only=args.only,
+        retry_failed=args.retry_failed,
+        fail_fast=args.fail_fast,
+        fresh=args.fresh,
+        max_gpu_hours=args.max_gpu_hours,
+        max_parallel=args.max_parallel,
+        read_log=getattr(args, "read_log", None),
+    )
+
+
+def check_sharing(sweep: Sweep, args: argparse.Namespace) -> Sweep:
+    """The sweep with its trunks shared only where its script was found to go on exactly from a saved state.
+
+    Where that was never asked, two short runs are made for it.
+    """
+    node = check_node(sweep)
+    if node is None:
+        return sweep
+    store = existing_store(args.output)
+    if (exact := answer(store.done(node.id) if store else None)[0]) is None:
+        from sweeps.drive.launch import run_sweep
+
+        say("checking whether runs may share trunks: a short run alone, and the same from a saved state")
+        plan = with_check(over_store(replace(sweep, share=False), args.output), node)
+        options = replace(run_options(args), nodes=frozenset([node.id]), only=None, fresh=False)
+        run_sweep(plan, args.output, options)
+        store = existing_store(args.output)
+        exact = answer(store.done(node.id) if store else None)[0]
+    return sweep if exact else replace(sweep, share=False)
+
+
+def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
+    """For `--plan`: the sweep as it would be shared by what the store knows, and a line about that."""
+    if (node := check_node(sweep)) is None:
+        return sweep, []
+    store = existing_store(output)
+    exact, line = answer(store.done(node.id) if store else None)
+    return (replace(sweep, share=False) if exact is False else sweep), [line]
 
 
 def say(line: str) -> None:
@@ -97,7 +136,7 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
 
     record = []
     for source, data in sweep.data.items():
-        runs = [run for run in sweep.runs if run.data.train == data.config.train]
+        runs = [run for run in sweep.recipe_runs if run.data.train == data.config.train]
         limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
         text = dict(data.val_text) if data.val_text else None
         if limits != {data.val_tokens}:  # one part of it, or several
@@ -162,7 +201,7 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
 
     found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
-        using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
+        using = [run for run in sweep.recipe_runs if run.data.train == source.placeholder(None).train]
         sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
         found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
@@ -185,15 +224,17 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     `fresh`: only the store's speeds count, not what is done.
     """
     on_gpu = sweep.resources.gpus_per_run > 0
-    speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
+    speeds = assumed_speeds(sweep)
     if (store := existing_store(output)) is None:
         return make_plan(sweep, speeds=speeds)
     from sweeps.plan.history import History, read_history
 
     history = read_history(store)
-    speeds = speeds.measured(history.on(gpu=on_gpu))
+    speeds = speeds.measured(history.on(gpu=on_gpu, script=sweep.files.digest if sweep.files else ""))
     known = History() if fresh else history
-    return make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    plan = make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    node = check_node(sweep)
+    return with_check(plan, node) if node else plan
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -209,12 +250,13 @@ def changed(plan: Plan, output: str) -> list[str]:
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     sweep = look_at_data(sweep)
+    sweep, sharing = sharing_notes(sweep, args.output)
     if args.only:
         sweep = only(sweep, args.only)
     plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot]
+    notes = [*sweep.notices, *sweep.unchecked, *sharing, *epochs(plan), *cannot]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -250,9 +292,9 @@ def epochs(plan: Plan) -> list[str]:
     tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
     passes = max(
         (
-            (run.config.train_tokens / tokens[run.config.data.train], run_id)
-            for run_id, run in plan.runs.items()
-            if run.config.data.train in tokens
+            (run.train_tokens / tokens[run.data.train], run.run_id)
+            for run in plan.sweep.recipe_runs
+            if run.data.train in tokens
         ),
         default=(0.0, ""),
     )

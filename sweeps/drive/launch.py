@@ -20,6 +20,7 @@ from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.scripts import ReadLog, check_passed_on, publish_files
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
@@ -42,6 +43,10 @@ class RunOptions:
     max_parallel: int | None = None
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
+    nodes: frozenset[str] | None = None
+    """Only these; None = all that the runs need."""
+    read_log: ReadLog | None = None
+    """Finds the figures in a script's log."""
 
 
 class StoppedError(UserError):
@@ -98,6 +103,7 @@ def run_sweep(
     """
     begun = time.monotonic()
     store = Store(store_url)
+    check_passed_on(plan.sweep)
     if options.fresh:
         if options.only is not None:
             raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
@@ -109,7 +115,8 @@ def run_sweep(
         if options.fresh:
             forget(store, plan)
         view = make_view(plan, store, plain=options.plain)
-        recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
+        facts = {"commit": _git("rev-parse", "HEAD")}
+        recorder = SweepRecorder(store, plan, lease, view, facts, options.read_log)
         try:
             ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
         except (StorageError, LeaseLostError) as error:
@@ -137,9 +144,14 @@ def _carry_out(
     wanted = {
         node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
-    left = _left(plan, wanted, set(recorder.done))
+    if options.nodes is None:
+        left = _left(plan, wanted, set(recorder.done))
+    else:
+        left = set(options.nodes) - recorder.done.keys()
     if not left:
         return Ending.COMPLETE, None
+    if plan.sweep.script:
+        publish_files(recorder.store, plan.sweep)
     recorder.note("say", "", text="joining the cluster" if options.address else "starting a local Ray")
     with _counted_interrupts() as interrupts, start_cluster(plan.sweep, options.address) as cluster:
         interrupts.is_starting = False

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.kinds.table import KINDS
+from sweeps.kinds.table import KINDS, SHARING_CHECK
 from sweeps.plan.tree import Node, Plan
 from sweeps.store.journal import reports
 from sweeps.store.store import Outcome, Store
@@ -36,6 +36,8 @@ def label(plan: Plan, node: str) -> str:
     """A node in words."""
     work = plan.nodes[node]
     runs = work.runs[0] if len(work.runs) == 1 else f"{len(work.runs)} runs"
+    if not work.runs:
+        return work.kind.replace("_", " ")
     if not work.trains:
         return f"{work.kind} of {runs}"
     steps = f"{work.start:,} → {work.stop:,}"
@@ -45,10 +47,17 @@ def label(plan: Plan, node: str) -> str:
 def result_text(outcome: Outcome) -> str:
     """What a finished node measured, as far as it says."""
     result, kind = outcome.result, KINDS[outcome.kind]
+    if kind.name == SHARING_CHECK:
+        return (
+            f"exact ({result['compared']} figures alike)"
+            if result["exact"]
+            else f"not exact: {result['reason']}"
+        )
     figures = (
         ("train_loss_final", "train_loss {:.4f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
         (kind.column, "{:.4f} bpb"),
+        ("float_bpb", "{:.4f} bpb"),
         ("artifact_bytes", "{:,} bytes"),
     )
     known = [form.format(result[key]) for key, form in figures if key and result.get(key) is not None]
@@ -92,9 +101,10 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
     return None
 
 
-def log_tail(store: Store, node: str, attempt: str) -> list[str]:
+def log_tail(store: Store, node: str, attempt: str, log: str = "log.txt") -> list[str]:
     """The last lines an attempt printed."""
-    data = store.files.read(f"{store.attempt_path(node, attempt)}/log.txt") or b""
+    base = store.attempt_path(node, attempt)
+    data = store.files.read(f"{base}/{log}") or store.files.read(f"{base}/log.txt") or b""
     return data.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
 
 
@@ -190,7 +200,8 @@ class LiveView:
             bpb = next((r["val_bpb"] for r in reversed(seen) if r.get("val_bpb") is not None), None)
             words += f"  step {last['step']:,}"
             words += f"  {bpb:.4f} bpb" if bpb is not None else ""
-            words += f"  {last['tokens_per_second']:,.0f} tokens/s"
+            speed = last.get("tokens_per_second")
+            words += f"  {speed:,.0f} tokens/s" if speed is not None else ""
         return words
 
     def _eta(self, elapsed: float) -> float | None:

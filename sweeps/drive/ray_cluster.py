@@ -164,7 +164,9 @@ class RayCluster:
             }
             if "memory" in bundle:
                 options["memory"] = bundle["memory"]
-            workers.append(self._actor.options(**options).remote(rank, len(self.bundles)))
+            workers.append(
+                self._actor.options(**options).remote(rank, len(self.bundles), self.sweep.script is None)
+            )
         self._leases[name] = _Lease(group, workers, placed_at=time.monotonic())
         self._expect(name, "hello", [worker.hello.remote() for worker in workers])
         return name

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gepa_core.config import CAP_BYTES
+from gepa_core.config import CAP_BYTES, RunConfig
 from sweeps.kinds.flops import num_params, state_bytes
 from sweeps.kinds.kind import ARTIFACT, Rate
 from sweeps.plan.tree import Node, Plan
@@ -50,16 +50,13 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
 
 
 def disk_bytes(plan: Plan, leases: int) -> int:
-    """States on trunks and artifacts, which stay, and three states for each lease at work."""
-    sizes = {segment.id: state_bytes(segment.config.model) for segment in plan.segments.values()}
-    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
+    """States on trunks and artifacts, which stay, and three states for each lease at work; 0 for a script."""
+    models = {n.id: n.config.model for n in plan.nodes.values() if isinstance(n.config, RunConfig)}
+    sizes = {id_: state_bytes(models[id_]) for id_ in plan.segments if id_ in models}
+    states = sum(sizes[id_] for id_ in sizes if plan.nodes[id_].trunk)
     states += 3 * leases * max(sizes.values(), default=0)
-    artifacts = sum(
-        min(num_params(node.config.model), CAP_BYTES)
-        for node in plan.nodes.values()
-        if plan.kind(node.id).gives == ARTIFACT
-    )
-    return states + artifacts
+    artifacts = (id_ for id_ in models if plan.kind(id_).gives == ARTIFACT)
+    return states + sum(min(num_params(models[id_]), CAP_BYTES) for id_ in artifacts)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from gepa_core.config import RunConfig, digest
-from sweeps.kinds.table import KINDS, SEGMENT
+from sweeps.kinds.script import ScriptRun
+from sweeps.kinds.table import KINDS, SCRIPT, SEGMENT
 from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
+from sweeps.plan.speeds import SCRIPT as SCRIPT_SPEED
 from sweeps.plan.tree import KnownSegment, Node, Plan, RunPlan
-from sweeps.spec.sweep import Sweep
+from sweeps.spec.sweep import Run, Sweep
 
 
 def make_plan(
@@ -46,12 +48,19 @@ def make_plan(
         runs={run_id: planner.runs[run_id] for members in trunks.values() for run_id, _ in members},
         nodes=planner.ordered(),
         done=frozenset(planner.done),
-        speeds=speeds or (PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER),
+        speeds=speeds or assumed_speeds(sweep),
         val_tokens=sweep.val_tokens or PUBLISHED_VAL_TOKENS,
     )
 
 
-def trunk_id(config: RunConfig) -> str:
+def assumed_speeds(sweep: Sweep) -> Speeds:
+    """For a sweep of which nothing was timed yet."""
+    if sweep.script:
+        return SCRIPT_SPEED
+    return PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER
+
+
+def trunk_id(config: Run) -> str:
     """Names the constant phase that a run shares with all runs of the same name."""
     return digest(config.trunk())[:16]
 
@@ -70,12 +79,12 @@ def _segment_id(
     return f"{start}-{stop}-{digest(lineage)[:16]}"
 
 
-def _tail(config: RunConfig) -> list[object]:
+def _tail(config: Run) -> list[object]:
     """What the branch of a run depends on besides its trunk."""
     return [config.schedule, config.steps, config.warmdown_steps, config.final_lr_fraction]
 
 
-_Run = tuple[str, RunConfig]
+_Run = tuple[str, Run]
 
 
 class _Planner:
@@ -103,7 +112,7 @@ class _Planner:
         """One trunk and the branches off it."""
         by_point: dict[int, list[_Run]] = {}
         for run_id, config in members:
-            by_point.setdefault(config.peak_steps if self.sweep.share else 0, []).append((run_id, config))
+            by_point.setdefault(self._point(config), []).append((run_id, config))
         finished = self.finished.get(trunk_id, {})
         # States to start from, by step; every point is computed from the nearest one below it.
         available: dict[int, str | None] = {0: None}
@@ -128,6 +137,14 @@ class _Planner:
             for run_id, config in needy:
                 self._finish(trunk_id, state, point, run_id, config)
 
+    def _point(self, config: Run) -> int:
+        """The step of the trunk at which a run's own part begins.
+
+        A script's run always has one: what it measures at its end is not done where it only saves a state.
+        """
+        alone = not self.sweep.share or (isinstance(config, ScriptRun) and config.warmdown_steps == 0)
+        return 0 if alone else config.peak_steps
+
     def _finished(self, run: _Run, chains: list[KnownSegment]) -> bool:
         """Whether a run, if it follows one of these finished chains, needs nothing of the chain's state.
 
@@ -146,7 +163,7 @@ class _Planner:
                 return True
         return False
 
-    def _branch_id(self, trunk_id: str, state: str | None, point: int, config: RunConfig) -> str:
+    def _branch_id(self, trunk_id: str, state: str | None, point: int, config: Run) -> str:
         """The branch's segment: a finished one, if it is still of use to this run, or a new one.
 
         A result is never replaced, so work done again because its state was deleted gets an id of its own.
@@ -158,12 +175,12 @@ class _Planner:
                 return branch_id
         raise AssertionError("unreachable")
 
-    def _measured(self, last: str, config: RunConfig) -> bool:
+    def _measured(self, last: str, config: Run) -> bool:
         """Whether no stage needs the run's final state any more; int6 and later need the artifact only."""
         stages = self._stages_of("", last, config)
         return all(stage.id in self.done_stages for stage in stages if stage.after == last)
 
-    def _adopt(self, segment_id: str, config: RunConfig) -> None:
+    def _adopt(self, segment_id: str, config: Run) -> None:
         """Enter a finished segment and its lineage into the plan."""
         at: str | None = segment_id
         while at is not None and at not in self.done:
@@ -172,7 +189,7 @@ class _Planner:
             self.done.add(at)
             at = segment.parent
 
-    def _extend(self, trunk_id: str, parent: str | None, start: int, stop: int, config: RunConfig) -> str:
+    def _extend(self, trunk_id: str, parent: str | None, start: int, stop: int, config: Run) -> str:
         """A new trunk segment. `config` ends its constant phase at `stop`, so it validates there too."""
         if parent in self.known and parent not in self.segments:
             self._adopt(parent, config)
@@ -187,16 +204,15 @@ class _Planner:
         parent: str | None,
         start: int,
         stop: int,
-        config: RunConfig,
+        config: Run,
         trunk_id: str,
         *,
         trunk: bool,
     ) -> None:
-        self.segments[segment_id] = Node(
-            segment_id, SEGMENT, parent, config, (), start, stop, trunk, trunk_id
-        )
+        kind = SCRIPT if isinstance(config, ScriptRun) else SEGMENT
+        self.segments[segment_id] = Node(segment_id, kind, parent, config, (), start, stop, trunk, trunk_id)
 
-    def _finish(self, trunk_id: str, state: str | None, point: int, run_id: str, config: RunConfig) -> None:
+    def _finish(self, trunk_id: str, state: str | None, point: int, run_id: str, config: Run) -> None:
         """The branch of a run, if it has one, and its stages."""
         last = state
         self.runs_at.setdefault(state or "", []).append(run_id)
@@ -214,22 +230,25 @@ class _Planner:
         self.done.update(stage.id for stage in stages if stage.id in self.done_stages)
         self.runs[run_id] = RunPlan(config, last, tuple(stage.id for stage in stages))
 
-    def trunk_id(self, config: RunConfig) -> str:
-        """Digest of `RunConfig.trunk`, remembered for runs that differ in their length only."""
+    def trunk_id(self, config: Run) -> str:
+        """Digest of what its trunk depends on, remembered for runs that differ in their length only."""
+        if isinstance(config, ScriptRun):
+            return trunk_id(config)
         fields = {k: v for k, v in config.__dict__.items() if k not in ("steps", "warmdown_steps")}
         key = tuple(id(v) if isinstance(v, BaseModel) else v for v in fields.values())
         if key not in self.trunk_ids:
             self.trunk_ids[key] = trunk_id(config)
         return self.trunk_ids[key]
 
-    def _settings(self, config: RunConfig, kind: str) -> str:
+    def _settings(self, config: Run, kind: str) -> str:
         """Digest of a stage's settings, remembered for the sections that runs have in common."""
+        assert isinstance(config, RunConfig), "a script has no stages"
         key = (kind, id(config.eval), id(config.quant), id(config.ttt))
         if key not in self.settings:
             self.settings[key] = digest(KINDS[kind].settings(config))
         return self.settings[key]
 
-    def _stages_of(self, run_id: str, last: str, config: RunConfig) -> list[Node]:
+    def _stages_of(self, run_id: str, last: str, config: Run) -> list[Node]:
         """The stages that the sweep asks for, and those that they start from."""
         stages: dict[str, Node] = {}
         ids: dict[str, str] = {}

@@ -1,9 +1,9 @@
 """From axes to run configurations: the product of a grid's axes, single points, shared settings."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,7 @@ from sweeps.spec.source import SOURCE_KEYS, DataSource
 
 MAX_CELLS = 1_000_000
 
+R = TypeVar("R", bound=Hashable)
 Cell = dict[str, Any]
 """Dotted keys to typed values."""
 
@@ -48,7 +49,7 @@ class Expander:
         try:
             top = {key: value for key, value in self._preset.items() if not isinstance(value, Mapping)}
             top |= {key: value for key, value in values.items() if "." not in key and key != "warmdown_ratio"}
-            top |= self._warmdown(cell, values, top)
+            top |= warmdown_of(cell, values, top)
             for name, info in RunConfig.model_fields.items():
                 if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                     top[name] = self._section(name, info.annotation, values)
@@ -77,20 +78,24 @@ class Expander:
             self._sources[key] = source.placeholder(val_tokens), source
         return self._sources[key]
 
-    def _warmdown(self, cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, int]:
-        """`warmdown_ratio` in steps. What a cell says of the warmdown wins over the shared settings."""
-        if "steps" not in top:
-            raise ValueError("no run length: give steps")
-        if top.get("schedule") == "constant":
-            return {"warmdown_steps": 0}  # whatever the grid's ratio: the runs are the same
-        for level in (cell, values):
-            if "warmdown_steps" in level:
-                return {"warmdown_steps": level["warmdown_steps"]}
-            if "warmdown_ratio" in level:
-                return {"warmdown_steps": round(level["warmdown_ratio"] * top["steps"])}
-        if "warmdown_steps" in top:
-            return {}
-        raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
+
+def warmdown_of(cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, int]:
+    """`warmdown_ratio` in steps. What a cell says of the warmdown wins over the shared settings.
+
+    Raises ValueError where nothing says how long it is.
+    """
+    if "steps" not in top:
+        raise ValueError("no run length: give steps")
+    if top.get("schedule") == "constant":
+        return {"warmdown_steps": 0}  # whatever the grid's ratio: the runs are the same
+    for level in (cell, values):
+        if "warmdown_steps" in level:
+            return {"warmdown_steps": level["warmdown_steps"]}
+        if "warmdown_ratio" in level:
+            return {"warmdown_steps": round(level["warmdown_ratio"] * top["steps"])}
+    if "warmdown_steps" in top:
+        return {}
+    raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
 
 
 def _reason(detail: Any) -> str:
@@ -99,9 +104,9 @@ def _reason(detail: Any) -> str:
     return f"{where}: {message}" if where else message
 
 
-def merge(runs: Iterable[RunConfig]) -> tuple[tuple[RunConfig, ...], dict[RunConfig, int]]:
+def merge(runs: Iterable[R]) -> tuple[tuple[R, ...], dict[R, int]]:
     """Runs without repeats, in order, and how often each repeated one occurred."""
-    counts: dict[RunConfig, int] = {}
+    counts: dict[R, int] = {}
     for run in runs:
         counts[run] = counts.get(run, 0) + 1
     return tuple(counts), {run: count for run, count in counts.items() if count > 1}

@@ -25,7 +25,7 @@ def run(at: Attempt) -> Outcome:
     assert kind.weights is not None and kind.seconds is not None
     device = prepare(job.exec)
     model = _model(job, kind.weights, at.source()).to(device)
-    tokens, table = _validation(job.data, job.config)
+    tokens, table = _validation(job.paths, job.recipe)
     evaluation, result = _evaluated(job, model, tokens, table)
     blocks = evaluation.blocks
     columns = zip(blocks.tokens.tolist(), blocks.bytes.tolist(), blocks.nll.tolist(), strict=True)
@@ -50,7 +50,7 @@ def _evaluated(job: Job, model: Any, tokens: Any, table: Any) -> tuple[Any, dict
     from gepa_core.evaluation.ttt import test_time_train
     from gepa_core.submission.bundle import code_bytes
 
-    config = job.config
+    config = job.recipe
     match KINDS[job.kind].evaluation:
         case "ttt":
             adapted = test_time_train(model, tokens, table, config.eval, config.ttt, job.exec)
@@ -70,7 +70,7 @@ def _model(job: Job, weights: Weights, source: Path) -> Any:
 
     if weights != "int6":
         return load_model(source, average=weights == "average")[0]
-    model = GEPA(job.config.model)
+    model = GEPA(job.recipe.model)
     state = read_artifact(source)
     check_fits(state, model.state_dict())
     model.load_state_dict(state)

@@ -20,6 +20,7 @@ class Observed(StrEnum):
     BAD_INPUT = "bad_input"
     STORAGE = "storage"
     CRASHED = "crashed"  # an exception nobody expected
+    HUNG = "hung"  # a script that printed nothing for too long
 
 
 class Action(StrEnum):
@@ -76,7 +77,7 @@ def decide(history: Sequence[Failure], limits: Limits) -> Decision:
             limit = limits.preempted
         case Observed.STORAGE:
             limit = limits.storage
-        case Observed.CRASHED:
+        case Observed.CRASHED | Observed.HUNG:
             limit = limits.crashed
         case Observed.LOST:
             limit = limits.lost

@@ -21,5 +21,5 @@ def run(at: Attempt) -> Outcome:
     if at.rank != 0:
         return at.outcome
     model, _ = load_model(at.source(), average=True)
-    done = compress(model.to(device), job.config, job.data.train, at.workdir.path / ARTIFACT)
+    done = compress(model.to(device), job.recipe, job.paths.train, at.workdir.path / ARTIFACT)
     return replace(at.outcome, result=done.figures() | {"quant_mse": done.quantized.report.mse})
