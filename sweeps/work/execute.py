@@ -257,13 +257,13 @@ def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
 def _model(job: Job, source: Path) -> Any:
     """The model a stage measures: raw or EMA weights of a state, or the decoded artifact."""
     from gepa_core.model.gepa import GEPA
-    from gepa_core.quantization.artifact import check_fits, read_artifact
+    from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
     from gepa_core.training.trained import load_model
 
     if job.kind in ("float", "ema"):
         return load_model(source, average=job.kind == "ema")[0]
     model = GEPA(job.config.model)
-    state = read_artifact(source)
+    state = read_artifact(source, num_weights(model.state_dict()))
     check_fits(state, model.state_dict())
     model.load_state_dict(state)
     return model
