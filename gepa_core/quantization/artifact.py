@@ -130,7 +130,7 @@ def _decompress(data: bytes, limit: int) -> bytes:
     try:
         size = zstandard.get_frame_parameters(data).content_size
         if size > limit and size != zstandard.CONTENTSIZE_UNKNOWN:
-            raise ArtifactError(f"claims to hold {size:,} bytes, and the model {limit:,} at most: not unpacked")
+            raise ArtifactError(f"claims to hold {size:,} bytes, the model at most {limit:,}: not unpacked")
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data)
         raw = reader.read(limit + 1)
     except zstandard.ZstdError as error:

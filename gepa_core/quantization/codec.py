@@ -256,7 +256,12 @@ def _middle(code: Any) -> int:
 def _entry(name: str, dtype: str, stored: str, shape: list[int]) -> _Entry:
     quantized = stored == _QUANTIZED
     least, most = min(shape, default=1), max(shape, default=0)
-    fits = (1 if quantized else 0) <= least and most <= _MAX_SIDE and len(shape) <= _MAX_DIMENSIONS and (not quantized or len(shape) == 2)
+    fits = (
+        (1 if quantized else 0) <= least
+        and most <= _MAX_SIDE
+        and len(shape) <= _MAX_DIMENSIONS
+        and (not quantized or len(shape) == 2)
+    )
     if not isinstance(name, str) or not fits:
         raise ValueError(f"tensor {name!r} of shape {shape}")
     return _Entry(name, _DTYPES[dtype], None if quantized else _DTYPES[stored], tuple(map(int, shape)))

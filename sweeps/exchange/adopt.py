@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gepa_core.bounded import MAX_JSON_BYTES, read_bytes
 from gepa_core.config import RunConfig, digest
 from gepa_core.errors import ConfigError
 from sweeps.plan.planner import trunk_id
 from sweeps.spec.sweep import Sweep
-from sweeps.store.journal import objects
+from sweeps.store.journal import reports_of_training
 from sweeps.store.schema import TRAJECTORY, to_parquet
 from sweeps.store.store import FINAL_STATE, Outcome, Store, checksums, new_attempt, sha256
 
@@ -108,7 +109,7 @@ def _trajectory(checkpoint: Path, step: int) -> list[dict[str, Any]]:
     for folder in (checkpoint.parent.parent, checkpoint.parent):
         journal = folder / "events.jsonl"
         if journal.is_file():
-            found = objects(journal.read_bytes())
-            rows = [row for row in found if row.get("step", step + 1) <= step and "lr_scale" in row]
+            found = reports_of_training(read_bytes(journal, MAX_JSON_BYTES), str(journal))
+            rows = [row for row in found if row["step"] <= step]
             return [{key: row.get(key) for key in TRAJECTORY.names} for row in rows]
     return []

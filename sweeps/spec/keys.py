@@ -44,7 +44,9 @@ class Key:
 
     @property
     def allowed(self) -> str:
-        return self.info.description or _describe(self.info.annotation) + _bounds(self.info.metadata, self.takes_list)
+        return self.info.description or _describe(self.info.annotation) + _bounds(
+            self.info.metadata, self.takes_list
+        )
 
     def typed(self, value: Any) -> Any:
         """The value in this key's type. Raises KeyRefusedError."""

@@ -40,6 +40,9 @@ def _not_rays_own(name: str) -> str:
     return name
 
 
+_Amount = Annotated[float, Field(gt=0, le=1e9)]
+
+
 class Resources(BaseModel):
     """What a run asks of the cluster, and what is known of its price."""
 
@@ -55,9 +58,9 @@ class Resources(BaseModel):
     """GPUs to reckon with in `--plan` where no cluster is at hand."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels a node must carry, e.g. {accelerator-type: A100}."""
-    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], Annotated[float, Field(gt=0, le=1e9)]] = Field(
+    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], _Amount] = Field(
         default_factory=dict,
-        description="a mapping of names (CPU, GPU and memory have keys of their own) to numbers > 0 and <= 1e+09",
+        description="a mapping of names (CPU, GPU and memory have keys of their own) to numbers > 0",
     )
     """Custom Ray resources of a run."""
 

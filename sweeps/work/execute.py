@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
-from gepa_core.errors import DivergedError, UserError
-from sweeps.store.files import StorageError, is_storage_fault
+from gepa_core.errors import ArtifactError, DivergedError, UserError
 from sweeps.store.journal import emit, events, reports
+from sweeps.store.patience import StorageError, is_full, is_storage_fault
 from sweeps.store.schema import BLOCKS, TRAJECTORY, to_parquet
 from sweeps.store.store import FINAL_STATE, Outcome, Store, checksums
 from sweeps.work.policy import Observed
@@ -86,7 +86,7 @@ def execute(
                     logging.getLogger(__name__).error("%s: %s", outcome.status, outcome.error)
         return outcome
     except (OSError, StorageError) as error:  # the workdir itself could not be written
-        return replace(outcome, status=Observed.STORAGE, error=str(error), files={})
+        return replace(outcome, status=observed(error), error=str(error), files={})
 
 
 def _attempt(
@@ -98,12 +98,16 @@ def _attempt(
     should_stop: Callable[[], Observed | None],
 ) -> Outcome:
     """The work, with whatever goes wrong turned into a status."""
+    from gepa_core.training.checkpoint import DamagedError
+
     try:
         if job.kind == SEGMENT:
             return _train(job, outcome, workdir, rank, world, should_stop)
         return replace(outcome, result=_stage(job, workdir, rank))
     except Exception as error:
         status, text = observed(error), _first_line(error)
+        if job.start and isinstance(error, DamagedError | ArtifactError):
+            status = Observed.DAMAGED  # the driver looks whether it is what it started from
         if status is Observed.CRASHED:
             traceback.print_exc()
             text = f"{type(error).__name__}: {text}"
@@ -114,6 +118,8 @@ def observed(error: Exception) -> Observed:
     """What an exception in the midst of the work says of its end."""
     if isinstance(error, DivergedError):
         return Observed.DIVERGED
+    if is_full(error):
+        return Observed.DISK_FULL
     if isinstance(error, StorageError) or is_storage_fault(error):
         return Observed.STORAGE
     if isinstance(error, UserError):
@@ -210,8 +216,9 @@ def _breaks_at_resuming(job: Job, resumed: int | None, how: Mapping[str, Any]) -
     if resumed is None:
         return []
     saved = next(path for path in job.resume if path.endswith(f"/{resumed}"))
-    journal = job.store.files.read(f"{saved.rpartition('/checkpoints/')[0]}/events.jsonl") or b""
-    started = next((event for event in events(journal) if event["event"] == "started"), {})
+    path = f"{saved.rpartition('/checkpoints/')[0]}/events.jsonl"
+    told = events(job.store.files.read(path) or b"", job.store.files.describe(path))
+    started = next((event for event in told if event["event"] == "started"), {})
     return [*started.get("breaks", ()), *differences(started.get("execution", how), how)]
 
 
