@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gepa_core.config import MAX_STEPS
 from gepa_core.errors import UserError
+from sweeps.kinds.table import KINDS
 
 FORMAT = 1
 """Of every record; raised when what an entry means changes."""
@@ -125,14 +126,13 @@ class Done(_Record):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
-        (SegmentIdentity if self.kind == "segment" else StageIdentity).model_validate(self.identity)
-        measured = {"quantize": "artifact_bytes", "segment": "step"}.get(self.kind, f"{self.kind}_bpb")
-        if self.status == "finished" and self.kind in _MEASURING and self.result.get(measured) is None:
+        if (kind := KINDS.get(self.kind)) is None:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
+        (SegmentIdentity if kind.trains else StageIdentity).model_validate(self.identity)
+        measured = "step" if kind.trains else kind.columns[0]
+        if self.status == "finished" and self.result.get(measured) is None:
             raise ValueError(f"its result has no {measured}")
         return self
-
-
-_MEASURING = ("segment", "float", "ema", "quantize", "int6", "int6_sliding", "ttt")
 
 
 class AttemptRecord(_Record):

@@ -22,14 +22,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sweeps.kinds.kind import FINAL_STATE
+from sweeps.kinds.lease import devices
 from sweeps.store import records
 from sweeps.store.files import TEMPORARY_SUFFIX, Files, StorageError
 from sweeps.store.records import FORMAT, MAX_RECORD_BYTES, NAME
 from sweeps.store.redact import redacted
 from sweeps.store.schema import BLOCKS, RUNS, TRAJECTORY, from_parquet, runs_schema, to_parquet
 
-FINAL_STATE = "checkpoint"
-"""Folder of an attempt that holds the state at the segment's end."""
 DAMAGED = "damaged.txt"
 """In a final state's folder: it was found altered, and is not used any more; says in what."""
 _THREADS = 16
@@ -69,6 +69,13 @@ class Outcome:
     started_at: float = 0.0
     seconds: float = 0.0
     format: int = FORMAT
+
+    @property
+    def devices(self) -> float | None:
+        """Devices its attempt occupied; None where the record, an old one, does not say."""
+        if "gpus" not in self.execution or "ranks" not in self.execution:
+            return None
+        return devices(self.execution["gpus"], self.execution["ranks"])
 
     def to_json(self) -> bytes:
         record = asdict(self) | {"error": redacted(self.error)}
