@@ -33,6 +33,7 @@ ROOMS = {
         "laws": {"runs"},
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
+        "logs": {"runs"},
         "report": {"runs", "laws", "forecast", "effects"},
     },
 }

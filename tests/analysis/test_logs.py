@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
+from analysis.logs.importing import import_logs, read_log
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
-from analysis.runs.trainlog import import_logs, read_log
 from tests.synthetic_results import true_bpb
 
 HEAD = """import os
