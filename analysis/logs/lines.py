@@ -42,8 +42,8 @@ _FACT = re.compile(
     re.IGNORECASE,
 )
 _SHAPE = re.compile(
-    r"(?<![\w.])(?:lr_schedule|lr_schedule_type|warmdown_shape|warmdown_type|decay_shape|schedule)\s*[:=]\s*['\"]?"
-    r"([a-z][\w-]*)",
+    r"(?<![\w.])(?:(?:lr_)?schedule(?:_type)?|warmdown(?:_shape|_type)?|decay_shape)\s*[:=]\s*['\"]?"
+    r"((?:1-)?sqrt|(?:linear|constant|cos|exp|poly|quad|step|inv|cyc|wsd|trapez)\w*)",
     re.IGNORECASE,
 )
 _VALUES = {
@@ -54,10 +54,12 @@ _VALUES = {
     "train_time": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
     "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
+    "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
     r"(?<![\w.])((?:ema[_ ])?val[_ ]?bpb|val(?:idation)?[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
-    rf"|train[_ ]?time|tok[/_]s|lr_scale|lr_mul|lrm)\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
+    r"|train[_ ]?time|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
 _BARE = re.compile(rf"(?<![\w.])(bpb|loss)\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
@@ -70,8 +72,16 @@ _STEP = re.compile(
 _BAR = re.compile(r"\|\s*(?P<step>\d+)/(?P<total>\d+)\s*\[[^\]]*?,(?P<rest>[^\]]*)\]")
 _NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>)")
 
+_FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
+_LOSS = re.compile(rf"(?<![\w.])val[_ ]?loss\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
+_SETTING = re.compile(r"(?<=\s)\S+[:=]\S+\s*")  # after the first word of a label
+_FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*[:=]", re.IGNORECASE)
+_PROGRESS = re.compile(
+    r"\d+\s*/\s*\d+|%|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|windows|phase)(?![a-z])",
+    re.IGNORECASE,
+)
 _ARTIFACT = re.compile(
-    r"\s*serialized[_ ]model[_ ](?P<format>[\w+.,\- ()]+?):\s*(?P<bytes>\d[\d,]*)\s*bytes", re.I
+    r"\s*serialized[_ ]model[_ ](?P<format>[\w+.,\- ]+?):\s*(?P<bytes>\d[\d,]*)\s*bytes", re.IGNORECASE
 )
 _CODE = re.compile(r"\s*code(?:[_ ]size|[_ ]bytes)(?P<packed>[^:]*):\s*(?P<bytes>\d[\d,]*)(?: bytes)?", re.I)
 _STOP = re.compile(r"\s*(?:stopping[_ ]early|early[_ ]stop\w*)\s*[:=]?\s*(?P<why>[\w ]*)", re.IGNORECASE)
@@ -95,6 +105,9 @@ _NO_EMA = re.compile(r"(?:ema\W*skip|skip\w*.{0,20}\bema\b)", re.IGNORECASE)
 _SCALE = re.compile(rf"qat\w*\W.*\bstep\s*[:=]\s*(\d+).*?\bscale\s*[:=]\s*({NUMBER})", re.IGNORECASE)
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
+)
+_DEFAULT = re.compile(
+    r"['\"](warmdown_(?:iters|steps|frac\w*|ratio))['\"]\s*,\s*['\"]?([\d._]+)", re.IGNORECASE
 )
 _RELEVANT = re.compile(
     r"val|bpb|loss|ttt|adapt|tun|warm|cool|seed|param|iter|step|wall|effective|batch|serial|code|stop|lr|sched"
@@ -123,6 +136,7 @@ class Figure:
     label: str
     bpb: float
     digits: int
+    loss: float | None = None
 
 
 @dataclass(slots=True)
@@ -151,9 +165,21 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
+def _default(line: Line) -> Fact | None:
+    """The default of a warmdown in a line of a script's source, which says what may have been, no more."""
+    match = _DEFAULT.search(line.text)
+    return (
+        Fact(line.number, "warmdown_default", f"{match[1].lower()} {match[2].strip('_')}") if match else None
+    )
+
+
 def events(line: Line) -> Iterator[Event]:
     """What a line states; nothing for most lines."""
     text = line.text
+    if line.source:
+        if (default := _default(line)) is not None:
+            yield default
+        return
     if not _RELEVANT.search(text) or _NOT_LOG.match(text):
         return
     if (step := _step(line)) is not None:
@@ -237,23 +263,23 @@ def _step(line: Line) -> Step | None:
     return Step(line.number, step, of, values, coarse, broken)
 
 
-_FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
-_FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*[:=]", re.IGNORECASE)
-_PROGRESS = re.compile(
-    r"\d+\s*/\s*\d+|%|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|windows|phase)(?![a-z])",
-    re.IGNORECASE,
-)
-
-
 def _figure(line: Line) -> Figure | None:
     match = _FIGURE.search(line.text)
     if match is None:
         return None
     first = _FIRST_VALUE.search(line.text)
     label = line.text[: first.start() if first else match.start()].strip(" :|-=>*\t")
+    label = _SETTING.sub("", label)
     if not label or len(label) > 100 or _PROGRESS.search(label):
         return None
-    return Figure(line.number, label, number(match[1]), len(match[1].partition(".")[2]))
+    loss = _LOSS.search(line.text)
+    return Figure(
+        line.number,
+        label,
+        number(match[1]),
+        len(match[1].partition(".")[2]),
+        number(loss[1]) if loss else None,
+    )
 
 
 def _marks(line: Line) -> Iterator[Mark]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log
 
 from analysis.logs.split import Training
 from analysis.logs.stages import FINALS, Stages, stages
@@ -73,7 +74,7 @@ def record(run: Training, given: int | None = None) -> Record:
             if end.status != DONE
             else f"no val_bpb at step {end.steps:,}, its last"
         )
-    notes += [*finals.notes, *_doubtful(final, finals.values)]
+    notes += [*finals.notes, *_doubtful(final, finals.values), *_per_token(run)]
     if end.status == DONE:
         notes += [f"{', '.join(columns)}: {reason}" for reason, columns in _grouped(why_not).items()]
     notes.append(fall.note)
@@ -150,6 +151,15 @@ def _doubtful(final: float | None, values: dict[str, float]) -> list[str]:
     return [
         f"int6_bpb is {ema - plain:.3f} below the unquantized weights', as other averages or windows would be"
     ]
+
+
+def _per_token(run: Training) -> list[str]:
+    """Bits per byte that are the loss in bits are of a tokenizer of bytes, or no bits per byte."""
+    points = [p for p in run.points.values() if "val_bpb" in p and "val_loss" in p]
+    same = [abs(p["val_bpb"] * log(2) - p["val_loss"]) < 1e-3 * p["val_loss"] for p in points]
+    return (
+        ["val_bpb is val_loss in bits: of a byte tokenizer, or bits per token"] if same and all(same) else []
+    )
 
 
 def _sizes(run: Training) -> tuple[dict[str, int | None], list[str]]:

@@ -65,10 +65,9 @@ def trainings(found: Iterable[Event]) -> list[Training]:
         if isinstance(event, Step) and run.points and _begins(run, event, waiting):
             runs.append(run)
             run = Training()
-        elif isinstance(event, Figure) and _other_seed(run, waiting):
-            run.notes.append(
-                f"line {event.line}: {event.label} is below another seed's header, not of this run"
-            )
+        elif not isinstance(event, Step) and _other_seed(run, waiting):
+            if isinstance(event, Figure):
+                run.notes.append(f"line {event.line}: {event.label} is below another seed's header, left out")
             continue
         elif isinstance(event, Step) and any(fact.name in _HEADER for fact in waiting) and run.points:
             run.notes.append(f"resumed at step {event.step:,} (line {event.line})")

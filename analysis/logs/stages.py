@@ -12,8 +12,8 @@ from math import isfinite
 from analysis.logs.lines import Figure, Mark
 from analysis.logs.split import Training
 
-ABSENT = "not in the log"
 FINALS = ("ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
+ABSENT = "not in the log"
 
 _SLIDING = {"sliding", "slide", "window", "windows", "sw", "strided"}
 _QUANTIZED = {"quant", "quantized", "quantised", "roundtrip", "dequantized", "gptq", "int"}
@@ -21,19 +21,24 @@ _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
     "loaded", "legal", "zstd", "zlib", "lzma", "brotli", "xz", "gz", "gzip", "bz", "ans", "rans", "arithcode",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
-    "sgd", "chunked", "prequantization", "quantization", "weights", "applied", "stride", "s", "v", "",
+    "sgd", "causal", "chunked", "prequantization", "quantization", "weights", "applied", "stride", "s", "v",
+    "",
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
-    r"chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|per-doc|docs\b|ttp|tttg",
-    re.I,
+    r"chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|causal|per-doc|docs\b|ttp|tttg",
+    re.IGNORECASE,
 )
+"""Test-time training that scores a piece of the text before it trains on it."""
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
+"""Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
     r"compil|warm|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)|=0\.0s|saved|config"
     r"|grad_steps|timer|precompute|hints|no val data",
     re.IGNORECASE,
 )
+_ANNOUNCED = {"standard": "int6_bpb", "sliding_window": "int6_sliding_bpb", "sliding_window_ttt": "ttt_bpb"}
+_UNLIKELY = 6  # decimals that two measurements do not share by chance
 
 
 @dataclass
@@ -44,47 +49,52 @@ class Stages:
     why_not: dict[str, str] = field(default_factory=dict)
     unfiled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    digits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Filed:
+    """A figure and the column it belongs to, or why it belongs to none."""
+
+    figure: Figure
+    column: str | None
+    why: str = ""
 
 
 @dataclass
 class _State:
-    """What the lines so far say of the weights that are being measured."""
+    """What the lines so far say of the weights that are being measured, and how."""
 
-    adapted: Mark | None = None  # weights that were trained on the validation text
-    passes: bool = False  # in whole passes over it, not chunk by chunk after scoring
-    before: bool = False  # and before they were quantized
-    chunked: bool = False  # test-time training that scores each chunk before it trains on it
+    bits: float | None = None  # of the quantizer
     quantized: bool = False
-    sliding: bool = False
+    sliding: bool = False  # announced for the figure that comes
+    mode: str | None = None  # the same, in the words of older scripts
+    chunked: bool = False  # test-time training that scores first has begun
+    adapted: Mark | None = None  # trained on the text that is scored
+    passes: bool = False  # in whole passes over it
+    before: bool = False  # before the weights were quantized
     no_ema: Mark | None = None
-    bits: float | None = None
-    mode: str | None = None
 
 
 def stages(run: Training) -> Stages:
-    """File every figure of a run; see the module."""
-    found, state = Stages(), _State()
-    state.bits = run.facts.get("bits") if isinstance(run.facts.get("bits"), float) else None  # type: ignore[assignment]
-    seen: list[tuple[Figure, str | None]] = []
+    """File every figure that a run printed after its last step; see the module."""
+    found, state, filed = Stages(), _State(), list[_Filed]()
+    bits = run.facts.get("bits")
+    state.bits = bits if isinstance(bits, float) else None
     printed: list[Figure | Mark] = [*run.figures, *run.marks]
     for event in sorted((e for e in printed if e.line > run.end_line), key=lambda e: e.line):
         if isinstance(event, Mark):
             _observe(state, event)
             continue
-        column, why = _filed(event, state, seen) if isfinite(event.bpb) else (None, "not a finite number")
-        seen.append((event, column))
-        if column and column not in found.values and "int6" in event.label and state.bits not in (None, 6.0):
-            found.notes.append(f"{column} is called int6; by the log most weights are int{state.bits:g}")
-        _enter(found, event, column, why)
-        _after(state, event, column)
+        filed.append(_file(event, state, filed))
+        _enter(found, filed[-1], filed[:-1], state)
+        _after(state, filed[-1])
     found.why_not = {c: found.why_not.get(c, ABSENT) for c in FINALS if c not in found.values}
     return found
 
 
 def _observe(state: _State, mark: Mark) -> None:
     if mark.kind == "artifact":
-        packed = re.search(r"int(\d)|quant|ternary|fp\d|nvfp", mark.text)
+        packed = re.search(r"int(\d)|quant|ternary|zstd|zlib|lzma|brotli", mark.text)
         state.quantized = state.quantized or bool(packed)
         if packed and packed[1] and state.bits is None:
             state.bits = float(packed[1])
@@ -110,17 +120,17 @@ def _adapt(state: _State, mark: Mark) -> None:
     state.passes = state.passes or bool(_PASSES.search(mark.text))
 
 
-def _after(state: _State, figure: Figure, column: str | None) -> None:
+def _after(state: _State, filed: _Filed) -> None:
     """What a printed figure says of those after it."""
-    label = _before_ttt(figure.label)[0]
+    label = _before_ttt(filed.figure.label)[0]
     if "ttt" in label:
         if state.quantized:
             state.chunked = True
         else:
-            _adapt(state, Mark(figure.line, "ttt", figure.label))
-    elif column == "int6_sliding_bpb" and "slid" in label:
+            _adapt(state, Mark(filed.figure.line, "ttt", filed.figure.label))
+    elif filed.column == "int6_sliding_bpb" and "slid" in label:
         state.sliding = False
-    state.quantized = state.quantized or bool(column and column.startswith("int6"))
+    state.quantized = state.quantized or bool(filed.column and filed.column.startswith("int6"))
 
 
 def _before_ttt(label: str) -> tuple[str, bool]:
@@ -130,45 +140,52 @@ def _before_ttt(label: str) -> tuple[str, bool]:
     return shorter, shorter != label
 
 
-def _filed(figure: Figure, state: _State, seen: list[tuple[Figure, str | None]]) -> tuple[str | None, str]:
-    """(column, '') or (None, why not)."""
-    for other, column in seen:
-        # A number printed again is the same measurement, whatever it is called the second time.
-        if (
-            column
-            and _agrees(figure, other)
-            and (min(figure.digits, other.digits) >= 6 or _alike(figure, other))
-        ):
-            return column, ""
+def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
+    if not isfinite(figure.bpb):
+        return _Filed(figure, None, "not a finite number")
+    if (twin := _printed_before(figure, filed)) is not None:
+        return _Filed(figure, twin.column, twin.why)
     label, before_ttt = _before_ttt(figure.label)
     bits = {float(width) for width in re.findall(r"int(\d)", label)}
     words = {word.rstrip("0123456789") for word in re.findall(r"[a-z0-9]+", label.replace("e-q", "eq"))}
-    if any("ttt" in word for word in words):
-        words = {word for word in words if "ttt" not in word}
-        if words - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"}:
-            return None, f"'{figure.label}' is none of the job's stages"
+    ttt = {word for word in words if "ttt" in word}
+    if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"}:
+        return _Filed(figure, None, f"'{figure.label}' is none of the job's stages")
+    if ttt:
         return _test_time(figure, state, bits)
-    if words - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"}:
-        return None, f"'{figure.label}' is none of the job's stages"
     if state.adapted is not None:
-        return None, _adapted(state.adapted)
+        return _Filed(figure, None, _adapted(state.adapted))
     sliding = bool(words & _SLIDING)
-    quantized = before_ttt or bool(words & _QUANTIZED) or (sliding and "final" in words and state.quantized)
+    quantized = before_ttt or bool(words & _QUANTIZED) or (sliding and state.quantized)
     if "prequantization" in words or not quantized:
-        if "ema" not in words or sliding:
-            return None, f"'{figure.label}' does not say of which weights, or of none that the job measures"
-        if state.no_ema is not None:
-            return None, f"the log says that no average was applied (line {state.no_ema.line})"
-        return "ema_bpb", ""
+        return _unquantized(figure, state, words)
     if (width := _width(bits, state)) != 6.0:
-        return None, f"'{figure.label}' is of int{width:g}, not int6"
+        return _Filed(figure, None, f"'{figure.label}' is of int{width:g}, not int6")
     if sliding:
-        return "int6_sliding_bpb", ""
-    return ("int6_bpb", "") if before_ttt else _roundtrip(figure, state)
+        return _Filed(figure, "int6_sliding_bpb")
+    return _Filed(figure, "int6_bpb") if before_ttt else _roundtrip(figure, state)
 
 
-def _adapted(mark: Mark) -> str:
-    return f"measured after adapting to the validation text (line {mark.line}: {mark.text})"
+def _printed_before(figure: Figure, filed: list[_Filed]) -> _Filed | None:
+    """Where a number was printed first: it is one measurement, whatever it is called later.
+
+    A line of exact values repeats the line before it, which may be the one that says what was measured.
+    """
+    if filed and "exact" in figure.label.lower() and _agrees(figure, filed[-1].figure):
+        return filed[-1]
+    for one in filed:
+        exact = min(figure.digits, one.figure.digits) >= _UNLIKELY
+        if one.column and exact and _agrees(figure, one.figure):
+            return one
+    return None
+
+
+def _agrees(a: Figure, b: Figure) -> bool:
+    """Whether two values are one but for rounding."""
+    bound = 0.51 * 10.0 ** -min(a.digits, b.digits) + 1e-12
+    if a.loss is not None and b.loss is not None and not abs(a.loss - b.loss) <= bound:
+        return False
+    return abs(a.bpb - b.bpb) <= bound
 
 
 def _width(bits: set[float], state: _State) -> float:
@@ -178,58 +195,59 @@ def _width(bits: set[float], state: _State) -> float:
     return 6.0 if state.bits is None else state.bits
 
 
-def _test_time(figure: Figure, state: _State, bits: set[float]) -> tuple[str | None, str]:
+def _unquantized(figure: Figure, state: _State, words: set[str]) -> _Filed:
+    if "ema" not in words or words & _SLIDING:
+        return _Filed(figure, None, f"'{figure.label}' is of weights or windows that are no stage of the job")
+    if state.no_ema is not None:
+        return _Filed(figure, None, f"the log says that no average was applied (line {state.no_ema.line})")
+    return _Filed(figure, "ema_bpb")
+
+
+def _test_time(figure: Figure, state: _State, bits: set[float]) -> _Filed:
     if state.adapted is not None and (state.passes or state.before):
-        return None, _adapted(state.adapted)
+        return _Filed(figure, None, _adapted(state.adapted))
     if not state.quantized and not bits:
-        return None, f"'{figure.label}' is of weights that were not quantized yet"
-    width = _width(bits, state)
-    return ("ttt_bpb", "") if width == 6.0 else (None, f"'{figure.label}' is of int{width:g}, not int6")
+        return _Filed(figure, None, f"'{figure.label}' is of weights that were not quantized yet")
+    if (width := _width(bits, state)) != 6.0:
+        return _Filed(figure, None, f"'{figure.label}' is of int{width:g}, not int6")
+    return _Filed(figure, "ttt_bpb")
 
 
-_ANNOUNCED = {"standard": "int6_bpb", "sliding_window": "int6_sliding_bpb", "sliding_window_ttt": "ttt_bpb"}
-
-
-def _roundtrip(figure: Figure, state: _State) -> tuple[str | None, str]:
+def _roundtrip(figure: Figure, state: _State) -> _Filed:
     """A plain name, under which older scripts print whatever evaluation they announced."""
     if state.mode is not None:
-        column = _ANNOUNCED.get(state.mode)
-        return (
-            column,
-            "" if column else f"'{figure.label}' is of the evaluation {state.mode}, none of the stages",
-        )
+        if (column := _ANNOUNCED.get(state.mode)) is not None:
+            return _Filed(figure, column)
+        return _Filed(figure, None, f"'{figure.label}' is of the evaluation {state.mode}, none of the stages")
     if state.chunked:
-        return "ttt_bpb", ""
-    return ("int6_sliding_bpb" if state.sliding else "int6_bpb"), ""
+        return _Filed(figure, "ttt_bpb")
+    return _Filed(figure, "int6_sliding_bpb" if state.sliding else "int6_bpb")
 
 
-def _alike(a: Figure, b: Figure) -> bool:
-    """One name, but for how exact the value is and what stands in brackets."""
-    stems = [re.sub(r"[-_ ]exact|\(.*\)", "", figure.label.lower()).strip() for figure in (a, b)]
-    return stems[0] == stems[1]
+def _adapted(mark: Mark) -> str:
+    known = re.search(r"ttt|val|test|quant", mark.text, re.IGNORECASE)
+    what = "adapting to the validation text" if known else "further training, on what is not said"
+    return f"measured after {what} (line {mark.line}: {mark.text})"
 
 
-def _agrees(a: Figure, b: Figure) -> bool:
-    digits = min(a.digits, b.digits)
-    return isfinite(a.bpb) and isfinite(b.bpb) and abs(a.bpb - b.bpb) <= 0.51 * 10.0**-digits + 1e-12
-
-
-def _enter(found: Stages, figure: Figure, column: str | None, why: str) -> None:
+def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> None:
+    """Take a figure's value, unless its column has one: of two that differ the first counts."""
+    figure, column = new.figure, new.column
     where = f"line {figure.line}: {figure.bpb:g}"
     if column is None:
-        found.unfiled.append(f"{where} not filed: {why}")
-        claimed = _claimed(figure.label)
-        if claimed and claimed not in found.values:
-            found.why_not.setdefault(claimed, why)
+        found.unfiled.append(f"{where} not filed: {new.why}")
+        if (claimed := _claimed(figure.label)) is not None:
+            found.why_not.setdefault(claimed, new.why)
         return
-    if column not in found.values:
-        found.values[column], found.digits[column] = figure.bpb, figure.digits
-        return
-    held = Figure(0, "", found.values[column], found.digits[column])
-    if not _agrees(figure, held):
+    held = [one.figure for one in earlier if one.column == column and isfinite(one.figure.bpb)]
+    if not held:
+        if "int6" in figure.label and state.bits not in (None, 6.0):
+            found.notes.append(f"{column} is called int6; by the log most weights are int{state.bits:g}")
+        found.values[column] = figure.bpb
+    elif not _agrees(figure, held[0]):
         found.notes.append(f"{column} is the first of two; {where} ({figure.label}) differs")
-    elif figure.digits > held.digits:
-        found.values[column], found.digits[column] = figure.bpb, figure.digits
+    elif figure.digits > max(one.digits for one in held if _agrees(one, held[0])):
+        found.values[column] = figure.bpb
 
 
 def _claimed(label: str) -> str | None:

@@ -7,7 +7,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.runs.errors import AnalysisError
@@ -48,6 +48,7 @@ class Line:
 
     number: int
     text: str
+    source: bool = False  # of the script, not of its run
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -134,12 +135,16 @@ def _unprefixed(text: str) -> str:
 
 
 def without_source(lines: list[Line]) -> list[Line]:
-    """The same without scripts that print themselves before they run: what their text says is no figure."""
+    """The same without scripts that print themselves before they run: what their text says is no figure.
+
+    Their lines on the warmdown are kept, and marked.
+    """
     kept: list[Line] = []
     at = 0
     while (span := _source(lines, at)) is not None:
         start, end = span
         kept += lines[at:start]
+        kept += [replace(line, source=True) for line in lines[start:end] if "warmdown" in line.text.lower()]
         at = end
     return kept + lines[at:]
 

@@ -19,12 +19,9 @@ from analysis.logs.split import Training
 TIME, STEPS = "the time", "the steps"
 _NOTHING = 0.02  # a clock stops a run up to a step after its cap, and times are rounded
 _SHAPES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "1-sqrt": "1-sqrt",
-    "sqrt": "1-sqrt",
-    "constant": "constant",
-}
+    "linear": "linear", "wsd": "linear", "trapezoid": "linear", "trapezoidal": "linear", "cosine": "cosine",
+    "cos": "cosine", "1-sqrt": "1-sqrt", "constant": "constant",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,13 @@ def warmdown(
     """The warmdown of a finished run of `steps`; see the module."""
     facts = {name: value for name, value in run.facts.items() if isinstance(value, float)}
     fraction, iters = facts.get("warmdown_fraction"), facts.get("warmdown_iters")
+    shape = _SHAPES.get(str(run.facts.get("shape", "linear")))
     if fraction is None and iters is None:
-        return _by_multiplier(run, steps)
+        return _by_multiplier(run, steps) if shape == "linear" else Warmdown(note=_unstated(run))
     unknown = Warmdown(fraction=fraction)
     if fraction and iters:
         why = f"the log states a fraction, {fraction:g}, and iterations, {iters:g}"
         return replace(unknown, note=f"warmdown unknown: {why}")
-    shape = _SHAPES.get(str(run.facts.get("shape", "linear")))
     if shape is None:
         return replace(unknown, note=f"warmdown unknown: of the shape '{run.facts['shape']}'")
     if shape == "constant" or not (fraction or iters):
@@ -166,13 +163,19 @@ def _fitted(
     return Warmdown(steps - low, shape, end if 0 < end < 1 else None)
 
 
+def _unstated(run: Training) -> str:
+    default = run.facts.get("warmdown_default")
+    hint = f" (its script has {default} by default)" if default else ""
+    return f"warmdown unknown: the log does not state it{hint}"
+
+
 def _by_multiplier(run: Training, steps: int) -> Warmdown:
     """From multipliers that the log prints during the warmdown, if they agree on a straight line to 0."""
     printed = [(int(m.values["step"]), m.values["scale"]) for m in run.marks if m.kind == "multiplier"]
     printed += [(step, values["lr_scale"]) for step, values in run.points.items() if "lr_scale" in values]
     lengths = [(steps - step) / scale for step, scale in printed if 0.02 < scale < 0.98 and step < steps]
     if not lengths:
-        return Warmdown(note="warmdown unknown: the log does not state it")
+        return Warmdown(note=_unstated(run))
     length = sorted(lengths)[len(lengths) // 2]
     if max(lengths) > 1.1 * min(lengths) or length > steps:
         return Warmdown(note="warmdown unknown: the printed multipliers are not on a straight line to 0")
