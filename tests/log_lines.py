@@ -11,7 +11,9 @@ train_batch_tokens:786432 train_seq_len:2048 iterations:{of} warmup_steps:20 max
 seed:{seed}
 warmup_step:1/20
 warmup_step:20/20"""
-SOURCE = '''"""A script that prints itself. Its last run: final_int6_roundtrip_exact val_loss:9.0 val_bpb:9.90000001"""
+SOURCE = '''"""A script that prints itself, and boasts:
+final_int6_roundtrip_exact val_loss:9.0 val_bpb:9.90000001
+"""
 
 import os
 import sys

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from analysis.logs.lines import Event, Fact, Figure, Mark, Step
 
-_HEADER = {"params", "iterations", "seed", "batch_tokens"}
+_HEADER = {"params", "iterations"}
 
 
 @dataclass

@@ -150,9 +150,9 @@ def _fitted(
 ) -> Warmdown:
     """Where a falling multiplier leaves 1, and what it is at the end."""
     low, high = 0, steps
-    while low < high:  # the first step with a multiplier below 1
+    while low < high:  # the last step of the constant phase, from which the rule is no more than 1
         middle = (low + high) // 2
-        low, high = (low, middle) if multiplier(middle) < 1 else (middle + 1, high)
+        low, high = (low, middle) if multiplier(middle) <= 1 + 1e-9 else (middle + 1, high)
     if low >= steps:
         return Warmdown(0, "constant", note="the run ended before its warmdown began")
     end = max(multiplier(steps), 0.0)

@@ -20,16 +20,28 @@ def read(tmp_path: Path, content: str | bytes, name: str = "a.log") -> list[Reco
 def test_every_figure_of_a_log(tmp_path: Path) -> None:
     (record,) = read(tmp_path, log(*FINALS, last=5300))
     row = record.row
-    assert {name: row[name] for name in ("status", "steps", "planned_steps", "stopped_by", "cap_seconds")} == {
-        "status": "done", "steps": 5300, "planned_steps": 20000, "stopped_by": "wallclock", "cap_seconds": 600.0,
-    }  # fmt: skip
+    assert {
+        name: row[name] for name in ("status", "steps", "planned_steps", "stopped_by", "cap_seconds")
+    } == {
+        "status": "done",
+        "steps": 5300,
+        "planned_steps": 20000,
+        "stopped_by": "wallclock",
+        "cap_seconds": 600.0,
+    }
     assert (row["params"], row["seed"], row["train_tokens"]) == (26993756, 42, 5300 * 786432)
     assert (row["float_bpb"], row["train_seconds"]) == (bpb(5300), 530.0)
     assert [point["step"] for point in record.curve] == [0, 1000, 2000, 3000, 4000, 5000, 5300]
-    assert record.curve[1] == pytest.approx({
-        "step": 1000, "val_bpb": bpb(1000), "val_loss": 1.69 * bpb(1000), "train_loss": 1.7 * bpb(1000),
-        "train_time_ms": 100_000.0,
-    }, abs=1e-4)  # fmt: skip
+    assert record.curve[1] == pytest.approx(
+        {
+            "step": 1000,
+            "val_bpb": bpb(1000),
+            "val_loss": 1.69 * bpb(1000),
+            "train_loss": 1.7 * bpb(1000),
+            "train_time_ms": 100_000.0,
+        },
+        abs=1e-4,
+    )
 
 
 def test_a_script_that_prints_itself_says_nothing_of_its_run(tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ FORMS = {
     "rank and time": "[rank0]: 2026-03-22 05:24:42,123 - INFO - step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "srun": "0: step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "colours": "\x1b[32mstep:5{0}/20000\x1b[0m val_loss:\x1b[1m2.9\x1b[0m val_bpb:1.1{0}",
-    "progress bar": "train:  2%|#3    | 12/20000 [00:01<2:10]\r\x1b[Astep:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
+    "progress bar": "train: 2%|#3  | 12/20000 [00:01<2:10]\r\x1b[Astep:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "in the bar": "run: 25%|##    | 5{0}/20000 [05:00<15:00, 9.9it/s, val_loss=2.9, val_bpb=1.1{0}]",
     "time first": "step:5{0}/20000 val_loss:2.9 train_time:50000ms step_avg:99.99ms val_bpb:1.1{0}",
     "windows line ends": "step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}\r",
@@ -150,8 +162,10 @@ FORMS = {
 def test_forms_of_a_step(tmp_path: Path, form: str) -> None:
     (record,) = read(tmp_path, "\n".join(form.format(digit * 3) for digit in "123"))
     assert [(p["step"], p["val_bpb"], p["val_loss"]) for p in record.curve] == [
-        (5111, 1.1111, 2.9), (5222, 1.1222, 2.9), (5333, 1.1333, 2.9),
-    ]  # fmt: skip
+        (5111, 1.1111, 2.9),
+        (5222, 1.1222, 2.9),
+        (5333, 1.1333, 2.9),
+    ]
 
 
 def test_lines_of_other_ranks_and_of_progress_are_passed_over(tmp_path: Path) -> None:
@@ -190,7 +204,7 @@ def test_gzip_whole_and_cut_short_and_holes_of_a_crash(tmp_path: Path) -> None:
         (b"\x1f\x8bnot gzip at all", "damaged gzip"),
         ("\n".join(FINALS), "is no line of a step"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path, content: str | bytes, why: str) -> None:
     with pytest.raises(AnalysisError, match=why) as error:
         read(tmp_path, content)
