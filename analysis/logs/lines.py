@@ -17,7 +17,7 @@ NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 _FACTS = {
-    "params": ("model_params", "total_params", "num_params", "n_params", "params"),
+    "params": ("model_params", "model params", "total_params", "num_params", "n_params", "params"),
     "seed": ("seed",),
     "batch_tokens": ("train_batch_tokens", "batch_tokens", "tokens_per_step", "batch"),
     "iterations": ("iterations", "num_iterations", "max_steps", "total_steps", "train_steps"),
@@ -51,14 +51,14 @@ _VALUES = {
     "ema_val_bpb": "ema_val_bpb",
     "val_loss": "val_loss", "valloss": "val_loss", "validation_loss": "val_loss",
     "train_loss": "train_loss", "trainloss": "train_loss",
-    "train_time": "seconds",
+    "train_time": "seconds", "elapsed": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
     "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
     r"(?<![\w.])((?:ema[_ ])?val[_ ]?bpb|val(?:idation)?[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
-    r"|train[_ ]?time|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    r"|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
     rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
@@ -101,7 +101,9 @@ _TTT = re.compile(
     re.IGNORECASE,
 )
 """Training after training: on the validation text, or on a text that the line does not name."""
-_NO_EMA = re.compile(r"(?:ema\W*skip|skip\w*.{0,20}\bema\b)", re.IGNORECASE)
+_NO_EMA = re.compile(r"ema\W*skip|skip\w*.{0,20}\bema\b|(?:swa|lawa)\W*applying", re.IGNORECASE)
+_EMA = re.compile(r"ema\W*applying", re.IGNORECASE)
+_MIXED = re.compile(r"(?<![a-z])n-?gram|(?<![a-z])(?:ppm|mixer|backoff)(?![a-z])", re.IGNORECASE)
 _SCALE = re.compile(rf"qat\w*\W.*\bstep\s*[:=]\s*(\d+).*?\bscale\s*[:=]\s*({NUMBER})", re.IGNORECASE)
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
@@ -111,7 +113,7 @@ _DEFAULT = re.compile(
 )
 _RELEVANT = re.compile(
     r"val|bpb|loss|ttt|adapt|tun|warm|cool|seed|param|iter|step|wall|effective|batch|serial|code|stop|lr|sched"
-    r"|scale|bits|int\d|error|kill|sig|trace|memory|skip|slid|mode|connection|time",
+    r"|scale|bits|int\d|gram|mix|ppm|backoff|ema|swa|lawa|error|kill|sig|trace|memory|skip|slid|mode|connection|time",
     re.IGNORECASE,
 )
 
@@ -307,8 +309,12 @@ def _marks(line: Line) -> Iterator[Mark]:
         yield Mark(
             at, "multiplier", text.strip()[:100], {"step": number(match[1]), "scale": number(match[2])}
         )
+    elif _EMA.search(text):
+        yield Mark(at, "ema", text.strip()[:100])
     elif _NO_EMA.search(text):
         yield Mark(at, "no ema", text.strip()[:100])
+    elif _MIXED.search(text):
+        yield Mark(at, "mixed", text.strip()[:100])
     if _TTT.search(text):
         yield Mark(at, "ttt", text.strip()[:100])
     elif _SLIDING.search(text) and not _FIGURE.search(text):

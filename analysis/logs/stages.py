@@ -73,6 +73,7 @@ class _State:
     passes: bool = False  # in whole passes over it
     before: bool = False  # before the weights were quantized
     no_ema: Mark | None = None
+    mixed: Mark | None = None  # the model's probabilities with those of counts
 
 
 def stages(run: Training) -> Stages:
@@ -100,8 +101,10 @@ def _observe(state: _State, mark: Mark) -> None:
             state.bits = float(packed[1])
     elif mark.kind == "weights":
         state.bits = mark.values["bits"] if state.bits is None else state.bits
-    elif mark.kind == "no ema":
-        state.no_ema = mark
+    elif mark.kind in ("ema", "no ema"):
+        state.no_ema = mark if mark.kind == "no ema" else None
+    elif mark.kind == "mixed" and not _IDLE.search(mark.text):
+        state.mixed = mark
     elif mark.kind == "mode":
         state.mode = mark.text
         state.chunked = state.chunked or "ttt" in mark.text
@@ -161,6 +164,8 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         return _unquantized(figure, state, words)
     if (width := _width(bits, state)) != 6.0:
         return _Filed(figure, None, f"'{figure.label}' is of int{width:g}, not int6")
+    if (mixed := state.mixed) is not None:
+        return _Filed(figure, None, f"measured with more than the model (line {mixed.line}: {mixed.text})")
     if sliding:
         return _Filed(figure, "int6_sliding_bpb")
     return _Filed(figure, "int6_bpb") if before_ttt else _roundtrip(figure, state)
@@ -199,7 +204,8 @@ def _unquantized(figure: Figure, state: _State, words: set[str]) -> _Filed:
     if "ema" not in words or words & _SLIDING:
         return _Filed(figure, None, f"'{figure.label}' is of weights or windows that are no stage of the job")
     if state.no_ema is not None:
-        return _Filed(figure, None, f"the log says that no average was applied (line {state.no_ema.line})")
+        why = f"the log says that it was not applied (line {state.no_ema.line}: {state.no_ema.text})"
+        return _Filed(figure, None, why)
     return _Filed(figure, "ema_bpb")
 
 
@@ -243,6 +249,10 @@ def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> 
     if not held:
         if "int6" in figure.label and state.bits not in (None, 6.0):
             found.notes.append(f"{column} is called int6; by the log most weights are int{state.bits:g}")
+        if state.mixed is not None:
+            found.notes.append(
+                f"{column} is of more than the model (line {state.mixed.line}: {state.mixed.text})"
+            )
         found.values[column] = figure.bpb
     elif not _agrees(figure, held[0]):
         found.notes.append(f"{column} is the first of two; {where} ({figure.label}) differs")

@@ -62,12 +62,9 @@ def summary_lines(done: Imported, width: int = 100) -> list[str]:
     table = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
     states = Counter(str(record.row["status"]) for record in records)
     known = sum(record.row["warmdown_steps"] is not None for record in records)
-    return [
-        *table,
-        f"{len(done.logs)} files: {len(records)} runs of {len(done.read)} logs"
-        + "".join(f", {states[name]} {name}" for name in (UNFINISHED, DIVERGED) if states[name])
-        + f"; warmdown known of {known}; {len(done.refused)} files refused",
-    ]
+    counts = [f"{len(done.logs)} files, {len(done.refused)} of them refused: {len(records)} runs"]
+    counts += [f"{states[name]} {name}" for name in (UNFINISHED, DIVERGED) if states[name]]
+    return [*table, f"{', '.join(counts)}; warmdown known of {known}"]
 
 
 def _cells(row: dict[str, object], width: int) -> list[str]:

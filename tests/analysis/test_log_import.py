@@ -36,7 +36,7 @@ def test_a_folder_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["import", str(tmp_path / "logs"), "--out", str(out), "--warmdown", "500"]) == 0
     said = capsys.readouterr()
     assert "refused" in said.err and "README.txt" in said.err and said.err.count("\n") == 1
-    assert "4 files: 3 runs of 3 logs; warmdown known of 3; 1 files refused" in said.out
+    assert "4 files, 1 of them refused: 3 runs; warmdown known of 3" in said.out
     table = load(out.with_name("curves_runs.csv"), out)
     assert [run.run_id for run in table.runs] == ["r1000", "r2000", "r3000"]
     assert [run.peak_steps for run in table.runs] == [500, 1500, 2500]
@@ -158,7 +158,7 @@ def test_compare_pairs_runs_that_a_clock_ended(tmp_path: Path, capsys: pytest.Ca
     assert "3 pairs share a cap of wall-clock time, with steps up to 0.073 % apart" in found["notes"][0]
     other = write(tmp_path, {"one/seed42.log": log(*FINALS, last=900, seed=42)})
     import_logs(other, tmp_path / "one.csv")
-    with pytest.raises(AnalysisError, match="no run of .* has the plan"):
+    with pytest.raises(AnalysisError, match=r"no run of .* has the plan"):
         compare(load(paths[0], schedules=False), load(tmp_path / "one_runs.csv", schedules=False))
 
 

@@ -151,7 +151,7 @@ FORMS = {
     "rank and time": "[rank0]: 2026-03-22 05:24:42,123 - INFO - step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "srun": "0: step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "colours": "\x1b[32mstep:5{0}/20000\x1b[0m val_loss:\x1b[1m2.9\x1b[0m val_bpb:1.1{0}",
-    "progress bar": "train: 2%|#3  | 12/20000 [00:01<2:10]\r\x1b[Astep:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
+    "progress bar": "train: 2%|#3  | 12/20000 [0:01<2:10]\r\x1b[Astep:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "in the bar": "run: 25%|##    | 5{0}/20000 [05:00<15:00, 9.9it/s, val_loss=2.9, val_bpb=1.1{0}]",
     "time first": "step:5{0}/20000 val_loss:2.9 train_time:50000ms step_avg:99.99ms val_bpb:1.1{0}",
     "windows line ends": "step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}\r",

@@ -173,7 +173,17 @@ def test_training_that_was_not_made_changes_nothing(tmp_path: Path, line: str) -
         (("Serialized model int4+zlib: 9 bytes", "quantized val_bpb:1.2"), "int6_bpb", "int4, not int6"),
         (("final_int8_ttt_lora val_bpb:1.2",), "ttt_bpb", "int8"),
         (("final_int6_sliding_window_ngram9_exact val_bpb:0.32",), "int6_sliding_bpb", "none of the job's"),
-        (("ema:SKIPPED (SKIP_EMA=1)", "post_ema val_bpb:1.11"), "ema_bpb", "no average was applied"),
+        (("ema:SKIPPED (SKIP_EMA=1)", "post_ema val_bpb:1.11"), "ema_bpb", "it was not applied"),
+        (("swa:applying SWA weights count=14", "post_ema val_bpb:1.11"), "ema_bpb", "it was not applied"),
+        (
+            (
+                PLAIN.splitlines()[0],
+                "ngram_cache: hits=7612859/7754688",
+                "final_int6_sliding_window val_bpb:0.85",
+            ),
+            "int6_sliding_bpb",
+            "more than the model",
+        ),
         (("DIAGNOSTIC post_swa val_bpb:1.11",), "ema_bpb", "not in the log"),
         (("final_eval_mode:something_new", PLAIN), "int6_bpb", "something_new"),
         (("final_int6_roundtrip_exact val_bpb:nan",), "int6_bpb", "not a finite number"),
