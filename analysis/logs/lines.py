@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from math import isfinite
 
+from analysis.logs.events import Event, Fact, Figure, Mark, Step
 from analysis.logs.text import Line
 
 NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
@@ -31,6 +31,7 @@ _FACTS = {
         "cooldown_fraction",
     ),
     "warmdown_iters": ("warmdown_iters", "warmdown_steps", "cooldown_iters", "cooldown_steps"),
+    "warmdown": ("warmdown", "cooldown"),
     "lr_floor": ("min_lr", "min_lr_frac", "min_lr_scale", "min_lr_ratio", "lr_floor", "lr_min_frac"),
     "lr_final": ("final_lr_frac", "final_lr_fraction"),
     "bits": ("matrix_bits",),
@@ -81,7 +82,9 @@ _PROGRESS = re.compile(
     re.IGNORECASE,
 )
 _ARTIFACT = re.compile(
-    r"\s*serialized[_ ]model[_ ](?P<format>[\w+.,\- ]+?):\s*(?P<bytes>\d[\d,]*)\s*bytes", re.IGNORECASE
+    r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
+    r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes",
+    re.IGNORECASE,
 )
 _CODE = re.compile(r"\s*code(?:[_ ]size|[_ ]bytes)(?P<packed>[^:]*):\s*(?P<bytes>\d[\d,]*)(?: bytes)?", re.I)
 _STOP = re.compile(r"\s*(?:stopping[_ ]early|early[_ ]stop\w*)\s*[:=]?\s*(?P<why>[\w ]*)", re.IGNORECASE)
@@ -116,51 +119,6 @@ _RELEVANT = re.compile(
     r"|scale|bits|int\d|gram|mix|ppm|backoff|ema|swa|lawa|error|kill|sig|trace|memory|skip|slid|mode|connection|time",
     re.IGNORECASE,
 )
-
-
-@dataclass(slots=True)
-class Step:
-    """A point of the run: what the line of a step says. Seconds are of training, rounded to `coarse` ones."""
-
-    line: int
-    step: int
-    total: int | None
-    values: dict[str, float]
-    coarse: float = 0.0
-    broken: bool = False  # a loss that is not finite
-
-
-@dataclass(slots=True)
-class Figure:
-    """A measure printed outside of the curve: the words before it, and its value as printed."""
-
-    line: int
-    label: str
-    bpb: float
-    digits: int
-    loss: float | None = None
-
-
-@dataclass(slots=True)
-class Fact:
-    """A setting, by the name that this package gives it."""
-
-    line: int
-    name: str
-    value: float | str
-
-
-@dataclass(slots=True)
-class Mark:
-    """An event that says something of the lines after it; `values` by kind."""
-
-    line: int
-    kind: str
-    text: str
-    values: dict[str, float] = field(default_factory=dict)
-
-
-Event = Step | Figure | Fact | Mark
 
 
 def number(text: str) -> float:
@@ -207,9 +165,13 @@ def _fact(line: Line, match: re.Match[str]) -> Iterator[Fact]:
         value *= _SECONDS.get(match[3] or "s", 1.0)
     elif match[3]:
         return
-    # "batch" and "params" are words of many meanings: only sizes of this kind of training are taken.
+    # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.
     if (match[1].lower() == "batch" and value < 1024) or (match[1].lower() == "params" and value < 10_000):
         return
+    if name == "warmdown":
+        if 1 <= value < 10 or _STOPPED_AT.search(line.text):
+            return
+        name = "warmdown_fraction" if value < 1 else "warmdown_iters"
     yield Fact(line.number, name, value)
 
 
@@ -287,7 +249,8 @@ def _figure(line: Line) -> Figure | None:
 def _marks(line: Line) -> Iterator[Mark]:
     text, at = line.text, line.number
     if match := _ARTIFACT.match(text):
-        yield Mark(at, "artifact", match["format"].strip().lower(), {"bytes": number(match["bytes"])})
+        name = (match["format"] or match["packed"]).strip().lower()
+        yield Mark(at, "artifact", name, {"bytes": number(match["bytes"])})
     elif match := _CODE.match(text):
         yield Mark(at, "code", match["packed"].strip(" ()_").lower(), {"bytes": number(match["bytes"])})
     elif match := _STOP.match(text):

@@ -133,24 +133,39 @@ def _end(run: Training) -> _End:
         return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
     if planned is not None and steps >= planned:
         return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
-    if run.figures and any(figure.line > run.end_line for figure in run.figures):
-        exact = run.points[steps].keys() & {"val_bpb", "val_loss"}
+    cap, spent = run.facts.get("cap_seconds"), run.points[steps].get("seconds")
+    capped = isinstance(cap, float) and spent is not None and spent >= 0.97 * cap > 0
+    exact = bool(run.points[steps].keys() & {"val_bpb", "val_loss"})
+    if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):
         note = "" if exact else f"{steps:,} is the last step logged; it may have made some more"
-        cap, spent = run.facts.get("cap_seconds"), run.points[steps].get("seconds")
-        capped = isinstance(cap, float) and spent is not None and spent >= 0.97 * cap > 0
         return _End(steps, planned, DONE, "wallclock" if capped else "", seconds, (note,))
     of = f" of {planned:,}" if planned else ""
     return _End(steps, planned, UNFINISHED, "", seconds, (f"unfinished at step {steps:,}{of}{said}",))
 
 
+_GAINS = (
+    ("ema_bpb", ("float_bpb",), 0.02, "the last step's, as sliding windows would be"),
+    (
+        "int6_bpb",
+        ("ema_bpb", "float_bpb"),
+        0.01,
+        "the unquantized weights', as other averages or windows would be",
+    ),
+    ("int6_sliding_bpb", ("int6_bpb", "ema_bpb", "float_bpb"), 0.06, "the figure without windows"),
+    ("ttt_bpb", ("int6_sliding_bpb", "int6_bpb", "ema_bpb", "float_bpb"), 0.08, "the figure without it"),
+)
+"""Column, those it is measured against (the first there is), its most likely gain, and the other in words."""
+
+
 def _doubtful(final: float | None, values: dict[str, float]) -> list[str]:
-    """Figures that the quantizer cannot have made better by this much."""
-    plain, ema = values.get("int6_bpb"), values.get("ema_bpb", final)
-    if plain is None or ema is None or plain > ema - 0.01:
-        return []
-    return [
-        f"int6_bpb is {ema - plain:.3f} below the unquantized weights', as other averages or windows would be"
-    ]
+    """Figures that are better than their stage makes them: of something more, or of another stage."""
+    values = values if final is None else values | {"float_bpb": final}
+    notes = []
+    for column, others, most, than in _GAINS:
+        other = next((values[name] for name in others if name in values), None)
+        if column in values and other is not None and values[column] < other - most:
+            notes.append(f"{column} is {other - values[column]:.3f} below {than}: more than its stage gives")
+    return notes
 
 
 def _per_token(run: Training) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from analysis.logs.lines import Event, Fact, Figure, Mark, Step
+from analysis.logs.events import Event, Fact, Figure, Mark, Step
 
 _HEADER = {"params", "iterations"}
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from math import isfinite
 
-from analysis.logs.lines import Figure, Mark
+from analysis.logs.events import Figure, Mark
 from analysis.logs.split import Training
 
 FINALS = ("ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
@@ -21,15 +21,16 @@ _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
     "loaded", "legal", "zstd", "zlib", "lzma", "brotli", "xz", "gz", "gzip", "bz", "ans", "rans", "arithcode",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
-    "sgd", "causal", "chunked", "prequantization", "quantization", "weights", "applied", "stride", "s", "v",
-    "",
+    "sgd", "causal", "chunked", "online", "prequantization", "quantization", "weights", "applied", "stride",
+    "s", "v", "",
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
-    r"chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|causal|per-doc|docs\b|ttp|tttg",
+    r"chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|causal|online|per-doc|docs\b|ttp|tttg",
     re.IGNORECASE,
 )
 """Test-time training that scores a piece of the text before it trains on it."""
+_WIDTH = re.compile(r"int(\d)(?!\d)|(?<!\d)(\d)[-_ ]?bit")
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
@@ -95,10 +96,10 @@ def stages(run: Training) -> Stages:
 
 def _observe(state: _State, mark: Mark) -> None:
     if mark.kind == "artifact":
-        packed = re.search(r"int(\d)|quant|ternary|zstd|zlib|lzma|brotli", mark.text)
+        packed = re.search(r"int\d|\dbit|quant|mixed|ternary|compressed|zstd|zlib|lzma|brotli", mark.text)
         state.quantized = state.quantized or bool(packed)
-        if packed and packed[1] and state.bits is None:
-            state.bits = float(packed[1])
+        if state.bits is None and (widths := _widths(mark.text)):
+            state.bits = min(widths)
     elif mark.kind == "weights":
         state.bits = mark.values["bits"] if state.bits is None else state.bits
     elif mark.kind in ("ema", "no ema"):
@@ -143,14 +144,26 @@ def _before_ttt(label: str) -> tuple[str, bool]:
     return shorter, shorter != label
 
 
+def _joined(label: str) -> str:
+    """The label with what precedes quantization as one word."""
+    return re.sub(r"pre[-_ ]?quant(?:iz\w+)?(?![a-z])", "prequantization", label)
+
+
+def _widths(text: str) -> set[float]:
+    """Bits of weights that a text names."""
+    return {float(a or b) for a, b in _WIDTH.findall(text)}
+
+
 def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
     if not isfinite(figure.bpb):
         return _Filed(figure, None, "not a finite number")
     if (twin := _printed_before(figure, filed)) is not None:
         return _Filed(figure, twin.column, twin.why)
     label, before_ttt = _before_ttt(figure.label)
-    bits = {float(width) for width in re.findall(r"int(\d)", label)}
-    words = {word.rstrip("0123456789") for word in re.findall(r"[a-z0-9]+", label.replace("e-q", "eq"))}
+    bits = _widths(label)
+    words = {
+        word.rstrip("0123456789") for word in re.findall(r"[a-z0-9]+", _WIDTH.sub("int", _joined(label)))
+    }
     ttt = {word for word in words if "ttt" in word}
     if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"}:
         return _Filed(figure, None, f"'{figure.label}' is none of the job's stages")
@@ -253,6 +266,8 @@ def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> 
             found.notes.append(
                 f"{column} is of more than the model (line {state.mixed.line}: {state.mixed.text})"
             )
+        if column == "int6_sliding_bpb" and state.chunked:
+            found.notes.append(f"{column} was printed after test-time training, whose weights it may be of")
         found.values[column] = figure.bpb
     elif not _agrees(figure, held[0]):
         found.notes.append(f"{column} is the first of two; {where} ({figure.label}) differs")

@@ -10,7 +10,7 @@ and r is not below `min_lr`. Where a log states none of them, multipliers printe
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -48,9 +48,10 @@ class Clock:
         """Seconds at a step, linear between logged ones."""
         return _between(step, self.steps, self.seconds)
 
-    def when(self, seconds: float) -> float:
-        """Step at a time."""
-        return _between(seconds, self.seconds, self.steps)
+    def pace(self, step: int) -> float:
+        """Seconds a step took up to the last known time before this one: what comes after may have paused."""
+        i = max(bisect_right(self.steps, step) - 1, 1)
+        return self.seconds[i] / self.steps[i]
 
 
 def _between(x: float, xs: list[int] | list[float], ys: list[int] | list[float]) -> float:
@@ -97,7 +98,11 @@ def warmdown(
     fraction, iters = facts.get("warmdown_fraction"), facts.get("warmdown_iters")
     shape = _SHAPES.get(str(run.facts.get("shape", "linear")))
     if fraction is None and iters is None:
-        return _by_multiplier(run, steps) if shape == "linear" else Warmdown(note=_unstated(run))
+        return (
+            _by_multiplier(run, steps, facts, stopped_by, times)
+            if shape == "linear"
+            else Warmdown(note=_unstated(run))
+        )
     unknown = Warmdown(fraction=fraction)
     if fraction and iters:
         why = f"the log states a fraction, {fraction:g}, and iterations, {iters:g}"
@@ -169,11 +174,20 @@ def _unstated(run: Training) -> str:
     return f"warmdown unknown: the log does not state it{hint}"
 
 
-def _by_multiplier(run: Training, steps: int) -> Warmdown:
+def _by_multiplier(
+    run: Training, steps: int, facts: dict[str, float], stopped_by: str, times: Clock | None
+) -> Warmdown:
     """From multipliers that the log prints during the warmdown, if they agree on a straight line to 0."""
     printed = [(int(m.values["step"]), m.values["scale"]) for m in run.marks if m.kind == "multiplier"]
     printed += [(step, values["lr_scale"]) for step, values in run.points.items() if "lr_scale" in values]
-    lengths = [(steps - step) / scale for step, scale in printed if 0.02 < scale < 0.98 and step < steps]
+    cap = None
+    if stopped_by == "wallclock" and times is not None and times.coarse < 1:
+        cap = times.at(steps)
+    lengths = [
+        ((steps if cap is None or times is None else cap / times.pace(step)) - step) / scale
+        for step, scale in printed
+        if 0.02 < scale < 0.98 and step < steps
+    ]
     if not lengths:
         return Warmdown(note=_unstated(run))
     length = sorted(lengths)[len(lengths) // 2]
@@ -181,4 +195,5 @@ def _by_multiplier(run: Training, steps: int) -> Warmdown:
         return Warmdown(note="warmdown unknown: the printed multipliers are not on a straight line to 0")
     step, scale = next((s, x) for s, x in printed if 0.02 < x < 0.98 and s < steps)
     note = f"warmdown worked out from the multiplier {scale:g} at step {step:,}, as linear to 0 at the end"
-    return Warmdown(round(length), "linear", note=note)
+    rule, _ = _rule(None, length, float(steps), cap, times)
+    return replace(_fitted(rule, steps, facts.get("lr_floor", 0.0), 0.0, "linear"), note=note)

@@ -128,6 +128,8 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     told = log(*FINALS, cap=600).replace(stopped(6000) + "\n", "")
     (by_figures,) = read(tmp_path, told)
     assert (by_figures.row["status"], by_figures.row["stopped_by"]) == ("done", "wallclock")
+    (by_time,) = read(tmp_path, told.replace("\n".join(FINALS), ""))
+    assert (by_time.row["status"], by_time.row["stopped_by"]) == ("done", "wallclock")
     at_training = told.replace(f"step:6000/20000 val_loss:{1.69 * bpb(6000):.4f}", "gone")
     (unsure,) = read(tmp_path, at_training)
     assert "may have made some more" in str(unsure.row["notes"]) and unsure.row["float_bpb"] is None

@@ -109,6 +109,17 @@ FORMS = {
         final_int6_sliding_window_s64_exact val_bpb:1.11200000""",
         {"int6_bpb": 1.13000001, "int6_sliding_bpb": 1.11000002},
     ),
+    "test-time training online": (
+        f"""{PLAIN}
+        online_ttt: 3188 adapt steps during eval
+        final_int6_sliding_window_online_ttt val_bpb:1.0990
+        final_int6_sliding_window_s64_exact val_bpb:1.11000002""",
+        {"int6_bpb": 1.13000001, "int6_sliding_bpb": 1.11000002, "ttt_bpb": 1.099},
+    ),
+    "an average before quantization": (
+        "pre_quant_ema_eval val_bpb:1.1324\npre-quant val_bpb:1.1330",
+        {"ema_bpb": 1.1324},
+    ),
     "settings between name and figure": (
         """Serialized model int6+zstd: 15000000 bytes
         final_int6+zstd_roundtrip val_loss:2.2 val_bpb:1.3204
@@ -171,6 +182,11 @@ def test_training_that_was_not_made_changes_nothing(tmp_path: Path, line: str) -
     [
         (("final_int8_zlib_roundtrip_exact val_bpb:1.2",), "int6_bpb", "int8, not int6"),
         (("Serialized model int4+zlib: 9 bytes", "quantized val_bpb:1.2"), "int6_bpb", "int4, not int6"),
+        (
+            ("Serialized model 4bit+zlib: 9 bytes", "final_roundtrip val_bpb:1.2"),
+            "int6_bpb",
+            "int4, not int6",
+        ),
         (("final_int8_ttt_lora val_bpb:1.2",), "ttt_bpb", "int8"),
         (("final_int6_sliding_window_ngram9_exact val_bpb:0.32",), "int6_sliding_bpb", "none of the job's"),
         (("ema:SKIPPED (SKIP_EMA=1)", "post_ema val_bpb:1.11"), "ema_bpb", "it was not applied"),
@@ -203,6 +219,10 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     """A quantizer does not lower the loss by windows' worth, and a name is not what the weights are."""
     low = read(tmp_path, log("post_ema val_bpb:1.16", "final_int6_roundtrip val_bpb:1.13"))
     assert "0.030 below the unquantized" in str(low.row["notes"])
+    bought = read(tmp_path, log(PLAIN, "final_int6_sliding_window val_bpb:1.03"))
+    assert "int6_sliding_bpb is 0.100 below" in str(bought.row["notes"])
+    later = read(tmp_path, log(PLAIN, "legal_ttt val_bpb:1.10", "final_int6_sliding_window val_bpb:1.11"))
+    assert "printed after test-time training" in str(later.row["notes"])
     narrow = read(tmp_path, log("mixed_precision: 33161216 int5 params, 0 int6 params", PLAIN))
     assert "most weights are int5" in str(narrow.row["notes"])
     twice = read(tmp_path, log(PLAIN, "final_int6_roundtrip_exact val_bpb:1.11"))
@@ -221,6 +241,10 @@ def test_sizes_of_artifact_and_code(tmp_path: Path) -> None:
     row = read(tmp_path, packed).row
     assert (row["artifact_bytes"], row["code_bytes"]) == (12339367, 37155)
     assert "artifact_bytes is of int8_zlib" in str(row["notes"])
+    row = read(
+        tmp_path, log("Serialized model bf16: 9 bytes", "Serialized model int6 best=brotli11: 7 bytes")
+    ).row
+    assert row["artifact_bytes"] == 7
     two = log("Serialized model int8+zlib: 7 bytes", "Serialized model int5+zlib: 5 bytes")
     row = read(tmp_path, two).row
     assert row["artifact_bytes"] is None and "of several formats" in str(row["notes"])

@@ -29,6 +29,17 @@ def seconds(step: float, last: int = 5000) -> float:
     return 0.1 * (step + (SLOWER - 1) * max(step - last / 2, 0))
 
 
+def test_a_pause_after_a_multiplier_was_printed(tmp_path: Path) -> None:
+    """5 s of compilation at the end: (605 - 570) s left at step 5,700 are 0.1 of a warmdown of 350 s."""
+    line = "late_qat:enabled step:5700 scale:0.1000"
+    paused = (
+        log()
+        .replace("step:6000/", line + "\nstep:6000/", 1)
+        .replace("train_time:600000", "train_time:605000")
+    )
+    assert row(tmp_path, paused)["warmdown_steps"] == pytest.approx(6000 - 2550, abs=30)
+
+
 def test_a_fraction_of_the_time_is_placed_by_the_logs_own_times(tmp_path: Path) -> None:
     """Steps slow down on the way; times of step lines are whole tenths of minutes, throughput is exact."""
     last, fraction = 5000, 0.6
@@ -70,7 +81,12 @@ def test_iterations_of_a_stopped_run_end_at_the_stop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "steps"),
-    [("warmdown_iters=4000", 4000), ("WARMDOWN_FRAC=0.25", 5000), ("warmdown_steps: 0", 0)],
+    [
+        ("warmdown_iters=4000", 4000),
+        ("WARMDOWN_FRAC=0.25", 5000),
+        ("warmdown_steps: 0", 0),
+        ("D: layers=11 warmdown=4000 lr=0.02", 4000),
+    ],
 )
 def test_without_a_cap_a_warmdown_goes_by_steps(tmp_path: Path, setting: str, steps: int) -> None:
     text = log(last=20000, cap=0).replace("seed:42", f"seed:42\n{setting}")
