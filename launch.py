@@ -86,8 +86,8 @@ def read_log(data: bytes, steps: int, warmdown: int) -> dict[str, object]:
     import tempfile
     from pathlib import Path
 
-    from analysis.runs.errors import AnalysisError
     from analysis.logs.importing import read_log as read
+    from analysis.runs.errors import AnalysisError
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.log")
