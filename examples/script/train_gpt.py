@@ -1,8 +1,8 @@
 """A training script of the challenge's shape, small enough for one CPU core: a job that a sweep can take.
 
 It knows nothing of gepa-sweeps. Settings come from environment variables, progress goes to standard output in
-the challenge's lines, and it leaves an int8 model compressed by zlib. The model, a bigram with a hidden layer
-over bytes, is a stand-in: put your own in its place.
+the challenge's lines, and it leaves an int8 model compressed by zlib. The model, which tells a byte from the
+two before it, is a stand-in that needs NumPy only: put your own in its place.
 
     ITERATIONS=200 WARMDOWN_ITERS=80 SEED=1 python train_gpt.py
 """
@@ -15,8 +15,7 @@ import time
 import zlib
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
 ITERATIONS = int(os.environ.get("ITERATIONS", 200))
 WARMDOWN_ITERS = int(os.environ.get("WARMDOWN_ITERS", 80))
@@ -24,122 +23,137 @@ SEED = int(os.environ.get("SEED", 1337))
 VAL_LOSS_EVERY = int(os.environ.get("VAL_LOSS_EVERY", 20))
 TRAIN_LOG_EVERY = int(os.environ.get("TRAIN_LOG_EVERY", 10))
 MAX_WALLCLOCK_SECONDS = float(os.environ.get("MAX_WALLCLOCK_SECONDS", 600))
-TRAIN_BATCH_TOKENS = int(os.environ.get("TRAIN_BATCH_TOKENS", 512))
-LEARNING_RATE = float(os.environ.get("LEARNING_RATE", 0.02))
+TRAIN_BATCH_TOKENS = int(os.environ.get("TRAIN_BATCH_TOKENS", 256))
+LEARNING_RATE = float(os.environ.get("LEARNING_RATE", 0.5))
+MOMENTUM = float(os.environ.get("MOMENTUM", 0.9))
 WIDTH = int(os.environ.get("WIDTH", 32))
 SAVE_AT = int(os.environ.get("SAVE_AT", 0))  # 0 = never
-SAVE_TO = os.environ.get("SAVE_TO", "state.pt")
+SAVE_TO = os.environ.get("SAVE_TO", "state.npz")
 LOAD_FROM = os.environ.get("LOAD_FROM", "")
 
-VOCAB = 256
+VOCAB = 128
 VAL_BYTES = 4096
+State = dict[str, np.ndarray]
 
 
-def text() -> torch.Tensor:
+def text() -> np.ndarray:
     """Bytes of made-up sentences, the same everywhere."""
     rng = random.Random(0)
-    who = ["a man", "the queen", "one child", "every sailor", "my neighbour"]
+    who = ["a man", "the queen", "one child", "every sailor", "my neighbour", "nobody here"]
     does = ["sees", "counts", "forgets", "paints", "carries", "remembers"]
     what = ["the sea", "three stones", "an old letter", "no more than that", "the evening train"]
     lines = [f"{rng.choice(who)} {rng.choice(does)} {rng.choice(what)}.\n" for _ in range(4000)]
-    return torch.tensor(list("".join(lines).encode()))
+    return np.frombuffer("".join(lines).encode(), np.uint8).astype(np.int64)
 
 
-class Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding(VOCAB * 2, WIDTH)
-        self.hidden = torch.nn.Linear(WIDTH, 2 * WIDTH)
-        self.head = torch.nn.Linear(2 * WIDTH, VOCAB)
+def initial(rng: np.random.Generator) -> State:
+    return {
+        "embed": rng.normal(0, 0.5, (VOCAB, WIDTH)),
+        "embed_before": rng.normal(0, 0.5, (VOCAB, WIDTH)),
+        "head": rng.normal(0, 0.1, (WIDTH, VOCAB)),
+    }
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Mean loss in nats of the bytes y, each from the two before it: x and the one before x."""
-        before = F.pad(x[:-1], (1, 0))
-        hidden = self.hidden(self.embed(x) + self.embed(before + VOCAB)).relu().square()
-        return F.cross_entropy(self.head(hidden), y)
+
+def forward(weights: State, tokens: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean loss in nats of every byte from the third on; hidden (n, WIDTH) and probabilities (n, VOCAB)."""
+    hidden = np.tanh(weights["embed"][tokens[1:-1]] + weights["embed_before"][tokens[:-2]])
+    logits = hidden @ weights["head"]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return float(-np.log(p[np.arange(len(p)), tokens[2:]]).mean()), hidden, p
+
+
+def loss_and_gradients(weights: State, tokens: np.ndarray) -> tuple[float, State]:
+    one_hot = np.eye(VOCAB)[tokens]  # (n + 2, VOCAB)
+    loss, hidden, p = forward(weights, tokens)
+    error = (p - one_hot[2:]) / len(p)
+    inner = (error @ weights["head"].T) * (1 - hidden**2)
+    return loss, {
+        "embed": one_hot[1:-1].T @ inner,
+        "embed_before": one_hot[:-2].T @ inner,
+        "head": hidden.T @ error,
+    }
 
 
 def lr_scale(step: int) -> float:
     return 1.0 if step < ITERATIONS - WARMDOWN_ITERS else (ITERATIONS - step) / max(1, WARMDOWN_ITERS)
 
 
-def batch(data: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A function of the step alone, so that a run can go on from any."""
-    at = (step * TRAIN_BATCH_TOKENS) % (len(data) - TRAIN_BATCH_TOKENS - 1)
-    part = data[at : at + TRAIN_BATCH_TOKENS + 1]
-    return part[:-1], part[1:]
+def batch(data: np.ndarray, step: int) -> np.ndarray:
+    """A function of the step and the seed alone, so that a run can go on from any step."""
+    at = (SEED * 7919 + step * TRAIN_BATCH_TOKENS) % (len(data) - TRAIN_BATCH_TOKENS - 2)
+    return data[at : at + TRAIN_BATCH_TOKENS + 2]
 
 
-@torch.no_grad()
-def validate(model: Model, val: torch.Tensor) -> tuple[float, float]:
+def validate(weights: State, val: np.ndarray) -> tuple[float, float]:
     """(nats a byte, bits a byte)."""
-    loss = model(val[:-1], val[1:]).item()
+    loss, _, _ = forward(weights, val)
     return loss, loss / math.log(2)
 
 
-def quantized(model: Model) -> bytes:
-    """Every tensor in int8 with a scale, compressed."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        scale = tensor.abs().max().clamp_min(1e-8) / 127
-        state[name] = ((tensor / scale).round().to(torch.int8), scale)
+def compressed(weights: State) -> bytes:
+    """Every matrix in int8 with a scale."""
+    stored = {}
+    for name, weight in weights.items():
+        scale = max(np.abs(weight).max(), 1e-8) / 127
+        stored |= {name: np.round(weight / scale).astype(np.int8), f"{name}.scale": np.float32(scale)}
     stream = io.BytesIO()
-    torch.save(state, stream)
+    np.savez(stream, **stored)
     return zlib.compress(stream.getvalue(), 9)
 
 
+def decoded(artifact: bytes) -> State:
+    stored = np.load(io.BytesIO(zlib.decompress(artifact)))
+    names = [name for name in stored if not name.endswith(".scale")]
+    return {name: stored[name].astype(np.float64) * float(stored[f"{name}.scale"]) for name in names}
+
+
 def main() -> None:
-    torch.manual_seed(SEED)
-    torch.set_num_threads(1)
     data = text()
     val, train = data[:VAL_BYTES], data[VAL_BYTES:]
-    model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    weights = initial(np.random.default_rng(SEED))
+    momentum = {name: np.zeros_like(weight) for name, weight in weights.items()}
     first, before = 0, 0.0
     if LOAD_FROM:
-        saved = torch.load(LOAD_FROM)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first, before = saved["step"], saved["seconds"]
-    print(f"model_params:{sum(p.numel() for p in model.parameters())}")
+        saved = np.load(LOAD_FROM)
+        first, before = int(saved["step"]), float(saved["seconds"])
+        weights = {name: saved[f"weights.{name}"] for name in weights}
+        momentum = {name: saved[f"momentum.{name}"] for name in momentum}
+    print(f"model_params:{sum(weight.size for weight in weights.values())}")
     print(f"train_batch_tokens:{TRAIN_BATCH_TOKENS} iterations:{ITERATIONS} seed:{SEED}")
     print(f"warmdown_iters:{WARMDOWN_ITERS} max_wallclock_seconds:{MAX_WALLCLOCK_SECONDS:.3f}")
     begun = time.perf_counter()
     last = ITERATIONS
     for step in range(first, ITERATIONS + 1):
         seconds = before + time.perf_counter() - begun
-        capped = 0 < MAX_WALLCLOCK_SECONDS <= seconds
-        last = step if capped else ITERATIONS
+        last = step if 0 < MAX_WALLCLOCK_SECONDS <= seconds else ITERATIONS
         if step == last or (step and step % VAL_LOSS_EVERY == 0):
-            loss, bpb = validate(model, val)
+            loss, bpb = validate(weights, val)
             print(
                 f"step:{step}/{ITERATIONS} val_loss:{loss:.6f} val_bpb:{bpb:.6f} "
                 f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / max(1, step):.2f}ms"
             )
         if SAVE_AT and step == SAVE_AT:
-            saved = {"step": step, "seconds": seconds, "model": model.state_dict()}
-            torch.save(saved | {"optimizer": optimizer.state_dict()}, SAVE_TO)
+            saved = {f"weights.{name}": weight for name, weight in weights.items()}
+            saved |= {f"momentum.{name}": moment for name, moment in momentum.items()}
+            np.savez(SAVE_TO, step=step, seconds=seconds, **saved)
             print(f"saved the state after step {step}")
             return
         if step == last:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * lr_scale(step)
-        loss_of_batch = model(*batch(train, step))
-        optimizer.zero_grad()
-        loss_of_batch.backward()
-        optimizer.step()
+        train_loss, gradients = loss_and_gradients(weights, batch(train, step))
+        for name, gradient in gradients.items():
+            momentum[name] = MOMENTUM * momentum[name] + gradient
+            weights[name] = weights[name] - LEARNING_RATE * lr_scale(step) * momentum[name]
         if (step + 1) % TRAIN_LOG_EVERY == 0:
-            print(f"step:{step + 1}/{ITERATIONS} train_loss:{loss_of_batch.item():.6f}")
+            print(f"step:{step + 1}/{ITERATIONS} train_loss:{train_loss:.6f}")
     if last < ITERATIONS:
         print(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{last}/{ITERATIONS}")
-    artifact = quantized(model)
+    artifact = compressed(weights)
     Path("final_model.int8.ptz").write_bytes(artifact)
     print(f"Code size: {Path(__file__).stat().st_size} bytes")
     print(f"Serialized model int8+zlib: {len(artifact)} bytes")
-    decoded = torch.load(io.BytesIO(zlib.decompress(artifact)))
-    model.load_state_dict({name: q.float() * scale for name, (q, scale) in decoded.items()})
-    loss, bpb = validate(model, val)
+    loss, bpb = validate(decoded(artifact), val)
     print(f"final_int8_zlib_roundtrip val_loss:{loss:.4f} val_bpb:{bpb:.4f}")
     print(f"final_int8_zlib_roundtrip_exact val_loss:{loss:.8f} val_bpb:{bpb:.8f}")
 

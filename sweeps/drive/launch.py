@@ -21,7 +21,7 @@ from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupt
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
-from sweeps.drive.scripts import ReadLog, check_passed_on, publish_files
+from sweeps.drive.scripts import ReadLog, archive_path, check_passed_on, publish_files
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
@@ -268,6 +268,7 @@ def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
         "file": sweep.file,
         "document": dict(sweep.document or {}),
         "recipe": sweep.recipe,
+        **({"script_files": archive_path(sweep)} if sweep.script else {}),
         "stages": list(sweep.stages),
         "share": sweep.share,
         "resources": sweep.resources.model_dump(mode="json"),

@@ -231,8 +231,11 @@ class ScriptReader(Reader):
         inside += [(("script", "log"), script.log)] if script.log else []
         inside += [(("script", "state", "file"), script.state.file)] if script.state else []
         for path, name in inside:
-            if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            parts = PurePosixPath(name).parts
+            if not name or PurePosixPath(name).is_absolute() or ".." in parts:
                 self.document.report(path, f"{name!r} must lie inside the script's folder")
+            elif path[1] == "outputs" and any(part.startswith(".") for part in parts):
+                self.document.report(path, f"{name!r}: hidden files are not kept")
         if script.artifact is not None and script.artifact not in script.outputs:
             hint = near_miss(script.artifact, script.outputs)
             self.document.report(("script", "artifact"), f"{script.artifact!r} is not one of outputs{hint}")

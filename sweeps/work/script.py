@@ -5,6 +5,7 @@ is the log, the curve, the files that the sweep file asks for and, at the end of
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -72,7 +73,7 @@ def run(at: Attempt) -> Outcome:
     assert how is not None and isinstance(job.config, ScriptRun)
     is_trunk, start = bool(job.identity["trunk"]), int(job.identity["start"])
     journal = at.workdir.path / "events.jsonl"
-    emit(journal, "started", step=start, until=job.until)
+    emit(journal, "started", pid=os.getpid(), step=start, until=job.until)
     begun = time.monotonic()
 
     def on_report(report: dict[str, Any]) -> None:
@@ -91,7 +92,7 @@ def run(at: Attempt) -> Outcome:
         if (verdict := _verdict(ended, curve, job.until, missing, is_trunk)) is not None:
             return replace(outcome, status=verdict[0], error=verdict[1])
         if is_trunk:
-            _keep(place.state, at.workdir.path / FINAL_STATE / place.state.name)
+            pack_state(place.state, at.workdir.path / FINAL_STATE)
         else:
             outcome = replace(outcome, result=outcome.result | _outputs(how, place, at.workdir.path))
     rows = [{key: report.get(key) for key in COLUMNS.names} for _, report in sorted(curve.reports.items())]
@@ -181,16 +182,31 @@ def copied(at: Attempt, name: str) -> Iterator[Place]:
 def _load(at: Attempt, place: Place) -> Path:
     """The state that the run starts from, where the script will find it."""
     assert at.job.script is not None
-    return placed_state(at.job.script, at.source() / place.state.name, place)
+    return placed_state(at.job.script, at.source(), place)
 
 
-def placed_state(how: ScriptHow, source: Path, place: Place) -> Path:
-    """A copy of a saved state for a script to load: by `{state}`, or by its name in the working folder."""
+def pack_state(state: Path, folder: Path) -> None:
+    """A state's file or folder as one file, whatever its name."""
+    folder.mkdir(parents=True)
+    if state.is_dir():
+        with tarfile.open(folder / "state.tar", "w") as tar:
+            tar.add(state, arcname="")
+    else:
+        shutil.copyfile(state, folder / "state")
+
+
+def placed_state(how: ScriptHow, packed: Path, place: Place) -> Path:
+    """A copy of a packed state for a script to load: by `{state}`, or by its name in the working folder."""
     assert how.script.state is not None
     state = how.script.state
     by_name = not any("{state}" in value for value in state.load.values())
     target = (place.folder if by_name else place.folder.parent / "loaded") / state.file
-    _keep(source, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (packed / "state.tar").exists():
+        with tarfile.open(packed / "state.tar") as tar:
+            tar.extractall(target, filter="fully_trusted")  # as the script itself wrote it
+    else:
+        shutil.copyfile(packed / "state", target)
     return target
 
 
@@ -279,8 +295,9 @@ def _result(ended: Ended, curve: Curve, start: int, stop: int) -> dict[str, Any]
     # A script that goes on from a state may count from there, or from the run's first step.
     times = [] if start else [r["elapsed_seconds"] for r in reports if "elapsed_seconds" in r]
     result: dict[str, Any] = {
-        "step": curve.last_step or None,
-        "steps_made": max(0, stop - start),
+        "step": stop,
+        "last_step_printed": curve.last_step or None,
+        "steps_made": stop - start,
         "train_seconds": times[-1] if times else ended.seconds,
         "exit_code": ended.code,
         "left_behind": ended.left,

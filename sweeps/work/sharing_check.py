@@ -14,6 +14,7 @@ from sweeps.work.script import (
     copied,
     differences,
     execution,
+    pack_state,
     placed_state,
     saved_state,
     start_script,
@@ -45,7 +46,9 @@ def run(at: Attempt) -> Outcome:
                 f"the run that was to save its state after step {point} and end went on to {trunk.last_step}"
             )
             return _said(at, reason, 0)
-        loaded = placed_state(at.job.script, saving.state, loading)
+        packed = saving.folder.parent / "packed"
+        pack_state(saving.state, packed)
+        loaded = placed_state(at.job.script, packed, loading)
         ended = start_script(at, loading, config, branch, loaded=loaded)
     if (failed := _failed("the run that starts from the saved state", ended, at)) is not None:
         return failed
