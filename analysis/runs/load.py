@@ -23,6 +23,8 @@ _BOOKKEEPING = {
     "config_json", "commit", "started_at", "finished_at", "trunk", *METRICS,
 }  # fmt: skip
 
+_OUTPUTS = "output."
+"""Columns of the files that a training script left."""
 _LEFT_OUT = ["pending", "failed", "diverged", "unfinished"]
 
 
@@ -112,7 +114,11 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
             json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
             for config in frame["config_json"]
         ]
-    axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
+    axes = tuple(
+        name
+        for name in frame.columns
+        if name not in _BOOKKEEPING and name != "data_fingerprint" and not name.startswith(_OUTPUTS)
+    )
     made_of = _segments_of_runs(folder / "plan.json")
     parts = {part.stem: read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
     curves = []

@@ -25,7 +25,7 @@ from sweeps.spec.sweep import Sweep
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
     from sweeps.drive.launch import RunOptions
-    from sweeps.store.store import Store
+    from sweeps.store.store import Outcome, Store
 
 
 def plan_or_run(args: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
     sweep = open_data(sweep, say)
-    sweep = check_sharing(sweep, args)
+    sweep = check_sharing(sweep, args.output, run_options(args))
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
@@ -82,33 +82,42 @@ def run_options(args: argparse.Namespace) -> "RunOptions":
     )
 
 
-def check_sharing(sweep: Sweep, args: argparse.Namespace) -> Sweep:
+def check_sharing(sweep: Sweep, output: str, options: "RunOptions", **cluster: Any) -> Sweep:
     """The sweep with its trunks shared only where its script was found to go on exactly from a saved state.
 
-    Where that was never asked, two short runs are made for it.
+    Where that was never asked, two short runs are made for it. `cluster`: as `run_sweep` takes it.
     """
     node = check_node(sweep)
     if node is None:
         return sweep
-    store = existing_store(args.output)
-    if (exact := answer(store.done(node.id) if store else None)[0]) is None:
-        from sweeps.drive.launch import run_sweep
+    exact, line = answer(_answered(output, node.id))
+    if exact is None:
+        from sweeps.drive.launch import StoppedError, run_sweep
 
         say("checking whether runs may share trunks: a short run alone, and the same from a saved state")
-        plan = with_check(over_store(replace(sweep, share=False), args.output), node)
-        options = replace(run_options(args), nodes=frozenset([node.id]), only=None, fresh=False)
-        run_sweep(plan, args.output, options)
-        store = existing_store(args.output)
-        exact = answer(store.done(node.id) if store else None)[0]
+        plan = with_check(over_store(replace(sweep, share=False), output), node)
+        options = replace(options, nodes=frozenset([node.id]), only=None, fresh=False)
+        result = run_sweep(plan, output, options, **cluster)
+        exact, line = answer(_answered(output, node.id))
+        if exact is None:
+            why = f"whether runs may share trunks is not known yet ({result.ending})"
+            error = StoppedError(f"{why}: the same command asks again, share=false does without")
+            error.exit_code = result.exit_code or 3
+            raise error
+    say(line)
     return sweep if exact else replace(sweep, share=False)
+
+
+def _answered(output: str, node: str) -> "Outcome | None":
+    store = existing_store(output)
+    return store.done(node) if store else None
 
 
 def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
     """For `--plan`: the sweep as it would be shared by what the store knows, and a line about that."""
     if (node := check_node(sweep)) is None:
         return sweep, []
-    store = existing_store(output)
-    exact, line = answer(store.done(node.id) if store else None)
+    exact, line = answer(_answered(output, node.id))
     return (replace(sweep, share=False) if exact is False else sweep), [line]
 
 

@@ -126,9 +126,11 @@ class Vocabulary:
         if name in ExecConfig.model_fields:
             raise KeyRefusedError(f"is how a run is executed; set exec.{name}")
         leaves = [known.rpartition(".")[2] for known in self.keys]
-        raise KeyRefusedError(
-            "unknown key" + near_miss(name, [*self.keys, *(x for x in leaves if leaves.count(x) == 1)])
-        )
+        hint = near_miss(name, [*self.keys, *(x for x in leaves if leaves.count(x) == 1)])
+        if self.family:
+            hint += f"; a variable of the environment is written {self.family.name}NAME, and any other name "
+            hint += "has to be a {placeholder} of script.command or script.env"
+        raise KeyRefusedError("unknown key" + hint)
 
     def full_name(self, name: str) -> str:
         """Dotted form of a key; a key that is not allowed as it is."""

@@ -350,6 +350,8 @@ class ScriptReader(Reader):
         self, script: Script, grid: Mapping[str, list[Any]], points: list[Cell], settings: Cell
     ) -> None:
         """An axis that no template has would make equal runs that pass for different ones."""
+        if any(problem.key.startswith("script") for problem in self.document.problems):
+            return
         used = _used(script, grid, points)
         values: dict[str, set[Any]] = {}
         for name, axis in grid.items():
@@ -362,11 +364,14 @@ class ScriptReader(Reader):
             needed = warmdown if name in warmdown else {name, "peak_steps"} if name == "steps" else {name}
             if name in (*_LENGTH_KEYS,) and not needed & used and (len(different) > 1 or name == "steps"):
                 path: KeyPath = ("grid", name) if name in grid else ("points",)
-                example = {"steps": "ITERATIONS", "seed": "SEED"}.get(name, name.upper())
+                example = name if name not in warmdown else "warmdown_steps"
+                variable = {"steps": "ITERATIONS", "warmdown_steps": "WARMDOWN_ITERS"}.get(
+                    example, example.upper()
+                )
                 self.document.report(
                     path,
-                    f"changes nothing: neither script.command nor script.env has {{{name}}}; "
-                    f'write, e.g., env: {{{example}: "{{{name}}}"}}',
+                    f"changes nothing: neither script.command nor script.env has {{{example}}}; "
+                    f'write, e.g., env: {{{variable}: "{{{example}}}"}}',
                 )
 
     def _expanded(

@@ -128,9 +128,9 @@ class Lines:
 class KeptLog:
     """The log's file: whole up to MAX_LOG_BYTES, then only what `keeps` says, and its end."""
 
-    def __init__(self, path: Path, limit: int = MAX_LOG_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8", errors="replace", newline="\n")
-        self._left = limit
+        self._left = MAX_LOG_BYTES
         self._tail: deque[str] = deque()
         self._tail_size = 0
         self.dropped = 0
