@@ -37,7 +37,7 @@ def test_the_shipped_script_from_the_command_to_the_report(
     assert "nothing was left to do" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_scripts_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_scripts_at_once(tmp_path: Path) -> None:
     slow = [*TINY, "share=false", "script.env.VAL_LOSS_EVERY=1", "steps=[3000]", "--no-report"]
     command = [sys.executable, "launch.py", *slow, "--output", str(tmp_path)]
     launched = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -50,4 +50,4 @@ def test_ctrl_c_ends_scripts_and_the_same_command_goes_on(tmp_path: Path) -> Non
     assert launched.returncode == 130 and "interrupted" in told
     left = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(b"train_gpt.py" in line and b"launch.py" not in line for line in left)
-    assert main([*slow, "steps=[40]", "--output", str(tmp_path)]) == 0
+    assert [row["status"] for row in Store(tmp_path).sweep("script").read_runs() or []] == ["pending"]
