@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gepa_core.schedule import SHAPES
 
 # Raised by any change to results, rounding included: what other numerics made is never reused as if equal.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 CAP_BYTES = 16_000_000
 """The challenge's limit on code + compressed model, decimal bytes."""
@@ -110,6 +110,8 @@ class OptimConfig(_Frozen):
     muon_momentum_start: float = Field(0.92, ge=0, lt=1)
     muon_momentum_warmup_steps: int = Field(1500, ge=0)
     muon_ns_steps: int = Field(5, ge=1)
+    muon_ns_dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of Newton-Schulz; the published recipe's is bf16."""
     muon_weight_decay: float = Field(0.04, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
@@ -133,6 +135,8 @@ class EvalConfig(_Frozen):
 
     every: int = Field(500, ge=1)
     """Steps between validations of the raw weights; also at peak_steps and at the end."""
+    warmdown_points: int = Field(0, ge=0)
+    """Validations besides, at so many equal parts of the warmdown, so that a short one is seen as well."""
     ema_every: int = Field(2000, ge=1)
     log_every: int = Field(100, ge=1)
     seq_len: int = Field(2048, ge=2)
@@ -246,7 +250,7 @@ class RunConfig(_Frozen):
         kept = self.model_dump(mode="json")
         for key in ("steps", "warmdown_steps", "schedule", "final_lr_fraction", "quant", "ttt"):
             del kept[key]
-        for key in ("stride", "counting", "block_tokens"):
+        for key in ("stride", "counting", "block_tokens", "warmdown_points"):
             del kept["eval"][key]
         return kept
 

@@ -52,7 +52,11 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     plan = over_store(prepared, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
-    for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
+    for notice in (
+        *sweep.notices,
+        *unused_gpus(sweep, args),
+        *(f"advice: {line}" for line in advise(plan.sweep)),
+    ):
         say(notice)
     from sweeps.run import RunOptions, run_sweep
 
@@ -82,6 +86,16 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 def say(line: str) -> None:
     """Progress goes to standard error: standard output is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def unused_gpus(sweep: Sweep, args: argparse.Namespace) -> list[str]:
+    """What is said where this machine has GPUs, and the sweep asks for none."""
+    if sweep.resources.gpus_per_run or address_of(args) or not (gpus := int(local_node().resources["GPU"])):
+        return []
+    return [
+        f"the sweep runs on the CPU: resources.gpus_per_run is 0, though this machine has {gpus} "
+        f"GPU{'s' * (gpus > 1)}; resources.gpus_per_run=1 trains a run on each"
+    ]
 
 
 def address_of(args: argparse.Namespace) -> str | None:
@@ -221,7 +235,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     plan = over_store(prepared, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    notes = [*sweep.notices, *unused_gpus(sweep, args), *prepared.unchecked, *epochs(plan, prepared), *cannot]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.fresh import refusal as refused
 

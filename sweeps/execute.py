@@ -319,11 +319,13 @@ def _execution(job: Job, world: int, outcome: Outcome) -> dict[str, Any]:
     from gepa_core.backend import resolve_device
     from gepa_core.batches import micro_batch_seqs
 
-    device = resolve_device(job.exec)
+    is_missing = job.exec.device == "cuda" and not torch.cuda.is_available()  # which is why it failed
+    device = torch.device("cpu") if is_missing else resolve_device(job.exec)
+    on_gpu = device.type == "cuda"
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "none" if is_missing else "cpu",
         "ranks": world,
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,

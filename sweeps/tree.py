@@ -188,7 +188,11 @@ class Plan:
 
     def validation_seconds(self, config: RunConfig, start: int, stop: int) -> float:
         """Validations while training between two steps."""
-        times = sum(stop // every - start // every for every in (config.eval.every, config.eval.ema_every))
+        times: float = sum(
+            stop // every - start // every for every in (config.eval.every, config.eval.ema_every)
+        )
+        warmdown = max(0, stop - max(start, config.peak_steps))
+        times += config.eval.warmdown_points * warmdown / max(1, config.warmdown_steps)
         return times * plain_flops(config, self.tokens(config)) / self.speeds.evaluate
 
     def tokens(self, config: RunConfig) -> int:
