@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sweeps.cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
+import sweeps.drive.ray_cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
 
 # A dead node is noticed in seconds, and a slow answer of a busy machine is none.
 _NOTICE_SOON = {
@@ -47,7 +47,11 @@ class LocalCluster:
             **self.node_args,
             **head,
         }
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
+
+        # Cluster writes its address there whatever `temp_dir` says, and expects the folder to be there.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
 
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
         self.nodes: list[Any] = []
