@@ -181,7 +181,7 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloa
     tall = X.shape[-2] > X.shape[-1]
     if tall:
         X = X.mT
-    X = rounded(X / rounded(X.norm(dim=(-2, -1), keepdim=True) + 1e-7))
+    X = rounded(X / rounded(rounded(X.norm(dim=(-2, -1), keepdim=True)) + 1e-7))
     product = torch.baddbmm if X.ndim == 3 else torch.addmm
     for _ in range(steps):
         A = rounded(X @ X.mT)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gepa_core.config import RunConfig
-from sweeps.commands.sweep import capacity
+from gepa_core.device import ProductSpeeds
+from sweeps.commands.sweep import capacity, emulated, unused_gpus
 from sweeps.kinds.flops import (
     forward_flops,
     num_params,
@@ -17,6 +18,7 @@ from sweeps.kinds.flops import (
     step_flops,
     ttt_flops,
 )
+from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.advice import advise
 from sweeps.plan.estimate import Machine, places, refusal, summary
 from sweeps.plan.planner import make_plan
@@ -211,3 +213,29 @@ def test_a_measurement_that_took_as_long_as_estimated_changes_no_estimate() -> N
         assert make_plan(plan.sweep, speeds=speeds).cost(node)["train"] == pytest.approx(
             plan.cost(node)["train"]
         )
+
+
+def test_validations_of_a_warmdown_are_counted_with_its_branch() -> None:
+    """Eight parts of a warmdown of 40 steps, besides the period's own: in the branch, none on the trunk."""
+    grid = "grid: {steps: [100], warmdown_ratio: [.4]}\nset: {eval.every: 20, eval.ema_every: 1000"
+    plain, seen = (read_sweep(f"{grid}{more}}}").runs[0] for more in ("", ", eval.warmdown_points: 8"))
+    cost = KINDS[SEGMENT].cost
+    for start, stop, more in ((0, 60, 0), (60, 100, 8), (60, 80, 4), (40, 80, 4)):
+        found = cost(seen, 1000, start, stop)["evaluate"] - cost(plain, 1000, start, stop)["evaluate"]
+        assert found == pytest.approx(more * plain_flops(plain, 1000)), (start, stop)
+
+
+def test_a_cpu_sweep_on_a_machine_with_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({"CPU": 8, "GPU": 2, "memory": 1e9})
+    monkeypatch.setattr("sweeps.commands.sweep.local_node", lambda: machine)
+    (said,) = unused_gpus(asking("{}"), options())
+    assert "has 2 GPUs" in said
+    assert not unused_gpus(asking("{gpus_per_run: 1}"), options())
+
+
+def test_emulated_bf16_is_told_where_it_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gepa_core.device.product_speeds", lambda: ProductSpeeds(fp32=3e10, bf16=1e9))
+    (said,) = emulated(asking("{}"), options())
+    assert "30 times as long" in said
+    assert not emulated(asking("{gpus_per_run: 1}"), options())
+    assert not emulated(read_sweep("recipe: gepa-nano\ngrid: {steps: [9], warmdown_ratio: [.5]}"), options())

@@ -403,6 +403,21 @@ def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
     assert launch_here(text, tmp_path).executed == 0
 
 
+def test_gpus_that_torch_does_not_see_end_the_run_with_the_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    grid = {"steps": [8], "warmdown_ratio": [0.5]}
+    cluster = InThisProcess()
+    leased = sweep_text(data, grid, resources={"gpus_per_run": 1}, exec={"device": "cuda"})
+    result = launch_here(leased, tmp_path, cluster=cluster)
+    assert result.exit_code == 3
+    assert all("a GPU is asked for" in reason for reason in result.failures.values()) and result.failures
+    assert len(cluster.jobs) == 1, "another try would find no more"
+
+
 def test_only_some_runs(data: Path, tmp_path: Path) -> None:
     text = sweep_text(data, {"steps": [4, 6], "warmdown_ratio": [0.5]})
     result = launch_here(text, tmp_path, only="4-*")
