@@ -20,9 +20,9 @@ from benchmarks import harness
 from benchmarks.quantize import coders, timed
 from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig
 from gepa_core.data.folder import open_folder
-from gepa_core.data.shards import TokenStream, load_tokens, open_shards
-from gepa_core.data.tokenizer import byte_table
-from gepa_core.evaluation.scoring import evaluate_plain
+from gepa_core.data.shards import TokenStream, open_shards
+from gepa_core.data.text import open_text
+from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact, codec, rans
 from gepa_core.quantization.calibrate import calibrate
@@ -43,8 +43,8 @@ class Bench:
         self.model, self.run = trained.model, trained.run
         self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         paths: DataPaths = open_folder(args.data).paths if args.data else open_run(trained.folder).data
-        self.tokens = load_tokens(open_shards(paths.val), args.tokens + 1 if args.tokens else None)
-        self.table = byte_table(paths.tokenizer, self.run.model.vocab_size)
+        vocab_size = self.run.model.vocab_size
+        self.text = open_text(paths.val, paths.tokenizer, vocab_size, args.tokens or None)
         self.exec_cfg = ExecConfig(device=args.device)
         self.model.to(prepare(self.exec_cfg))
         self.float_bpb = self._bpb(self.state)
@@ -57,7 +57,7 @@ class Bench:
     def _bpb(self, state: dict[str, Tensor]) -> float:
         model: GEPA = self.model
         model.load_state_dict(state)
-        return evaluate_plain(model, self.tokens, self.table, self.run.eval, self.exec_cfg).bpb
+        return measure("plain", model, self.text, self.run.eval, self.run.ttt, self.exec_cfg).bpb
 
     def measure(self, **options: Any) -> tuple[Quantized, dict[str, Any]]:
         """Quantizes, codes, decodes and scores the model, with these options of QuantConfig."""
@@ -115,7 +115,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "run": str(args.run),
         "parameters": reference.report.parameters,
         "quantized_fraction": reference.report.quantized_fraction,
-        "val_tokens": len(bench.tokens) - 1,
+        "val_tokens": bench.text.num_targets,
         "calibration": bench.calibration_seconds,
         "cap_bytes_for_the_model": CAP_BYTES - code_bytes(bench.run),
         "float_bpb": bench.float_bpb,

@@ -4,8 +4,6 @@ A checkpoint is a directory with state.safetensors and state.json. It is written
 renamed, so that what has its final name is whole; the checksums tell if it stopped being so.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gepa_core import files
 from gepa_core.config import canonical_json, digest
 from gepa_core.errors import CheckpointError
 
@@ -45,14 +44,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     aside.mkdir()
     try:
         save_file({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, aside / TENSORS)
-        body = {"version": VERSION, "tensors_sha256": _sha256(aside / TENSORS), "meta": dict(meta)}
+        body = {"version": VERSION, "tensors_sha256": files.sha256(aside / TENSORS), "meta": dict(meta)}
         (aside / META).write_text(canonical_json({**body, "sha256": digest(body)}) + "\n", encoding="utf-8")
         for part in (aside / TENSORS, aside / META, aside):
-            _flush(part)
+            files.flush(part)
         if path.exists():  # a damaged one, found when resuming
             shutil.rmtree(path)
         aside.rename(path)
-        _flush(path.parent)
+        files.flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -70,7 +69,7 @@ def load(path: Path) -> State:
             raise CheckpointError(f"{path / META}: altered (its checksum differs); use an earlier checkpoint")
         if body["version"] != VERSION:
             raise CheckpointError(f"{path}: checkpoint version {body['version']}, only {VERSION} is known")
-        if _sha256(path / TENSORS) != body["tensors_sha256"]:
+        if files.sha256(path / TENSORS) != body["tensors_sha256"]:
             raise CheckpointError(
                 f"{path / TENSORS}: truncated or altered (its checksum differs); use an earlier checkpoint"
             )
@@ -122,18 +121,3 @@ def require(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: P
                 f"{path}: {name} is {have.dtype} {list(have.shape)}, this model has {want.dtype} "
                 f"{list(want.shape)}; the checkpoint is of another model"
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file or directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot flush directories
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

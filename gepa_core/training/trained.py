@@ -7,20 +7,22 @@ exec: {device: cpu}                                        # ExecConfig keys
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.errors import CheckpointError, ConfigError, DataError
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
 from gepa_core.training import checkpoint
+from gepa_core.training.averages import averages_of, merged, prefix_of
 
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
@@ -171,22 +173,45 @@ def open_state(path: Path) -> tuple[Path, checkpoint.State]:
     return found
 
 
-def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
-    """The model of a checkpoint directory, with its averaged (EMA) or raw weights, and the checkpoint's meta.
+def load_model(path: Path, *, average: bool | Average) -> tuple[GEPA, dict[str, Any]]:
+    """The model of a checkpoint directory, with averaged (EMA) or raw weights, and the checkpoint's meta.
 
+    average: False for the raw weights, True for the average of the run that wrote it, or the one wanted.
     Raises CheckpointError.
     """
     state = checkpoint.load(path)
     return model_of(state, path, average=average), state.meta
 
 
-def model_of(state: checkpoint.State, path: Path, *, average: bool) -> GEPA:
-    """The model of a state read from `path`. Raises CheckpointError."""
-    model = GEPA(validate(ModelConfig, state.meta["config"]["model"], path))
-    prefix = "average/" if average else "model/"
+def model_of(state: checkpoint.State, path: Path, *, average: bool | Average) -> GEPA:
+    """The model of a state read from `path`, see `load_model`. Raises CheckpointError."""
+    run = validate(RunConfig, state.meta["config"], path)
+    prefix = "model/"
+    if average:
+        wanted = run.average if isinstance(average, bool) else average
+        constant = int(state.meta["step"]) <= run.peak_steps
+        prefix = prefix_of(wanted, averages_of(state), path, constant=constant)
     tensors = {
         name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)
     }
+    return _filled(run.model, tensors, path)
+
+
+def merged_model(paths: Sequence[Path], weights: Sequence[float]) -> GEPA:
+    """The weighted mean of the raw weights of several checkpoints. Raises CheckpointError."""
+    states = [checkpoint.load(path) for path in paths]
+    config = validate(ModelConfig, states[-1].meta["config"]["model"], paths[-1])
+    return _filled(config, merged(states, weights), paths[-1])
+
+
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> GEPA:
+    model = GEPA(config)
+    extra = tensors.keys() - model.state_dict().keys()
+    if extra == {"ve_shared.proj.weight"}:
+        raise CheckpointError(
+            f"{path}: has a ve_shared.proj though ve_dim is the width of the values; only earlier versions "
+            "trained such models, the published code does not; train it again"
+        )
     try:
         model.load_state_dict(tensors)  # an average is fp32; copying rounds where the model stores bf16
     except RuntimeError as error:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.config import DataPaths, canonical_json
+from gepa_core.sizes import num_params
 from sweeps.drive.progress import View, log_tail
-from sweeps.plan.speeds import num_params
 from sweeps.plan.tree import Plan, RunPlan, Segment
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gepa_core.config import CAP_BYTES
-from sweeps.plan.speeds import num_params, plain_flops, sliding_flops, state_bytes, ttt_flops
+from gepa_core.sizes import measure_flops, num_params, state_bytes
+from gepa_core.stages import STAGES
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Resources, Sweep
 
@@ -35,10 +36,10 @@ def naive_hours(plan: Plan) -> Hours:
         kinds = {plan.stages[stage].kind for stage in run.stages}
         train += plan.train_seconds(config, config.steps)
         evaluate += plan.validation_seconds(config, 0, config.steps)
-        flops = plain_flops(config, tokens) * len(kinds & {"float", "ema", "int6"})
-        flops += sliding_flops(config, tokens) * ("int6_sliding" in kinds)
-        evaluate += flops / plan.speeds.evaluate
-        ttt += ttt_flops(config, tokens) * ("ttt" in kinds) / plan.speeds.ttt
+        for way in (STAGES[kind].way for kind in kinds if kind in STAGES):
+            flops = measure_flops(way, config, tokens)
+            evaluate += 0.0 if way == "ttt" else flops / plan.speeds.evaluate
+            ttt += flops / plan.speeds.ttt if way == "ttt" else 0.0
     return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
 
 
@@ -52,8 +53,9 @@ def shared_hours(plan: Plan, *, left: bool = False) -> Hours:
             evaluate += plan.validation_seconds(segment.config, segment.start, segment.stop)
     for stage in plan.stages.values():
         if stage.id not in skipped:
-            ttt += plan.seconds[stage.id] if stage.kind == "ttt" else 0.0
-            evaluate += plan.seconds[stage.id] if stage.kind != "ttt" else 0.0
+            adapts = stage.kind in STAGES and STAGES[stage.kind].way == "ttt"
+            ttt += plan.seconds[stage.id] if adapts else 0.0
+            evaluate += 0.0 if adapts else plan.seconds[stage.id]
     return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
 
 

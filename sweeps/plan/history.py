@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from gepa_core.config import RunConfig
-from sweeps.plan.speeds import Measurement, forward_flops, plain_flops, sliding_flops, ttt_flops
+from gepa_core.sizes import measure_flops, training_flops_per_token
+from gepa_core.stages import STAGES
+from sweeps.plan.speeds import Measurement
 from sweeps.plan.tree import KnownSegment
 from sweeps.store.store import Outcome, Store
 
@@ -65,15 +67,15 @@ def measurement(outcome: Outcome) -> Measurement | None:
         seconds, rate = result.get("train_seconds"), result.get("tokens_per_second")
         if not seconds or not rate:
             return None
-        flops = 3.0 * forward_flops(config.model, config.batch.seq_len) * rate * seconds
+        flops = training_flops_per_token(config.model, config.batch.seq_len) * rate * seconds
         return Measurement("train", flops, seconds, devices)
     tokens = result.get("tokens")
-    if outcome.kind == "ttt" and tokens and result.get("ttt_seconds"):
-        return Measurement("ttt", ttt_flops(config, tokens), result["ttt_seconds"], devices)
-    if tokens and result.get("eval_seconds"):
-        flops = (sliding_flops if outcome.kind == "int6_sliding" else plain_flops)(config, tokens)
-        return Measurement("evaluate", flops, result["eval_seconds"], devices)
-    return None
+    stage = STAGES.get(outcome.kind)
+    seconds = result.get("ttt_seconds") or result.get("eval_seconds")
+    if stage is None or not tokens or not seconds:
+        return None
+    flops = measure_flops(stage.way, config, tokens)
+    return Measurement("ttt" if stage.way == "ttt" else "evaluate", flops, seconds, devices)
 
 
 def _config(record: Mapping[str, Any] | None) -> RunConfig | None:

@@ -72,11 +72,11 @@ def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
         case "ttt":
             return sliding | config.ttt.model_dump(mode="json")
         case "quantize":
-            quant = config.quant.model_dump(mode="json")
-            if config.quant.method != "rd":
-                del quant["budget_bytes"], quant["calibration_tokens"], quant["integer_bits"]
-            elif config.quant.budget_bytes is None:  # what the script leaves, and these settings are in it
-                quant["script"] = stage_settings(config, "ttt")
+            quant = config.quant.identity()
+            if config.quant.method == "rd" and config.quant.budget_bytes is None:
+                quant["script"] = stage_settings(
+                    config, "ttt"
+                )  # what it leaves, and these settings are in it
             return quant
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.plan.speeds import num_params
+from gepa_core.sizes import num_params
 from sweeps.plan.tree import Plan, Segment
 
 MAX_TREE_LINES = 60

@@ -10,14 +10,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from gepa_core.config import RunConfig
+from gepa_core.sizes import measure_flops, step_flops
+from gepa_core.stages import STAGES
 from sweeps.plan.speeds import (
     PUBLISHED_A100,
     PUBLISHED_VAL_TOKENS,
     Speeds,
-    plain_flops,
-    sliding_flops,
-    step_flops,
-    ttt_flops,
 )
 from sweeps.spec.sweep import Sweep
 
@@ -189,22 +187,17 @@ class Plan:
     def validation_seconds(self, config: RunConfig, start: int, stop: int) -> float:
         """Validations while training between two steps."""
         times = sum(stop // every - start // every for every in (config.eval.every, config.eval.ema_every))
-        return times * plain_flops(config, self.tokens(config)) / self.speeds.evaluate
+        return times * measure_flops("plain", config, self.tokens(config)) / self.speeds.evaluate
 
     def tokens(self, config: RunConfig) -> int:
         return min(self.val_tokens, config.data.val_tokens or self.val_tokens)
 
     def _stage_seconds(self, stage: Stage) -> float:
-        config, tokens = stage.config, self.tokens(stage.config)
-        match stage.kind:
-            case "ttt":
-                return ttt_flops(config, tokens) / self.speeds.ttt
-            case "int6_sliding":
-                return sliding_flops(config, tokens) / self.speeds.evaluate
-            case "quantize":
-                return 0.0  # seconds on one CPU core, whatever the data
-            case _:
-                return plain_flops(config, tokens) / self.speeds.evaluate
+        if stage.kind not in STAGES:
+            return 0.0  # quantize: seconds on one CPU core, whatever the data
+        way = STAGES[stage.kind].way
+        flops = measure_flops(way, stage.config, self.tokens(stage.config))
+        return flops / (self.speeds.ttt if way == "ttt" else self.speeds.evaluate)
 
     def record(self) -> dict[str, Any]:
         """What plan.json says: the segments and stages each run is made of, and their estimated seconds."""

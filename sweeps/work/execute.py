@@ -17,6 +17,7 @@ from typing import Any
 
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import DivergedError, UserError
+from gepa_core.stages import STAGES
 from sweeps.store.files import StorageError, is_storage_fault
 from sweeps.store.journal import emit, events, reports
 from sweeps.store.schema import BLOCKS, TRAJECTORY, to_parquet
@@ -223,22 +224,19 @@ def _stage(job: Job, workdir: Workdir, rank: int) -> dict[str, Any]:
     source = workdir.fetch(job.start or "")
     if job.kind == "quantize":
         return _quantize(job, source, workdir, rank)
-    model = _model(job, source).to(device)
-    tokens, table = _validation(job.data, job.config)
-    from gepa_core.evaluation.scoring import evaluate_plain, evaluate_sliding
-    from gepa_core.evaluation.ttt import test_time_train
+    from gepa_core.data.text import open_text
+    from gepa_core.evaluation.stages import measure
     from gepa_core.submission.bundle import code_bytes
 
-    result: dict[str, Any] = {}
+    model, config = _model(job, source).to(device), job.config
+    vocab_size = config.model.vocab_size
+    text = open_text(job.data.val, job.data.tokenizer, vocab_size, config.data.val_tokens)
+    way = STAGES[job.kind].way
+    evaluation = measure(way, model, text, config.eval, config.ttt, job.exec)
+    result: dict[str, Any] = {("ttt" if way == "ttt" else "eval") + "_seconds": evaluation.seconds}
     if job.kind == "ttt":
-        adapted = test_time_train(model, tokens, table, job.config.eval, job.config.ttt, job.exec)
-        evaluation = adapted.evaluation
         # Runs that differ in their TTT alone share a quantize stage, but not the script.
-        result |= {"ttt_seconds": evaluation.seconds, "code_bytes": code_bytes(job.config)}
-    else:
-        evaluate = evaluate_sliding if job.kind == "int6_sliding" else evaluate_plain
-        evaluation = evaluate(model, tokens, table, job.config.eval, job.exec)
-        result["eval_seconds"] = evaluation.seconds
+        result["code_bytes"] = code_bytes(config)
     blocks = evaluation.blocks
     columns = zip(blocks.tokens.tolist(), blocks.bytes.tolist(), blocks.nll.tolist(), strict=True)
     rows = [
@@ -260,8 +258,8 @@ def _model(job: Job, source: Path) -> Any:
     from gepa_core.quantization.artifact import check_fits, read_artifact
     from gepa_core.training.trained import load_model
 
-    if job.kind in ("float", "ema"):
-        return load_model(source, average=job.kind == "ema")[0]
+    if (weights := STAGES[job.kind].weights) != "artifact":
+        return load_model(source, average=weights == "average")[0]
     model = GEPA(job.config.model)
     state = read_artifact(source)
     check_fits(state, model.state_dict())
@@ -279,17 +277,6 @@ def _quantize(job: Job, source: Path, workdir: Workdir, rank: int) -> dict[str, 
     model, _ = load_model(source, average=True)
     done = compress(model.to(resolve_device(job.exec)), job.config, job.data.train, workdir.path / ARTIFACT)
     return done.figures() | {"quant_mse": done.quantized.report.mse}
-
-
-@lru_cache(maxsize=1)
-def _validation(paths: DataPaths, config: RunConfig) -> Any:
-    """(tokens, byte table), kept for the stages that follow on this worker."""
-    from gepa_core.data.shards import load_tokens, open_shards
-    from gepa_core.data.tokenizer import byte_table
-
-    limit = config.data.val_tokens
-    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
-    return tokens, byte_table(paths.tokenizer, config.model.vocab_size)
 
 
 @lru_cache(maxsize=8)

@@ -63,7 +63,7 @@ def test_thirty_losses_are_the_published(shared: Path, tmp_path: Path) -> None:
     )
     trainer = Trainer(config, ExecConfig(device="cpu"), stream_of(tokens, tmp_path), CPU)
     trainer.model.load_state_dict(model.state_dict())
-    trainer.flat.restart_average()
+    trainer.flat.restart_averages()
 
     found = losses(trainer, 30)
     assert found[:4] == pytest.approx(figures["train_loss"][:4], rel=1e-4)
@@ -74,7 +74,7 @@ def test_thirty_losses_are_the_published(shared: Path, tmp_path: Path) -> None:
     batch = text[:-1].view(-1, 64), text[1:].view(-1, 64)
     with torch.no_grad():
         assert trainer.model.loss(*batch).item() == pytest.approx(figures["raw_val_loss"], rel=1e-2)
-        with trainer.averaged():
+        with trainer.borrowed(trainer.flat.averages[0]):
             assert trainer.model.loss(*batch).item() == pytest.approx(figures["ema_val_loss"], rel=1e-3)
 
 
