@@ -314,6 +314,14 @@ class RunConfig(_Frozen):
         return Average(self.ema_decay, self.ema_horizon)
 
     @property
+    def merge_steps(self) -> tuple[int, ...]:
+        """Steps of the states that `merged` takes, up to peak_steps; none if the constant phase is short."""
+        span, states = self.merge.ratio * self.peak_steps, self.merge.states
+        if span < states:
+            return ()
+        return tuple(self.peak_steps - round(i * span / states) for i in reversed(range(states)))
+
+    @property
     def train_tokens(self) -> int:
         return self.steps * self.batch.tokens_per_step
 
@@ -360,6 +368,12 @@ class RunConfig(_Frozen):
             kept["int6"] = self.probe_quant.identity()
         if set(decays) - {self.ema_decay}:
             kept["ema_decay"] = sorted(set(decays)) if len(set(decays)) > 1 else decays[0]
+        return kept
+
+    def unaveraged(self) -> dict[str, Any]:
+        """`trunk` without the averages: what the training itself depends on."""
+        kept = self.trunk()
+        del kept["ema_decay"]
         return kept
 
     def tail(self) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Which moving averages a training state holds, and under what names: one for each that a sweep asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gepa_core.config import Average
@@ -40,13 +39,12 @@ def prefix_of(
     )
 
 
-def merged(states: Sequence[checkpoint.State], weights: Sequence[float]) -> dict[str, Tensor]:
+def merged(states: Iterable[checkpoint.State], weights: Sequence[float]) -> dict[str, Tensor]:
     """The weighted mean of the raw weights of some states of one model, summed up in fp64: fp32 tensors."""
     total: dict[str, Tensor] = {}
     for state, weight in zip(states, weights, strict=True):
         for name, tensor in state.tensors.items():
             if name.startswith("model/"):
                 part = weight * tensor.double()
-                key = name.removeprefix("model/")
-                total[key] = total[key] + part if key in total else part
-    return {name: tensor.to(torch.float32) for name, tensor in total.items()}
+                total[name] = total[name] + part if name in total else part
+    return {name.removeprefix("model/"): tensor.float() for name, tensor in total.items()}

@@ -7,7 +7,7 @@ exec: {device: cpu}                                        # ExecConfig keys
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -197,14 +197,15 @@ def model_of(state: checkpoint.State, path: Path, *, average: bool | Average) ->
     return _filled(run.model, tensors, path)
 
 
-def merged_model(paths: Sequence[Path], weights: Sequence[float]) -> GEPA:
-    """The weighted mean of the raw weights of several checkpoints. Raises CheckpointError."""
-    states = [checkpoint.load(path) for path in paths]
-    config = validate(ModelConfig, states[-1].meta["config"]["model"], paths[-1])
-    return _filled(config, merged(states, weights), paths[-1])
+def merged_model(config: ModelConfig, paths: Iterable[Path], weights: Sequence[float]) -> GEPA:
+    """The weighted mean of the raw weights of several checkpoints, one read at a time.
+
+    Raises CheckpointError.
+    """
+    return _filled(config, merged((checkpoint.load(path) for path in paths), weights), "the merged states")
 
 
-def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> GEPA:
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path | str) -> GEPA:
     model = GEPA(config)
     extra = tensors.keys() - model.state_dict().keys()
     if extra == {"ve_shared.proj.weight"}:

@@ -1,9 +1,9 @@
-"""The scheduling loop: which segment or stage goes on which lease, and what follows from how it ended.
+"""The scheduling loop: which node goes on which lease, and what follows from how it ended.
 
 It knows neither Ray nor the store: a Cluster runs things, a Recorder keeps what came of them, a clock tells
-the time. A lease is a set of workers that executes one segment or stage after another. The longest remaining
-path goes first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide
-when the sweep ends.
+the time. A lease is a set of workers that executes one node after another. The longest remaining path goes
+first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide when the
+sweep ends.
 """
 
 import heapq
@@ -35,7 +35,7 @@ class LeaseGone:
 
 @dataclass(frozen=True)
 class Ended:
-    """A segment or stage ended; `outcome` is None where its worker was lost, and the lease with it."""
+    """A node ended; `outcome` is None where its worker was lost, and the lease with it."""
 
     lease: str
     outcome: Outcome | None
@@ -71,7 +71,7 @@ class Recorder(Protocol):
     """What is kept of a sweep."""
 
     def job(self, node: str, micro_batch_seqs: int | None) -> Any:
-        """A new attempt at a segment or stage, for Cluster.start."""
+        """A new attempt at a node, for Cluster.start."""
 
     def commit(self, outcome: Outcome) -> None:
         """Make a finished attempt the result."""
@@ -172,9 +172,9 @@ class Driver:
         """
         wanted = set(self.wanted)
         self._left_seconds = sum(self.plan.seconds[node] for node in wanted - self.done)
-        for node, after in self.plan.nodes():
-            if node in wanted and node not in self.done and (after is None or after in self.done):
-                self._make_ready(node)
+        for node in self.plan.nodes.values():
+            if node.id in wanted and node.id not in self.done and self.plan.can_start(node.id, self.done):
+                self._make_ready(node.id)
         self._wanted = wanted
         children = self.plan.children
         self._paths = sum(wanted.isdisjoint(children.get(node, ())) for node in wanted - self.done)
@@ -219,7 +219,7 @@ class Driver:
         if self._leases:
             self.recorder.note("draining", "", why=why.value)
         for name, lease in list(self._leases.items()):
-            if lease.node in self.plan.segments:
+            if lease.node and self.plan.nodes[lease.node].trains:
                 self.cluster.stop(name)
             else:
                 self._account(lease)
@@ -262,18 +262,18 @@ class Driver:
             self._start(name, node)
 
     def _following(self, last: str | None) -> list[str]:
-        """What uses the output of the segment or stage before, or measures the same one."""
+        """What uses the output of the node before, or measures the same one."""
         if last is None:
             return []
-        stage = self.plan.stages.get(last)
-        beside = self.plan.children.get(stage.after, []) if stage else []
+        node = self.plan.nodes[last]
+        beside = [] if node.trains else self.plan.children.get(node.after or "", [])
         return [*self.plan.children.get(last, []), *beside]
 
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
         micro_batch = self._micro_batch.get(node)
-        if micro_batch is None and self._smallest is not None and node in self.plan.segments:
+        if micro_batch is None and self._smallest is not None and self.plan.nodes[node].trains:
             # A checkpoint is only good for the micro-batch it was made with.
             micro_batch = self._smallest if self.recorder.progress_step(node) is None else None
         job = self.recorder.job(node, micro_batch)
@@ -339,7 +339,8 @@ class Driver:
         self._paths -= self._wanted.isdisjoint(self.plan.children.get(node, ()))
         self._left_seconds -= self.plan.seconds[node]
         for child in self.plan.children.get(node, []):
-            if child in self._wanted and child not in self.done:
+            waits = child in self._wanted and child not in self.done
+            if waits and self.plan.can_start(child, self.done):
                 self._make_ready(child)
 
     def _failed(self, node: str, outcome: Outcome | None, error: str) -> None:
@@ -356,7 +357,7 @@ class Driver:
             case Action.RESTART_SMALLER:
                 assert decision.micro_batch_seqs is not None
                 self._micro_batch[node] = decision.micro_batch_seqs
-                if node in self.plan.segments:  # what did not fit here will not fit elsewhere either
+                if self.plan.nodes[node].trains:  # what did not fit here will not fit elsewhere either
                     known = self._smallest or decision.micro_batch_seqs
                     self._smallest = min(known, decision.micro_batch_seqs)
                 self._make_ready(node)

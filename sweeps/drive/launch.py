@@ -19,14 +19,12 @@ from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
-from sweeps.drive.record import SweepRecorder, devices
+from sweeps.drive.record import SweepRecorder
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease, LeaseLostError
 from sweeps.store.store import Store
-
-_OBJECT_STORE_SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,8 @@ def run_sweep(
     if options.fresh:
         if options.only is not None:
             raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
-        plan = _without_history(plan)
-    lease_path = store.sweep(plan.sweep.name).lease_path
-    lease = Lease(store.files, lease_path, settle=0.0 if store.files.local else _OBJECT_STORE_SETTLE_SECONDS)
+        assert not plan.done, "a plan for --fresh is made without the store's history"
+    lease = Lease(store.files, store.sweep(plan.sweep.name).lease_path)
     selected = _selected(plan, options.only)
     lease.acquire()
     try:
@@ -138,10 +135,7 @@ def _carry_out(
     recorder.folder.write_json("plan.json", plan.record())
     recorder.write_runs()
     wanted = {
-        node
-        for run_id in selected
-        if run_id not in recorder.given_up
-        for node in (*plan.segments_of(run_id), *plan.runs[run_id].stages)
+        node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
     left = _left(plan, wanted, set(recorder.done))
     if not left:
@@ -160,7 +154,7 @@ def _carry_out(
                 max_parallel=options.max_parallel,
                 max_device_hours=options.max_gpu_hours,
                 fail_fast=options.fail_fast,
-                devices=devices(plan),
+                devices=plan.sweep.devices,
                 eager=options.address is None,
             ),
             interrupts=interrupts,
@@ -175,14 +169,13 @@ def _carry_out(
 def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     """What of `wanted` is not done and something not done depends on."""
     left: set[str] = set()
-    needed = {node for node in wanted if node in plan.stages}
+    needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    parent = dict(plan.nodes())
-    for node in needed:
-        at: str | None = node
-        while at is not None and at not in done and at not in left:
+    while needed:
+        at = needed.pop()
+        if at not in done and at not in left:
             left.add(at)
-            at = parent[at]
+            needed.update(plan.nodes[at].needs)
     return left
 
 
@@ -194,12 +187,6 @@ def _selected(plan: Plan, only: str | None) -> list[str]:
         names = ", ".join(list(plan.runs)[:8]) + (", ..." if len(plan.runs) > 8 else "")
         raise ConfigError(f"--only {only}: no run of {plan.sweep.name} matches; its runs are {names}")
     return found
-
-
-def _without_history(plan: Plan) -> Plan:
-    from sweeps.plan.planner import make_plan
-
-    return make_plan(plan.sweep, speeds=plan.speeds, val_tokens=plan.val_tokens)
 
 
 def _result(

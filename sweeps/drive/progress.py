@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.plan.tree import Plan
+from sweeps.kinds.table import KINDS
+from sweeps.plan.tree import Node, Plan
 from sweeps.store.journal import reports
 from sweeps.store.store import Outcome, Store
 
@@ -22,7 +23,7 @@ _MAX_RUNNING = 40
 
 class View(Protocol):
     def show(self, what: str, node: str, **facts: Any) -> None:
-        """Something happened to a segment or stage (or, node "", to the sweep)."""
+        """Something happened to a node (or, node "", to the sweep)."""
 
     def refresh(self) -> None:
         """Called a few times a second."""
@@ -32,30 +33,26 @@ class View(Protocol):
 
 
 def label(plan: Plan, node: str) -> str:
-    """A segment or stage in words."""
-    if segment := plan.segments.get(node):
-        if segment.trunk:
-            return f"trunk {segment.start:,} → {segment.stop:,}"
-        return f"{segment.start:,} → {segment.stop:,} {segment.config.schedule} ({_runs(plan, node)})"
-    stage = plan.stages[node]
-    return f"{stage.kind} of {stage.run_id}"
-
-
-def _runs(plan: Plan, node: str) -> str:
-    ids = plan.segments[node].runs
-    return ids[0] if len(ids) == 1 else f"{len(ids)} runs"
+    """A node in words."""
+    work = plan.nodes[node]
+    runs = work.runs[0] if len(work.runs) == 1 else f"{len(work.runs)} runs"
+    if not work.trains:
+        return f"{work.kind} of {runs}"
+    steps = f"{work.start:,} → {work.stop:,}"
+    return f"trunk {steps}" if work.trunk else f"{steps} {work.config.schedule} ({runs})"
 
 
 def result_text(outcome: Outcome) -> str:
-    """What a finished segment or stage measured."""
-    result = outcome.result
-    if outcome.kind == "segment":
-        loss = result.get("train_loss_final")
-        speed = result["tokens_per_second"]
-        return (f"train_loss {loss:.4f}, " if loss is not None else "") + f"{speed:,.0f} tokens/s"
-    if outcome.kind == "quantize":
-        return f"{result['artifact_bytes']:,} bytes"
-    return f"{result[f'{outcome.kind}_bpb']:.4f} bpb"
+    """What a finished node measured, as far as it says."""
+    result, kind = outcome.result, KINDS[outcome.kind]
+    figures = (
+        ("train_loss_final", "train_loss {:.4f}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        (kind.column, "{:.4f} bpb"),
+        ("artifact_bytes", "{:,} bytes"),
+    )
+    known = [form.format(result[key]) for key, form in figures if key and result.get(key) is not None]
+    return ", ".join(known) or "nothing measured"
 
 
 def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str | None:
@@ -151,7 +148,7 @@ class LiveView:
         if now - self._read > _READ_SECONDS:
             self._read = now
             for node, state in self.running.items():
-                if node in self.plan.segments:
+                if self.plan.nodes[node].trains:
                     path = f"{self.store.attempt_path(node, state['attempt'])}/events.jsonl"
                     state["reports"] = reports(self.store.files.read(path) or b"")
         self.live.refresh()
@@ -169,7 +166,7 @@ class LiveView:
         tree = Tree(Text(head, style="bold"))
         branches: dict[str, Tree] = {}
         for node, state in list(self.running.items())[:_MAX_RUNNING]:
-            segment = self.plan.segments.get(node) or self.plan.segments[self._segment_of(node)]
+            segment = self._training_of(node)
             if segment.trunk_id not in branches:
                 trunk = [s.id for s in self.plan.segments.values() if s.trunk_id == segment.trunk_id]
                 done = sum(s in self.done for s in trunk)
@@ -178,10 +175,12 @@ class LiveView:
             branches[segment.trunk_id].add(Text(self._running_text(node, state)))
         return tree
 
-    def _segment_of(self, node: str) -> str:
-        while node in self.plan.stages:
-            node = self.plan.stages[node].after
-        return node
+    def _training_of(self, node: str) -> Node:
+        """The node itself, or the stretch of training that a stage comes after."""
+        at = self.plan.nodes[node]
+        while not at.trains and at.after is not None:
+            at = self.plan.nodes[at.after]
+        return at
 
     def _running_text(self, node: str, state: dict[str, Any]) -> str:
         words = f"{label(self.plan, node)}  {_clock(time.monotonic() - state['since'])}"

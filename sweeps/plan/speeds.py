@@ -1,10 +1,9 @@
-"""How fast the work of a sweep goes: published, typical and measured FLOP/s. Pure."""
+"""How fast work goes, assumed until it is measured: from FLOPs (or steps) to seconds. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
-Kind = Literal["train", "evaluate", "ttt"]
+from sweeps.kinds.kind import RATES, Rate
 
 PUBLISHED_VAL_TOKENS = 62_021_632
 """FineWeb validation set cut to whole sequences: assumed where the data is not at hand."""
@@ -12,31 +11,37 @@ PUBLISHED_VAL_TOKENS = 62_021_632
 
 @dataclass(frozen=True)
 class Measurement:
-    """Work that was timed: `flops` done in `seconds` by `devices` GPUs (or CPU workers) together."""
+    """Work that was timed: `amount` FLOPs (or steps) done in `seconds` by `devices` devices together."""
 
-    kind: Kind
-    flops: float
+    kind: Rate
+    amount: float
     seconds: float
     devices: float
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """FLOP/s of one GPU (or one CPU worker) by kind of work, and where the figures come from."""
+    """FLOP/s (or steps/s) of one GPU or CPU worker by rate, and where the figures come from."""
 
     train: float
     evaluate: float
     ttt: float
     source: str
+    steps: float = 1.0
+    """Steps/s of a training script, which nothing but its own runs can tell."""
+
+    def seconds(self, cost: Mapping[Rate, float]) -> dict[Rate, float]:
+        """Device-seconds of a cost, by rate."""
+        return {rate: amount / float(getattr(self, rate)) for rate, amount in cost.items()}
 
     def measured(self, measurements: Iterable[Measurement]) -> "Speeds":
         """These speeds, replaced by measured ones for each kind of work that was timed."""
         timed = list(measurements)
         rates: dict[str, float] = {}
-        for kind in ("train", "evaluate", "ttt"):
+        for kind in RATES:
             device_seconds = sum(m.seconds * m.devices for m in timed if m.kind == kind)
             if device_seconds > 0:
-                rates[kind] = sum(m.flops for m in timed if m.kind == kind) / device_seconds
+                rates[kind] = sum(m.amount for m in timed if m.kind == kind) / device_seconds
         if not rates:
             return self
         rest = [kind for kind in ("train", "evaluate", "ttt") if kind not in rates]

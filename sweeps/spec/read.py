@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
+from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.spec.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
 from sweeps.spec.source import DataSource
-from sweeps.spec.sweep import RESERVED_NAMES, STAGES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
+from sweeps.spec.sweep import RESERVED_NAMES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
 from sweeps.spec.yamlfile import Document, KeyPath, show
 
 
@@ -31,6 +32,8 @@ class Reader:
                 self._unknown_top(key)
         name, recipe = self._name(), self._recipe()
         stages, share = self._stages(), self._bool("share", True)
+        if not share and (alone := [stage for stage in stages if KINDS[stage].states]):
+            self.document.report(("stages",), f"{alone[0]} takes states of a trunk; it needs share: true")
         resources = self._model("resources", Resources)
         exec_config = self._exec(resources)
         grid, settings = self._grid(), self._settings()
@@ -112,10 +115,10 @@ class Reader:
             return default
 
     def _stages(self) -> tuple[str, ...]:
-        stages = self.value.get("stages", list(STAGES))
+        stages = self.value.get("stages", list(USUAL_STAGES))
         if not isinstance(stages, list):
             self.document.report(("stages",), f"must be a list, of {', '.join(STAGES)}")
-            return STAGES
+            return USUAL_STAGES
         for i, stage in enumerate(stages):
             if stage not in STAGES:
                 hint = near_miss(str(stage), STAGES)
