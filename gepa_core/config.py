@@ -329,6 +329,10 @@ class RunConfig(_Frozen):
     def warmdown_ratio(self) -> float:
         return self.warmdown_steps / self.steps
 
+    @property
+    def adam_warmdown_ratio(self) -> float | None:
+        return None if self.adam_warmdown_steps is None else self.adam_warmdown_steps / self.steps
+
     def digest(self) -> str:
         return digest(self.identity())
 

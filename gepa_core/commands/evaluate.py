@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from gepa_core.commands.train import torchrun_group
@@ -96,11 +98,16 @@ def _job(given: Path | None, path: Path) -> Job | None:
 
 def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
     """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
-    for bigram in ("poly", "xor"):
-        model = ModelConfig(bigram=bigram, rope_precision="bf16_published")
-        with contextlib.suppress(ArtifactError):
+    bigram, value = state.get("bigram_emb.embed.weight"), state.get("ve_shared.embed.weight")
+    variant: dict[str, Any] = {"bigram": "xor" if "bigram_emb.scale" in state else "poly"}
+    variant |= {"ve_layers": ()} if value is None else {"ve_dim": value.shape[-1]}
+    if bigram is not None and bigram.ndim == 2:
+        variant |= {"bigram_buckets": len(bigram), "bigram_dim": bigram.shape[1]}
+    with contextlib.suppress(ArtifactError, ValidationError, IndexError):
+        model = ModelConfig(**variant, rope_precision="bf16_published")
+        with torch.device("meta"):
             check_fits(state, GEPA(model).state_dict())
-            return RunConfig(steps=1, warmdown_steps=0, model=model)
+        return RunConfig(steps=1, warmdown_steps=0, model=model)
     raise ConfigError(
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"

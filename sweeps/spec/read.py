@@ -198,8 +198,10 @@ class Reader:
                 found.append((key, value, here))
 
         walk(given, "", path)
-        if seen.keys() >= _WARMDOWN:
-            self.document.report(seen["warmdown_ratio"], "give either warmdown_ratio or warmdown_steps")
+        for own in ("", "adam_"):
+            ratio, steps = f"{own}warmdown_ratio", f"{own}warmdown_steps"
+            if seen.keys() >= {ratio, steps}:
+                self.document.report(seen[ratio], f"give either {ratio} or {steps}")
         return found
 
     def _typed(self, key: Key, value: Any, path: KeyPath) -> list[Any]:

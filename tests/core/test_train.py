@@ -186,7 +186,9 @@ def test_a_trunk_is_extended_from_any_of_its_states(paths: DataPaths, whole: Pat
 
 def test_states_of_other_runs_are_refused(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
     trunk = train(paths, tmp_path / "trunk", until=6, final_step=False)[0].path
-    for other in ({"seed": 1}, {"ema_decay": 0.5}, {"batch": RUN.batch.model_copy(update={"spans": 2})}):
+    with pytest.raises(CheckpointError, match=r"no average of the weights with ema_decay 0.5 \(it has 0.9\)"):
+        train(paths, tmp_path / "a", RUN.model_copy(update={"ema_decay": 0.5}), start=trunk)
+    for other in ({"seed": 1}, {"batch": RUN.batch.model_copy(update={"spans": 2})}):
         with pytest.raises(CheckpointError, match="of another configuration"):
             train(paths, tmp_path / "a", RUN.model_copy(update=other), start=trunk)
     wider = RUN.model.model_copy(update={"mlp_hidden": 64})
