@@ -203,7 +203,8 @@ class QuantConfig(_Frozen):
 class MergeConfig(_Frozen):
     """`merged`: an average of trunk states in place of a decay (WSM, arXiv:2507.17634)."""
 
-    states: int = Field(8, ge=2)
+    checkpoints: int = Field(8, ge=2)
+    """States that are merged, equally far apart."""
     ratio: float = Field(0.2, gt=0, le=1)
     """Share of the constant phase whose states are merged: what would have been the warmdown's."""
     schedule: str = "linear"
@@ -316,7 +317,7 @@ class RunConfig(_Frozen):
     @property
     def merge_steps(self) -> tuple[int, ...]:
         """Steps of the states that `merged` takes, up to peak_steps; none if the constant phase is short."""
-        span, states = self.merge.ratio * self.peak_steps, self.merge.states
+        span, states = self.merge.ratio * self.peak_steps, self.merge.checkpoints
         if span < states:
             return ()
         return tuple(self.peak_steps - round(i * span / states) for i in reversed(range(states)))
