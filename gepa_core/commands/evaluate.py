@@ -25,7 +25,7 @@ from gepa_core.device import rank_and_world
 from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
 from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
-from gepa_core.quantization.artifact import check_fits, read_artifact
+from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.segment import prepare
 from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
@@ -67,9 +67,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
         raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
     job, step = _job(args.job, path), None
     if path.is_file():
-        state = read_artifact(path)
-        run = job.run if job else _published_run(path, state)
-        model, weights = _artifact_model(path, state, run), "artifact"
+        (model, run), weights = _open_artifact(path, job), "artifact"
     else:
         trained = open_trained(path, average=not args.raw)
         model, run, step = trained.model, trained.run, trained.step
@@ -96,6 +94,20 @@ def _job(given: Path | None, path: Path) -> Job | None:
     return None
 
 
+def _open_artifact(path: Path, job: Job | None) -> tuple[GEPA, RunConfig]:
+    """The job's model with an artifact's weights; without a job, the published recipe's."""
+    largest = GEPA(job.run.model if job else ModelConfig(ve_dim=256))
+    state = read_artifact(path, num_weights(largest.state_dict()))
+    run = job.run if job else _published_run(path, state)
+    model = GEPA(run.model)
+    try:
+        check_fits(state, model.state_dict())
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    model.load_state_dict(state)
+    return model, run
+
+
 def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
     """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
     bigram, value = state.get("bigram_emb.embed.weight"), state.get("ve_shared.embed.weight")
@@ -112,16 +124,6 @@ def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"
     )
-
-
-def _artifact_model(path: Path, state: dict[str, Tensor], run: RunConfig) -> GEPA:
-    model = GEPA(run.model)
-    try:
-        check_fits(state, model.state_dict())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    model.load_state_dict(state)
-    return model
 
 
 def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:

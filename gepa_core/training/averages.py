@@ -1,8 +1,7 @@
 """Which moving averages a training state holds, and under what names: one for each that a sweep asks for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,11 +15,18 @@ def average_prefixes(averages: Sequence[Average]) -> list[str]:
     return ["average/", *(f"average.{i}/" for i in range(1, len(averages)))]
 
 
-def averages_of(state: checkpoint.State) -> tuple[Average, ...]:
-    """Those that a state holds; a state from before there could be several has its run's own."""
-    config: Mapping[str, Any] = state.meta["config"]
-    listed = state.meta.get("averages") or [[config["ema_decay"], config.get("ema_horizon", "fixed")]]
-    return tuple(Average(float(decay), str(horizon)) for decay, horizon in listed)
+def averages_of(state: checkpoint.State, path: Path | str | None) -> tuple[Average, ...]:
+    """Those that a state holds; a state from before there could be several has its run's own.
+
+    Raises CheckpointError.
+    """
+    told = state.told(path)
+    try:
+        if told.averages:
+            return tuple(Average(float(decay), str(horizon)) for decay, horizon in told.averages)
+        return (Average(float(told.config["ema_decay"]), str(told.config.get("ema_horizon", "fixed"))),)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: does not say which averages it holds; use an earlier one") from None
 
 
 def prefix_of(

@@ -204,8 +204,8 @@ class Trainer:
     def _take(self, state: checkpoint.State, path: Path | None) -> None:
         tensors = dict(state.tensors)
         rng = tensors.pop("rng/cpu", None)
-        mine, held = self.tensors(), averages_of(state)
-        step = int(state.meta["step"])
+        mine, held, told = self.tensors(), averages_of(state, path), state.told(path)
+        step = told.step
         constant = step <= self.config.peak_steps
         where = [prefix_of(average, held, path, constant=constant) for average in self.averages]
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("average")}
@@ -213,7 +213,7 @@ class Trainer:
             parts = {name.removeprefix(theirs): t for name, t in tensors.items() if name.startswith(theirs)}
             kept |= {prefix + name: tensor for name, tensor in parts.items()}
         checkpoint.require(kept, mine, str(path))
-        if state.meta["identity"] != self._identity(step, held):
+        if told.identity != self._identity(step, held):
             raise CheckpointError(
                 f"{path}: the state after {step} steps of another configuration (state.json holds it); "
                 "give a checkpoint of the same trunk, or start afresh in another directory"

@@ -11,7 +11,7 @@ from gepa_core.config import DataConfig, RunConfig
 from sweeps.spec.keys import MAX_INT
 from sweeps.spec.source import SOURCE_KEYS, DataSource
 
-MAX_CELLS = 1_000_000
+MAX_CELLS = 20_000
 _RATIOS = {"warmdown_ratio": "warmdown_steps", "adam_warmdown_ratio": "adam_warmdown_steps"}
 """Keys of a sweep file by the field of the run that they give, in steps."""
 

@@ -51,7 +51,7 @@ def run(at: Attempt) -> Outcome:
 def _model(at: Attempt) -> Any:
     """The weights that the stage is of, as a model."""
     from gepa_core.model.gepa import GEPA
-    from gepa_core.quantization.artifact import check_fits, read_artifact
+    from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
     from gepa_core.schedule import merge_weights
     from gepa_core.training.trained import load_model, merged_model
 
@@ -65,7 +65,8 @@ def _model(at: Attempt) -> Any:
             weights = merge_weights(config.merge.schedule, len(job.sources))
             return merged_model(config.model, map(at.workdir.fetch, job.sources), weights)
         case _:
-            model, state = GEPA(config.model), read_artifact(at.source())
+            model = GEPA(config.model)
+            state = read_artifact(at.source(), num_weights(model.state_dict()))
             check_fits(state, model.state_dict())
             model.load_state_dict(state)
             return model

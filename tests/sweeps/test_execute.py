@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
+from sweeps.kinds.table import KINDS
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
 from sweeps.store.schema import RUNS
