@@ -8,16 +8,21 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gepa_core import files
+from gepa_core.bounded import MAX_JSON_BYTES, parse_json, read_bytes
+from gepa_core.data.folder import Dataset
 from gepa_core.data.shards import ShardSet
+from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import DataError
 
 CACHE = ".overlap.json"
+LAUNCH_TOKENS = 500_000_000
+"""Training tokens up to which a launch looks for them itself: seconds."""
 _CHUNK = 1 << 22
 _LONGEST = 1 << 20  # tokens of a document that enter its hash: longer ones agree in that many, or differ
 
@@ -41,7 +46,7 @@ class Overlap:
 def find_overlap(train: ShardSet, val: ShardSet, bos: int) -> Overlap | None:
     """None where validation has no beginning of a document: then nothing can be told.
 
-    Some 20 million tokens a second on one core.
+    Some 100 million tokens a second on one core.
     """
     own = list(_documents(val, bos))
     if not own:
@@ -93,23 +98,39 @@ def _powers(base: int) -> NDArray[np.uint64]:
     return powers
 
 
-def known_overlap(
-    folder: Path, train: ShardSet, val: ShardSet, fingerprints: tuple[str, str], bos: int, most: int | None
-) -> Overlap | None:
-    """From the folder's cache, else found and kept there; None if neither, because there are more than `most`
-    training tokens or no documents."""
-    key = " ".join(fingerprints)
-    kept: dict[str, dict[str, int] | None] = {}
+def overlap_of(dataset: Dataset, most: int | None = None) -> Overlap | None:
+    """From the cache beside the validation shards, else found and kept there.
+
+    None where it is not known: there are over `most` training tokens, or validation has no documents.
+    """
+    key = f"{dataset.config.train} {dataset.config.val}"
+    cache = dataset.val.paths[0].parent / CACHE
+    kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, DataError):
-        read = json.loads((folder / CACHE).read_text(encoding="utf-8"))
+        read = parse_json(read_bytes(cache, MAX_JSON_BYTES, DataError))
         kept = read if isinstance(read, dict) else {}
     with contextlib.suppress(TypeError):
-        if isinstance(found := kept.get(key), dict):
-            return Overlap(**found)
-    if most is not None and train.total > most:
+        found = Overlap(**kept[key]) if key in kept else None
+        if found and all(type(number) is int and number >= 0 for number in asdict(found).values()):
+            return found
+    if most is not None and dataset.train.total > most:
         return None
-    overlap = find_overlap(train, val, bos)
-    with contextlib.suppress(OSError):  # a folder that cannot be written: it is found again
-        kept[key] = None if overlap is None else asdict(overlap)
-        files.write(folder / CACHE, json.dumps(kept).encode())
+    overlap = find_overlap(dataset.train, dataset.val, load_tokenizer(dataset.paths.tokenizer).bos_id())
+    if overlap is not None:
+        with contextlib.suppress(OSError):  # a folder that cannot be written: it is found again
+            files.write(cache, json.dumps({**kept, key: asdict(overlap)}).encode())
     return overlap
+
+
+def launch_warning(dataset: Dataset) -> str | None:
+    """What a launch is to say of documents that are in both sets; None where there is nothing to say."""
+    overlap = overlap_of(dataset, LAUNCH_TOKENS)
+    if overlap is not None and overlap.repeated_documents:
+        return f"{overlap}: what a model has trained on is no test of it; hold other documents out"
+    if overlap is None and dataset.train.total > LAUNCH_TOKENS:
+        folder = dataset.val.paths[0].parent
+        return (
+            "not checked whether validation documents are in training too (it takes some minutes): "
+            f"`python -m gepa_core.data inspect {folder}` finds out, once"
+        )
+    return None

@@ -6,6 +6,7 @@ exec: {device: cpu}                                        # ExecConfig keys
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
 from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
+from gepa_core.data.overlap import launch_warning
 from gepa_core.errors import CheckpointError, ConfigError, DataError
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
@@ -57,6 +59,8 @@ def read_job(path: Path) -> Job:
     dataset = _open(raw["data"], path)
     job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
+    if warning := launch_warning(dataset):
+        logging.getLogger(__name__).warning("%s: %s", path, warning)
     return job.model_copy(update={"run": _fingerprinted(job.run, dataset, path)})
 
 
