@@ -210,5 +210,9 @@ def _fault(file: pq.ParquetFile, schema: pa.Schema) -> str | None:
     return None
 
 
-_ADDED_LATER: set[str] = {"ranks", "quant_rows", "code_bytes", "commit", "epochs"}
+_ADDED_LATER = {
+    *("ranks", "quant_rows", "code_bytes", "commit", "epochs"),
+    *(f"{kind.name}_bpb" for kind in MEASURED if kind.optional),
+    *("ema_val_bpb_by_average", "int6_val_bpb", "artifact_bytes", "raw_int6_val_bpb", "raw_artifact_bytes"),
+}
 """Columns that stores of earlier versions may lack."""

@@ -13,7 +13,7 @@ from sweeps.plan.estimate import shared_hours
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import KnownSegment, Plan
 from sweeps.spec.load import read_sweep
-from sweeps.store.schema import from_parquet
+from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 from tests.tiny_sweep import launch_here, make_data, plan_of, rows, states, sweep_text
 
@@ -164,7 +164,8 @@ def test_everything_at_once_is_what_each_is_alone(data: Path, tmp_path: Path) ->
 
     store = Store(tmp_path / "shared")
     branch = next(node for node in plan.segments.values() if not node.trunk)
-    curve = from_parquet(store.files.read(f"tiny/trajectory/{branch.id}.parquet") or b"")
+    table = store.files.read(f"tiny/trajectory/{branch.id}.parquet")
+    curve = from_parquet(table or b"", TRAJECTORY)
     last = curve[-1]
     by_average = json.loads(last["ema_val_bpb_by_average"])
     assert by_average.keys() == {"0.5", "0.5 lr", "0.8", "0.8 lr"}
