@@ -58,13 +58,13 @@ def command(argv: list[str]) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    from sweeps.command import plan_or_run
+    from sweeps.commands.sweep import plan_or_run
 
     return plan_or_run(args)
 
 
 def manage(args: argparse.Namespace) -> int:
-    from sweeps import manage
+    from sweeps.commands import manage
 
     return int(getattr(manage, f"{args.command}_command")(args))
 

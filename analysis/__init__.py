@@ -1,0 +1,1 @@
+"""From a table of runs to an answer: laws, predictions, effects, report. Knows neither torch nor Ray."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import strictjson
-from analysis.errors import AnalysisError
+from analysis.runs import strictjson
+from analysis.runs.errors import AnalysisError
 
 if TYPE_CHECKING:
-    from analysis.table import Table  # numpy and pandas load only where a command needs them
+    from analysis.runs.table import Table  # numpy and pandas load only where a command needs them
 
 COMMANDS = ("predict", "backtest", "compare", "import")
 
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from analysis.report import make_report
+    from analysis.report.report import make_report
 
     path, notes = make_report(options.source, options.trajectories, options.out, _command(options))
     for note in notes:
@@ -118,10 +118,10 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from analysis.load import load
-    from analysis.predict import predict
-    from analysis.study import final_metric
-    from analysis.table import default_metric
+    from analysis.forecast.predict import predict
+    from analysis.report.study import final_metric
+    from analysis.runs.load import load
+    from analysis.runs.table import default_metric
 
     table = load(options.source, options.trajectories)
     result = predict(
@@ -171,8 +171,8 @@ def _axis(text: str, table: Table) -> tuple[str, object]:
 
 
 def _backtest(options: argparse.Namespace) -> None:
-    from analysis.backtest import backtest
-    from analysis.load import load
+    from analysis.forecast.backtest import backtest
+    from analysis.runs.load import load
 
     result = backtest(
         load(options.source, options.trajectories),
@@ -183,7 +183,7 @@ def _backtest(options: argparse.Namespace) -> None:
     if options.json:
         print(strictjson.dumps(result))
         return
-    from analysis.tables import backtest_table
+    from analysis.report.tables import backtest_table
 
     print(backtest_table(result).markdown())
     summary = {name: value for name, value in result.items() if isinstance(value, float) and name != "level"}
@@ -196,8 +196,8 @@ def _backtest(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from analysis.compare import compare
-    from analysis.load import load
+    from analysis.effects.compare import compare
+    from analysis.runs.load import load
 
     result = compare(load(options.before), load(options.after))
     if options.json:
@@ -209,7 +209,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from analysis.trainlog import import_logs
+    from analysis.runs.trainlog import import_logs
 
     runs, trajectories = import_logs(options.logs, options.out, options.warmdown)
     print(f"{runs}\n{trajectories}")

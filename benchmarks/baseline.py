@@ -4,7 +4,7 @@ Training: a pass per span, flash attention forced on CUDA, a Newton-Schulz call 
 tensor, an average over a fresh state dict each step; on CUDA loss and Newton-Schulz are compiled. Test-time
 training: both passes uncompiled, windows copied one by one in Python, every position through the last block
 and the head, an update and an all-reduce per tensor. It is the same mathematics, and reproduces the parity
-figures (tests/test_benchmarks.py).
+figures (tests/project/test_benchmarks.py).
 
 Source of the choices: openai/parameter-golf, pull request 644. Written anew, nothing copied.
 """
@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gepa_core.backend import rank_and_world
 from gepa_core.config import EvalConfig, RunConfig, TTTConfig
 from gepa_core.data.tokenizer import ByteTable
-from gepa_core.kernels import plain_expressions
-from gepa_core.model import GEPA
-from gepa_core.optim import is_muon_matrix, is_untrained, lr_factor, orthogonalize
-from gepa_core.quantize import CLIP_QUANTILES, INT_MAX, INT_MIN, SCALE_FLOOR
+from gepa_core.device import rank_and_world
+from gepa_core.evaluation.ttt import chunk_lr
+from gepa_core.model.gepa import GEPA
+from gepa_core.model.kernels import plain_expressions
+from gepa_core.quantization.quantized import INT_MAX, INT_MIN, SCALE_FLOOR
+from gepa_core.quantization.reference import CLIP_QUANTILES
 from gepa_core.schedule import lr_multiplier
-from gepa_core.ttt import chunk_lr
+from gepa_core.training.optim import is_muon_matrix, is_untrained, lr_factor, orthogonalize
 
 
 @contextlib.contextmanager

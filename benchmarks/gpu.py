@@ -18,11 +18,11 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks import harness, quantize, step, ttt
-from gepa_core.backend import ATTENTION_KERNELS
 from gepa_core.config import ExecConfig, RunConfig
-from gepa_core.evaluate import evaluate_plain
-from gepa_core.model import GEPA, causal_attention
-from gepa_core.ttt import test_time_train
+from gepa_core.device import ATTENTION_KERNELS
+from gepa_core.evaluation.scoring import evaluate_plain
+from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.model.gepa import GEPA, causal_attention
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET_SECONDS = 480

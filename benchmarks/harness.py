@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gepa_core.backend import resolve_device
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.tokenizer import ByteTable
-from gepa_core.kernels import plain_expressions
+from gepa_core.device import resolve_device
+from gepa_core.model.kernels import plain_expressions
 from gepa_core.recipes import PRESETS
 
 # Dense bf16 peaks, FLOP/s, from the makers' data sheets, by what torch calls the device.

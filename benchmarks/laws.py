@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.backtest import score
-from analysis.ensemble import build
-from analysis.fit import fit
+from analysis.forecast.backtest import score
+from analysis.forecast.ensemble import build
+from analysis.forecast.observations import final_rows, trajectory_rows
+from analysis.forecast.predict import predict, predict_run
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
-from analysis.load import load
-from analysis.observations import final_rows, trajectory_rows
-from analysis.predict import predict, predict_run
-from analysis.table import Run, Table
+from analysis.laws.fit import fit
+from analysis.runs.load import load
+from analysis.runs.table import Run, Table
 from benchmarks.synthetic import grid, sweep
 
 LAWS = (*TRAJECTORY_LAWS, *FINAL_LAWS)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.orchestration [--nodes 4] [--lengths 20]
 
-Trains a sweep of small real segments (two a length) through sweeps/cluster.py and prints JSON. A segment's
-overhead is split into what its worker spends besides training and validating (building the model, reading and
-writing states and tables), the way from driver to worker and back, and the lease's wait for the next job
-(commit, tables, scheduling).
+Trains a sweep of small real segments (two a length) through sweeps/drive/ray_cluster.py and prints JSON. A
+segment's overhead is split into what its worker spends besides training and validating (building the model,
+reading and writing states and tables), the way from driver to worker and back, and the lease's wait for the
+next job (commit, tables, scheduling).
 """
 
 import argparse
@@ -19,13 +19,14 @@ from typing import Any
 
 import yaml
 
-from sweeps.cluster import RayCluster
-from sweeps.command import open_data, over_store
-from sweeps.driver import Ended, Event, LeaseReady
-from sweeps.execute import SEGMENT, Job
-from sweeps.run import RunOptions, run_sweep
-from sweeps.spec import Sweep, read_sweep
-from sweeps.store import Store
+from sweeps.commands.sweep import open_data, over_store
+from sweeps.drive.driver import Ended, Event, LeaseReady
+from sweeps.drive.launch import RunOptions, run_sweep
+from sweeps.drive.ray_cluster import RayCluster
+from sweeps.spec.load import read_sweep
+from sweeps.spec.sweep import Sweep
+from sweeps.store.store import Store
+from sweeps.work.execute import SEGMENT, Job
 
 
 class TimedCluster(RayCluster):

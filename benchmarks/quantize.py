@@ -19,12 +19,13 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.baseline import plain_int6
-from gepa_core import artifact, codec, coder
-from gepa_core.calibrate import Sensitivity
 from gepa_core.config import CAP_BYTES, QuantConfig, RunConfig
-from gepa_core.job import open_trained
-from gepa_core.model import GEPA
-from gepa_core.quantize import Quantized, entropy_bits, is_quantized, quantize
+from gepa_core.model.gepa import GEPA
+from gepa_core.quantization import artifact, codec, rans
+from gepa_core.quantization.calibrate import Sensitivity
+from gepa_core.quantization.methods import quantize
+from gepa_core.quantization.quantized import Quantized, entropy_bits, is_quantized
+from gepa_core.training.trained import open_trained
 
 PUBLISHED_LEVEL = 22
 _STD = 0.149  # of the weights: 4.25 bits each at a step of 1/31
@@ -78,7 +79,7 @@ def coders(quantized: Quantized) -> dict[str, dict[str, Any]]:
         f"zstd-{PUBLISHED_LEVEL}": lambda: zstandard.ZstdCompressor(PUBLISHED_LEVEL).compress(raw),
         "zstd-1": lambda: zstandard.ZstdCompressor(1).compress(raw),
         "zstd as configured here": lambda: artifact.compress(raw),
-        "rANS with classes of rows and columns": lambda: coder.encode(symbols, classes),
+        "rANS with classes of rows and columns": lambda: rans.encode(symbols, classes),
     }
     found: dict[str, dict[str, Any]] = {}
     for name, encode in ways.items():

@@ -18,18 +18,19 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.quantize import coders, timed
-from gepa_core import artifact, codec, coder
-from gepa_core.bundle import code_bytes
-from gepa_core.calibrate import calibrate
 from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.data.shards import TokenStream, load_tokens, open_shards
 from gepa_core.data.tokenizer import byte_table
-from gepa_core.evaluate import evaluate_plain
-from gepa_core.job import open_run, open_trained
-from gepa_core.model import GEPA
-from gepa_core.quantize import Quantized, quantize
-from gepa_core.train import prepare
+from gepa_core.evaluation.scoring import evaluate_plain
+from gepa_core.model.gepa import GEPA
+from gepa_core.quantization import artifact, codec, rans
+from gepa_core.quantization.calibrate import calibrate
+from gepa_core.quantization.methods import quantize
+from gepa_core.quantization.quantized import Quantized
+from gepa_core.submission.bundle import code_bytes
+from gepa_core.training.segment import prepare
+from gepa_core.training.trained import open_run, open_trained
 
 _TRIALS = 7  # budgets tried on the way to equal BPB
 
@@ -99,7 +100,7 @@ def all_coders(quantized: Quantized) -> dict[str, dict[str, Any]]:
     found["brotli-11"] = {"bytes": len(data), "seconds": seconds}
     symbols = np.concatenate([a.ravel().view(np.uint8) ^ np.uint8(128) for a in arrays])
     classes = np.concatenate([codec.classes_of(*codec.scale_codes(a)) for a in arrays])
-    counts = coder.histogram(symbols, classes).astype(float)
+    counts = rans.histogram(symbols, classes).astype(float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     entropy = float(-(counts * np.log2(np.where(share > 0, share, 1))).sum() / 8)
     found["entropy, given classes of rows and columns"] = {"bytes": round(entropy), "seconds": None}

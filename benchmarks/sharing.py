@@ -25,11 +25,12 @@ import torch
 
 from benchmarks import harness
 from gepa_core.errors import ConfigError, UserError
-from gepa_core.job import Job
-from sweeps.command import open_data, say
-from sweeps.execute import SEGMENT
-from sweeps.spec import Sweep, load_sweep
-from sweeps.store import Store
+from gepa_core.training.trained import Job
+from sweeps.commands.sweep import open_data, say
+from sweeps.spec.load import load_sweep
+from sweeps.spec.sweep import Sweep
+from sweeps.store.store import Store
+from sweeps.work.execute import SEGMENT
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("shared", "alone", "tune_grid")

@@ -16,9 +16,9 @@ from benchmarks import harness
 from benchmarks.baseline import PlainTrainer
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
-from gepa_core.flops import training_flops_per_token
-from gepa_core.model import GEPA
-from gepa_core.trainer import Trainer
+from gepa_core.model.gepa import GEPA
+from gepa_core.sizes import training_flops_per_token
+from gepa_core.training.trainer import Trainer
 
 STREAM_STEPS = 4  # steps of text in the shard; the stream wraps round
 

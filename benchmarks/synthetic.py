@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from analysis.design import Design
 from analysis.laws import fsl, kappa_relax
-from analysis.table import Floats, Ints, Run, Table, Trajectory
+from analysis.laws.design import Design
+from analysis.runs.table import Floats, Ints, Run, Table, Trajectory
 
 EVERY = 250
 NOISE_SD, NOISE_RHO = 0.0012, 0.8  # nats: what is left of public constant-rate curves after a smooth fit

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks import harness
 from benchmarks.baseline import PlainTTT
-from gepa_core import ttt
 from gepa_core.config import ExecConfig, RunConfig
-from gepa_core.evaluate import evaluate_sliding
-from gepa_core.flops import forward_flops_per_token, training_flops_per_token
-from gepa_core.model import GEPA
+from gepa_core.evaluation import ttt
+from gepa_core.evaluation.scoring import evaluate_sliding
+from gepa_core.model.gepa import GEPA
+from gepa_core.sizes import forward_flops_per_token, training_flops_per_token
 
 
 class Bench:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.tune_grid JOBS.json OUT.json
 
-JOBS.json: list of {id, stages, job}, `job` as in gepa_core/job.py, of one process each. A trial trains its
-job from the initial weights and measures it, all in one worker; Tune keeps as many trials going as there are
-CPUs. OUT.json: what each measured. What `ray[tune]` needs beside Ray (pandas, pyarrow) the project has.
+JOBS.json: list of {id, stages, job}, `job` as in gepa_core/training/trained.py, of one process each. A trial
+trains its job from the initial weights and measures it, all in one worker; Tune keeps as many trials going
+as there are CPUs. OUT.json: what each measured. The project has what
+`ray[tune]` needs beside Ray (pandas, pyarrow).
 """
 
 import json
@@ -15,25 +16,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# As sweeps/cluster.py has it: Ray's default of 15 starves workers wherever anything else runs.
+# As sweeps/drive/ray_cluster.py has it: Ray's default of 15 starves workers wherever anything else runs.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
 
-from gepa_core.job import Job, load_model
+from gepa_core.training.trained import Job, load_model
 
 
 def train_and_measure(config: dict[str, Any], work: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The trial: the stages' bits a byte and the steps trained."""
-    from gepa_core.artifact import read_artifact, write_artifact
     from gepa_core.data.shards import load_tokens, open_shards
     from gepa_core.data.tokenizer import byte_table
-    from gepa_core.evaluate import evaluate_plain, evaluate_sliding
-    from gepa_core.quantize import quantize
-    from gepa_core.train import train_segment
-    from gepa_core.ttt import test_time_train
+    from gepa_core.evaluation.scoring import evaluate_plain, evaluate_sliding
+    from gepa_core.evaluation.ttt import test_time_train
+    from gepa_core.quantization.artifact import read_artifact, write_artifact
+    from gepa_core.quantization.methods import quantize
+    from gepa_core.training.segment import train_segment
 
     stages = work[config["id"]]["stages"]
     job = Job.model_validate_json(json.dumps(work[config["id"]]["job"]))

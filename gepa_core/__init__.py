@@ -1,0 +1,1 @@
+"""One job: training, quantization, evaluation, test-time training. Knows neither Ray nor sweeps."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gepa_core.config import EvalConfig, ExecConfig, ModelConfig, TTTConfig
 from gepa_core.data.tokenizer import ByteTable
-from gepa_core.model import GEPA
+from gepa_core.model.gepa import GEPA
 
 VOCAB = 64
 CPU = ExecConfig(device="cpu")

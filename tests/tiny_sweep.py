@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml
 
-from sweeps.command import Prepared, data_record, open_data, over_store
-from sweeps.driver import Ended, Event, LeaseReady
-from sweeps.execute import Job, execute
-from sweeps.policy import Observed
-from sweeps.run import RunOptions, SweepResult, run_sweep
-from sweeps.spec import Sweep, read_sweep
-from sweeps.store import Outcome, Store
-from sweeps.tree import Plan
+from sweeps.commands.sweep import Prepared, data_record, open_data, over_store
+from sweeps.drive.driver import Ended, Event, LeaseReady
+from sweeps.drive.launch import RunOptions, SweepResult, run_sweep
+from sweeps.plan.tree import Plan
+from sweeps.spec.load import read_sweep
+from sweeps.spec.sweep import Sweep
+from sweeps.store.store import Outcome, Store
+from sweeps.work.execute import Job, execute
+from sweeps.work.policy import Observed
 
 VOCAB = 300
 SETTINGS: dict[str, Any] = {

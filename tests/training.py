@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core import checkpoint
 from gepa_core.config import BatchConfig, DataPaths, EvalConfig, ExecConfig, RunConfig, TTTConfig
 from gepa_core.data.shards import write_shard
-from gepa_core.train import Segment, StepReport, train_segment
+from gepa_core.training import checkpoint
+from gepa_core.training.segment import Segment, StepReport, train_segment
 from tests import tiny
 
 RUN = RunConfig(

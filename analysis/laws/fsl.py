@@ -5,9 +5,9 @@ In its own form (gamma = 0 in the multi-power law) S is the sum of rates; with k
 count r^kappa.
 """
 
-from analysis.design import Design
+from analysis.laws.design import Design
 from analysis.laws.law import ALPHA, BETA, KAPPA, POWER, TAU, Law, floor_progress_excess, progress
-from analysis.table import Floats
+from analysis.runs.table import Floats
 
 
 def _drops(design: Design, kappa: float, q: float, tau: float, beta: float) -> Floats:

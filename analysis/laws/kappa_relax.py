@@ -6,9 +6,9 @@ The q tells late gains (q < 1, seen with Muon) from gains in proportion to the r
 
 import numpy as np
 
-from analysis.design import Design
+from analysis.laws.design import Design
 from analysis.laws.law import ALPHA, KAPPA, POWER, TAU, Law, Parameter, floor_progress_excess, progress
-from analysis.table import Floats
+from analysis.runs.table import Floats
 
 STRETCH = Parameter("stretch", 0.1, 2.5, (0.5, 0.35, 0.8), typical=0.5)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.design import Design
-from analysis.table import Floats
+from analysis.laws.design import Design
+from analysis.runs.table import Floats
 
 
 @dataclass(frozen=True)

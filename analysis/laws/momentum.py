@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from analysis.design import Design
+from analysis.laws.design import Design
 from analysis.laws.law import ALPHA, Law, floor_progress_excess, progress
-from analysis.table import Floats
+from analysis.runs.table import Floats
 
 DECAY = 0.999
 

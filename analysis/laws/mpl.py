@@ -2,9 +2,9 @@
 S_kappa.
 """
 
-from analysis.design import Design
+from analysis.laws.design import Design
 from analysis.laws.law import ALPHA, BETA, KAPPA, TAU, Law, Parameter, floor_progress_excess, progress
-from analysis.table import Floats
+from analysis.runs.table import Floats
 
 GAMMA = Parameter("gamma", 0.01, 3.0, (0.4, 0.7, 0.1), typical=0.4)
 

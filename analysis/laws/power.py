@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from analysis.design import Design
+from analysis.laws.design import Design
 from analysis.laws.law import Law, Parameter
-from analysis.table import Floats
+from analysis.runs.table import Floats
 
 EXPONENT = Parameter("alpha", 0.05, 3.0, (0.5, 0.3, 1.0), typical=0.5, spread=0.5)
 _LOG_UNIT = (

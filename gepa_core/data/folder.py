@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gepa_core import atomic
+from gepa_core import files
 from gepa_core.config import DataConfig, DataPaths
 from gepa_core.data.shards import Shard, ShardSet, check_vocab, combine, file_sha256, open_shards
 from gepa_core.data.tokenizer import load_tokenizer
@@ -217,7 +217,7 @@ def _read_cache(path: Path) -> dict[str, list[Any]]:
 
 def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically."""
-    atomic.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    files.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def check_launch(dataset: Dataset, *, vocab_size: int, seq_len: int) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sweeps.events import events
+from sweeps.store.journal import events
 from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, wait_until
 from tests.tiny_sweep import make_data, rows, sweep_text
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sweeps.cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
+import sweeps.drive.ray_cluster  # noqa: F401 - sets Ray's environment, before Ray reads it
 
 # A dead node is noticed in seconds, and a slow answer of a busy machine is none.
 _NOTICE_SOON = {

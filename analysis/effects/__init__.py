@@ -1,0 +1,1 @@
+"""What the runs made say. A `Table` comes in; slopes, stage effects and a verdict on warmdown go out."""

@@ -1,0 +1,205 @@
+"""Two sweeps run by run: the same configurations, the difference of every metric, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from analysis.effects.slopes import Estimate
+from analysis.runs.blocks import paired_effect, read_blocks, same_text
+from analysis.runs.errors import AnalysisError
+from analysis.runs.strictjson import plain
+from analysis.runs.table import Run, Table
+from analysis.runs.tabular import Column, ReportTable
+from analysis.runs.units import STAGES, unit
+
+METRICS = (*STAGES, "val_bpb", "val_loss", "artifact_bytes", "train_seconds")
+TRAININGS, TEXT = "trainings", "text, of these two trainings"
+_IGNORED = ("data_fingerprint",)  # differs where the comparison is of data
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """Mean of (after - before), trainings counting alike, with its 90 % interval."""
+
+    metric: str
+    mean: Estimate
+    pairs: int
+    better: int  # pairs in which `after` is lower
+    trainings: int  # groups of pairs that share no trunk with one another
+    interval_of: str  # what may vary within it: TRAININGS, TEXT, or '' without an interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired runs of two sweeps: a row per pair, and a summary per metric."""
+
+    frame: pd.DataFrame
+    summary: tuple[MetricDifference, ...]
+    unpaired: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """For programs: the summary and every pair; unknown values are null."""
+        pairs = plain(self.frame.to_dict("records"))
+        summary = [
+            {
+                "metric": d.metric,
+                "difference": d.mean.value,
+                "low": d.mean.low,
+                "high": d.mean.high,
+                "interval_of": d.interval_of or None,
+                "trainings": d.trainings,
+                "pairs": d.pairs,
+                "lower_in": d.better,
+            }
+            for d in self.summary
+        ]
+        return {"summary": summary, "pairs": pairs, "unpaired": list(self.unpaired)}
+
+    def table(self) -> ReportTable:
+        """The summary, for reading."""
+        rows = [
+            {
+                "metric": d.metric,
+                "unit": unit(d.metric),
+                "pairs": d.pairs,
+                "trainings": d.trainings,
+                "mean": d.mean.value,
+                "low": d.mean.low,
+                "high": d.mean.high,
+                "interval_of": d.interval_of or None,
+                "lower_in": d.better,
+            }
+            for d in self.summary
+        ]
+        columns = {
+            "metric": Column("metric"),
+            "unit": Column("unit"),
+            "pairs": Column("pairs", ".0f"),
+            "trainings": Column("independent", ".0f"),
+            "mean": Column("after - before", "+.5g"),
+            "low": Column("low", "+.5g"),
+            "high": Column("high", "+.5g"),
+            "interval_of": Column("over"),
+            "lower_in": Column("lower in", ".0f"),
+        }
+        return ReportTable(
+            "compare",
+            "After less before, mean over independent trainings, 90 % interval",
+            pd.DataFrame(rows),
+            columns,
+        )
+
+
+def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
+    """Pair runs by plan, seed and the axes both tables have.
+
+    Errors: of one pair, from its validation blocks where both runs scored the same ones. Of the mean, from
+    the spread of trainings: branches of a trunk share its noise, so that pairs with a trunk in common, on
+    either side, are averaged and count once. Of one training nothing tells that spread: what is left is
+    its pairs' own error, which says how far other text of this kind would move the difference, no more.
+
+    Raises:
+        AnalysisError: no run has a counterpart, or one has several.
+    """
+    shared = before.axes() & after.axes() - set(_IGNORED)
+    ours, theirs = _by_key(before, shared), _by_key(after, shared)
+    keys = [key for key in ours if key in theirs]
+    if not keys:
+        raise AnalysisError(
+            f"no run of {before.source} has the plan of one of {after.source} (steps, warmdown, schedule, "
+            f"seed{''.join(f', {name}' for name in sorted(shared))})"
+        )
+    rows = [row for key in keys for row in _rows(before, ours[key], after, theirs[key])]
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        raise AnalysisError(f"{before.source} and {after.source} have no metric in common")
+    summary = tuple(
+        _summary(metric, frame[frame["metric"] == metric], level)
+        for metric in METRICS
+        if (frame["metric"] == metric).any()
+    )
+    alone = [
+        run.run_id
+        for table, other in ((ours, theirs), (theirs, ours))
+        for k, run in table.items()
+        if k not in other
+    ]
+    return Comparison(frame, summary, tuple(alone))
+
+
+def _by_key(table: Table, shared: set[str]) -> dict[tuple[object, ...], Run]:
+    runs: dict[tuple[object, ...], Run] = {}
+    for run in table.runs:
+        axes = tuple(sorted((name, str(value)) for name, value in run.group if name in shared))
+        key = (run.steps, run.warmdown_steps, run.schedule, run.final_lr_fraction, run.seed, *axes)
+        if key in runs:
+            raise AnalysisError(
+                f"{table.source}: '{runs[key].run_id}' and '{run.run_id}' have one plan and seed; they "
+                f"differ in "
+                "something the other sweep does not know, so pairs are not unique"
+            )
+        runs[key] = run
+    return runs
+
+
+def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]]:
+    blocks = [read_blocks(t.folder, r.run_id) if t.folder else {} for t, r in ((before, a), (after, b))]
+    rows: list[dict[str, object]] = []
+    for metric in METRICS:
+        x, y = a.final(metric), b.final(metric)
+        if x is None or y is None or (metric == "val_bpb" and "float_bpb" in a.metrics):
+            continue
+        stage = metric.removesuffix("_bpb")
+        error = None
+        if same_text(blocks[0], blocks[1], stage):
+            effect = paired_effect(blocks[0][stage], blocks[1][stage])
+            error = effect.error if effect else None
+        rows.append(
+            {
+                "metric": metric,
+                "before_run": a.run_id,
+                "after_run": b.run_id,
+                "before_trunk": a.trunk or a.run_id,
+                "after_trunk": b.trunk or b.run_id,
+                "steps": a.steps,
+                "warmdown_steps": a.warmdown_steps,
+                "schedule": a.schedule,
+                "seed": a.seed,
+                "before": x,
+                "after": y,
+                "difference": y - x,
+                "standard_error": error,
+            }
+        )
+    return rows
+
+
+def _summary(metric: str, rows: pd.DataFrame, level: float) -> MetricDifference:
+    difference = rows.groupby(_trainings(rows))["difference"].mean().to_numpy(float)
+    n, mean = len(difference), float(difference.mean())
+    # The mean's error is the mean of the pairs' at most: where they share all of it.
+    error = float(rows["standard_error"].astype(float).mean(skipna=False))
+    half, interval_of = None, ""
+    if n > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+        interval_of = TRAININGS
+    elif np.isfinite(error):
+        half, interval_of = float(stats.norm.ppf(0.5 + level / 2) * error), TEXT
+    found = Estimate(mean) if half is None else Estimate(mean, mean - half, mean + half)
+    lower = int((rows["difference"] < 0).sum())
+    return MetricDifference(metric, found, len(rows), lower, n, interval_of)
+
+
+def _trainings(rows: pd.DataFrame) -> NDArray[np.int32]:
+    """For each pair the number of its training, [n]: pairs linked by a trunk, on either side, are one."""
+    before, after = (pd.factorize(rows[side])[0] for side in ("before_trunk", "after_trunk"))
+    links = coo_array((np.ones(len(rows)), (before, before.max() + 1 + after)), shape=(2 * len(rows),) * 2)
+    labels: NDArray[np.int32] = connected_components(links, directed=False)[1][before]
+    return labels

@@ -1,0 +1,104 @@
+"""What laws are functions of: cumulative learning rates and lagged drops at the rows of a fit, from blocks
+of LR.
+
+A run's LR curve is merged into blocks over which it changes by at most 1 % of the peak (and 10 % of
+itself), 400 at most. A law asks a Design for S_kappa(t) = sum of r^kappa before t, and for drops seen
+through a kernel: sum over drops k of (r_{k-1}^q - r_k^q) F(age of k), where the age is time in S_kappa or
+in steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from analysis.runs.table import Floats, Ints, Run
+
+MAX_BLOCKS = 400
+_STEPS_UNIT = 1000.0  # S is counted in thousands of peak-LR steps, so that parameters are near 1
+
+
+def lr_blocks(lr: Floats, peak_steps: int, warmup_steps: int) -> tuple[Ints, Floats]:
+    """Block starts [b] (first is 0) and mean multipliers [b] of an LR curve [steps]."""
+    tolerance = 0.01
+    while True:
+        # Position along the curve in units of the tolerated change, absolute and relative: cut at whole
+        # numbers.
+        change = np.abs(np.diff(lr, prepend=lr[:1]))
+        relative = change / np.maximum(lr, 1e-12) * (tolerance * 10 > 0)
+        way = np.cumsum(np.maximum(change / tolerance, relative / (10 * tolerance)))
+        cuts = np.flatnonzero(np.diff(np.floor(way), prepend=0.0) > 0)
+        forced = [0, min(warmup_steps, len(lr) - 1), min(peak_steps, len(lr) - 1)]
+        starts = np.unique(np.concatenate([forced, cuts]).astype(np.int64))
+        if len(starts) <= MAX_BLOCKS:
+            return starts, np.add.reduceat(lr, starts) / np.diff(np.append(starts, len(lr)))
+        tolerance *= 1.5
+
+
+class Design:
+    """Rows (run, step) of a fit or of a prediction, with the LR history of each.
+
+    Args:
+        rows: for each run the steps (updates done) at which a value is wanted, each [n_i], 1 <= step <=
+        run.steps.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Run, Ints]]) -> None:
+        self.run_of_row = np.repeat(np.arange(len(rows)), [len(steps) for _, steps in rows])
+        self.step = np.concatenate([np.asarray(steps, float) for _, steps in rows])  # [n]
+        self.warmdown = np.concatenate([np.full(len(s), r.warmdown_steps, float) for r, s in rows])
+        self.steps_total = np.concatenate([np.full(len(s), r.steps, float) for r, s in rows])
+        starts, rates, first, blocks = [], [], [], 0
+        pair_row, pair_drop, row0 = [], [], 0
+        block_of_row = []
+        for run, steps in rows:
+            start, rate = lr_blocks(run.lr, run.peak_steps, run.warmup_steps)
+            at = np.asarray(steps)
+            block = np.searchsorted(start, at, side="left") - 1  # the block of the last update before the row
+            block_of_row.append(blocks + block)
+            drops = np.flatnonzero(start > run.warmup_steps)
+            row, drop = np.nonzero(drops[None, :] <= block[:, None])
+            pair_row.append(row0 + row)
+            pair_drop.append(blocks + drops[drop])
+            starts.append(start.astype(float))
+            rates.append(rate)
+            first += [blocks] * len(start)
+            blocks += len(start)
+            row0 += len(at)
+        self.start = np.concatenate(starts)  # [blocks]
+        self.rate = np.maximum(np.concatenate(rates), 1e-9)  # [blocks]
+        self.first = np.asarray(first)  # first block of the block's run, [blocks]
+        self.block_of_row = np.concatenate(block_of_row)  # [n]
+        self.pair_row = np.concatenate(pair_row)
+        self.pair_drop = np.concatenate(pair_drop)
+        self.length = np.maximum(np.diff(self.start, append=0.0), 0.0)  # 0 for the last block of a run
+        self.previous = np.maximum(np.arange(blocks) - 1, self.first)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the learning rate falls before any row."""
+        before, after = self.rate[self.previous[self.pair_drop]], self.rate[self.pair_drop]
+        return bool((after < before - 1e-6).any())
+
+    def clock(self, kappa: float) -> tuple[Floats, Floats]:
+        """S_kappa in thousands at the rows [n] and at the block starts [blocks]. kappa 0 counts steps."""
+        speed = self.rate**kappa / _STEPS_UNIT
+        total = np.cumsum(self.length * speed) - self.length * speed
+        at_start = total - total[self.first]
+        b = self.block_of_row
+        return at_start[b] + (self.step - self.start[b]) * speed[b], at_start
+
+    def lagged_drops(self, kappa: float, q: float, kernel: Callable[[Floats, Floats], Floats]) -> Floats:
+        """Sum over drops of (r_before^q - r_after^q) kernel(age, r_after), [n]; ages in thousands of
+        S_kappa.
+        """
+        at_row, at_start = self.clock(kappa)
+        rq = self.rate**q
+        drop = rq[self.previous] - rq
+        age = at_row[self.pair_row] - at_start[self.pair_drop]
+        seen = drop[self.pair_drop] * kernel(age, self.rate[self.pair_drop])
+        return np.asarray(np.bincount(self.pair_row, seen, minlength=len(self.step)), np.float64)

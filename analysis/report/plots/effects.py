@@ -1,0 +1,58 @@
+"""Each stage's effect over steps and warmdown ratio, with its paired error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.report.plots import stages
+from analysis.report.plots.errors import UnavailableError
+from analysis.report.plots.style import GREY, MARKERS, WIDTH, marker_lines, shade_legend, shades, steps_axis
+from analysis.report.study import Study
+
+NAME, TITLE, ORDER = "effects", "Stage effects over steps and ratio", 61
+
+
+def data(study: Study) -> pd.DataFrame:
+    frame = stages.data(study)
+    if frame["steps"].nunique() < 2:
+        raise UnavailableError("all runs have one length")
+    return frame
+
+
+def draw(frame: pd.DataFrame, study: Study) -> Figure:
+    names = list(dict.fromkeys(frame["effect"]))
+    columns = min(len(names), 2)
+    height = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(WIDTH, 2.3 * height + 0.4), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False, sharex=True).ravel()
+    ratios = frame["warmdown_ratio"].round(1)
+    colours = shades(ratios)
+    markers = dict(zip(dict.fromkeys(frame["setting"]), MARKERS * 4, strict=False))
+    for panel, name in zip(panels, names, strict=False):
+        for (ratio, kind), rows in frame[frame["effect"] == name].groupby([ratios, "setting"]):
+            colour, means = colours[float(str(ratio))], rows.groupby("steps")["effect_bpb"].mean()
+            panel.plot(means.index, 1000 * means, lw=0.8, color=colour)
+            errors = 1000 * rows["standard_error"].astype(float)
+            look: dict[str, Any] = {"fmt": markers[str(kind)], "ms": 4, "lw": 1, "color": colour}
+            panel.errorbar(rows["steps"], 1000 * rows["effect_bpb"], errors, **look)
+        bottom, top = panel.get_ylim()
+        if bottom < 0.5 * (top - bottom) and top > -0.5 * (top - bottom):  # 0 is near: show it
+            panel.axhline(0, color=GREY, lw=0.8)
+        panel.set_title(name)
+        steps_axis(panel, log_ticks=frame["steps"])
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[: len(names) - columns]:
+        panel.set_xlabel("")
+    figure.supylabel("effect [10⁻³ BPB], negative is better", fontsize=9)
+    shade_legend(figure, "warmdown\nratio", colours, marker_lines(markers))
+    return figure
+
+
+def caption(frame: pd.DataFrame, study: Study) -> str:
+    errors = " Bars: ± 1 paired standard error." if frame["standard_error"].notna().any() else ""
+    return f"A point a run, lines join means over seeds.{errors} Scales differ between panels."

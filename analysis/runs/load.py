@@ -1,0 +1,162 @@
+"""Read runs: `load(path)` takes a results folder of a sweep or a CSV of anyone's runs, and returns a Table.
+
+Everything that cannot be read as it stands is one AnalysisError; what can be left out is left out and noted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.runs.checks import refuse_mixed_units, refuse_signs
+from analysis.runs.errors import AnalysisError
+from analysis.runs.parquet import read_parquet
+from analysis.runs.rows import CURVES, METRICS, run_of
+from analysis.runs.table import Run, Table, joined_trunks
+
+_BOOKKEEPING = {
+    "run_id", "sweep", "status", "error", "seed", "steps", "peak_steps", "warmdown_steps", "warmdown_ratio",
+    "schedule", "final_lr_fraction", "warmup_steps", "first_step", "ranks", "device", "torch_version",
+    "config_json", "commit", "started_at", "finished_at", "trunk", *METRICS,
+}  # fmt: skip
+
+
+def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
+    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV with optional
+    trajectories CSV.
+
+    Raises:
+        AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, a
+        schedule is
+            unknown, units are mixed, or no finished run is left.
+    """
+    source = Path(path)
+    if source.is_dir():
+        frame, curves, axes, trunks = _read_folder(source)
+        if trajectories is not None:
+            curves = _read_csv(Path(trajectories), ("run_id", "step"))
+    else:
+        frame = _read_csv(source, ("run_id", "steps"))
+        curves = None if trajectories is None else _read_csv(Path(trajectories), ("run_id", "step"))
+        axes, trunks = (), {}
+    notes: list[str] = []
+    frame = _finished(frame, str(source), notes)
+    _check_trajectory_ids(frame, curves, trajectories or source, notes)
+    groups = None if curves is None else dict(tuple(curves.groupby("run_id", sort=False)))
+    runs = [
+        run_of(row, (groups or {}).get(row["run_id"]), axes, str(source), notes)
+        for row in frame.to_dict("records")
+    ]
+    runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
+    runs = _finals_from_trajectories(runs)
+    table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
+    refuse_signs(table)
+    if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
+        refuse_mixed_units(table)
+    return table
+
+
+def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
+    if not path.is_file():
+        raise AnalysisError(f"{path}: no such file or results folder")
+    try:
+        frame = pd.read_csv(path, dtype={"run_id": str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise AnalysisError(f"{path}: not a readable CSV ({error})") from None
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        raise AnalysisError(
+            f"{path}: column {', '.join(missing)} is missing (has: {', '.join(frame.columns)})"
+        )
+    if frame.empty:
+        raise AnalysisError(f"{path}: has no rows")
+    return frame
+
+
+def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[str, ...], dict[str, str]]:
+    """(runs, whole trajectories by run_id, the sweep's further axes, trunk of each run)."""
+    file = folder / "runs.parquet"
+    if not file.is_file():
+        raise AnalysisError(f"{folder}: has no runs.parquet; give the folder of one sweep (results/<sweep>)")
+    frame = read_parquet(file)
+    if "final_lr_fraction" not in frame and "config_json" in frame:
+        frame["final_lr_fraction"] = [
+            json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
+            for config in frame["config_json"]
+        ]
+    axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
+    made_of = _segments_of_runs(folder / "plan.json")
+    parts = {part.stem: read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
+    curves = []
+    for run_id, segments in made_of.items():
+        rows = [parts[segment] for segment in segments if segment in parts and len(parts[segment])]
+        if rows:
+            curves.append(pd.concat(rows).assign(run_id=run_id).drop_duplicates("step"))
+    trunks = {run_id: segments[0] for run_id, segments in made_of.items() if segments}
+    return frame, pd.concat(curves) if curves else None, axes, trunks
+
+
+def _segments_of_runs(plan: Path) -> dict[str, list[str]]:
+    """run_id -> its segments in order, as plan.json says."""
+    if not plan.is_file():
+        return {}
+    content = json.loads(plan.read_text())
+    runs = content.get("runs", [])
+    if isinstance(runs, dict):
+        return {run_id: list(run["segments"]) for run_id, run in runs.items()}
+    return {run["run_id"]: list(run.get("segments", ())) for run in runs if isinstance(run, dict)}
+
+
+def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:
+    frame = frame.dropna(how="all")
+    if frame["run_id"].isna().any():
+        raise AnalysisError(
+            f"{source}: row {int(frame['run_id'].isna().to_numpy().argmax()) + 2} has no run_id"
+        )
+    twice = frame["run_id"][frame["run_id"].duplicated()].unique()
+    if len(twice):
+        raise AnalysisError(
+            f"{source}: run {', '.join(map(repr, twice))} appears more than once; keep one row a run"
+        )
+    if "status" in frame:
+        for status in ("pending", "failed", "diverged"):
+            dropped = frame["run_id"][frame["status"] == status]
+            if len(dropped):
+                notes.append(f"{len(dropped)} runs left out as {status}: {', '.join(dropped)}")
+        frame = frame[~frame["status"].isin(["pending", "failed", "diverged"])]
+    if frame.empty:
+        raise AnalysisError(f"{source}: no finished run yet; come back when one is done")
+    return frame
+
+
+def _check_trajectory_ids(
+    frame: pd.DataFrame, curves: pd.DataFrame | None, source: object, notes: list[str]
+) -> None:
+    if curves is None:
+        notes.append("no trajectories: laws on final values only, no analysis of warmdowns")
+        return
+    if not set(CURVES) & set(curves.columns):
+        raise AnalysisError(f"{source}: trajectories need one of the columns {', '.join(CURVES)}")
+    known = set(curves["run_id"]) & set(frame["run_id"])
+    if not known:
+        raise AnalysisError(f"{source}: no trajectory belongs to any of the runs; do the run_ids match?")
+    without = [run_id for run_id in frame["run_id"] if run_id not in known]
+    if without:
+        notes.append(f"runs without a trajectory, used by their final values: {', '.join(without)}")
+
+
+def _finals_from_trajectories(runs: list[Run]) -> list[Run]:
+    """A trajectory's row at `steps` as the final value, where the table has no finals of that quantity at
+    all.
+    """
+    for column in CURVES:
+        if any(run.final(column) is not None for run in runs):
+            continue
+        for i, run in enumerate(runs):
+            curve = run.curve(column)
+            if curve is not None and curve[0][-1] == run.steps:
+                runs[i] = replace(run, metrics={**run.metrics, column: float(curve[2][-1])})
+    return runs

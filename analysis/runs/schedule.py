@@ -1,0 +1,87 @@
+"""Learning-rate curves of runs, as multiples r of the peak rate, from what their table says about them.
+
+A run is warm-up (linear from 0), constant phase (r = 1) up to `peak_steps`, then a warmdown of some shape
+to `steps`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.runs.errors import AnalysisError
+
+Floats = NDArray[np.float64]
+
+_EXPONENTIAL_FLOOR = 0.01  # a geometric decay cannot reach 0; with final fraction 0 it ends at 1 %
+
+
+def _linear(t: Floats, final: float) -> Floats:
+    return final + (1 - final) * (1 - t)
+
+
+def _cosine(t: Floats, final: float) -> Floats:
+    return final + (1 - final) * 0.5 * (1 + np.cos(np.pi * t))
+
+
+def _one_minus_sqrt(t: Floats, final: float) -> Floats:
+    return final + (1 - final) * (1 - np.sqrt(t))
+
+
+def _exponential(t: Floats, final: float) -> Floats:
+    return np.asarray((final or _EXPONENTIAL_FLOOR) ** t)
+
+
+def _step(t: Floats, final: float) -> Floats:
+    """Two-stage schedule: at once to the final fraction."""
+    return np.full_like(t, final)
+
+
+def _constant(t: Floats, final: float) -> Floats:
+    return np.ones_like(t)
+
+
+SHAPES: dict[str, Callable[[Floats, float], Floats]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "1-sqrt": _one_minus_sqrt,
+    "exponential": _exponential,
+    "step": _step,
+    "constant": _constant,
+}
+
+
+def lr_curve(
+    steps: int,
+    peak_steps: int,
+    schedule: str,
+    final_lr_fraction: float = 0.0,
+    warmup_steps: int = 0,
+) -> Floats:
+    """Multiplier of the peak learning rate at the 0-based steps 0 .. steps-1, [steps].
+
+    Raises:
+        AnalysisError: the shape is unknown.
+    """
+    if schedule not in SHAPES:
+        raise AnalysisError(f"schedule '{schedule}' is unknown; known: {', '.join(SHAPES)}")
+    step = np.arange(steps, dtype=np.float64)
+    r = np.ones(steps)
+    if steps > peak_steps:
+        t = (step[peak_steps:] - peak_steps) / (steps - peak_steps)
+        r[peak_steps:] = SHAPES[schedule](t, final_lr_fraction)
+    if warmup_steps > 0:
+        r *= np.minimum(1.0, (step + 1) / warmup_steps)
+    return r
+
+
+def observed_lr_curve(steps: int, at: NDArray[np.int64], lr_scale: Floats, warmup_steps: int = 0) -> Floats:
+    """The same from the multipliers logged at some steps, linearly between them, [steps].
+
+    Before the first logged step the rate is taken as that of the first one, after a linear warm-up.
+    """
+    step = np.arange(steps, dtype=np.float64)
+    r = np.interp(step, at, lr_scale)
+    if warmup_steps > 0:
+        r[: int(at[0])] *= np.minimum(1.0, (step[: int(at[0])] + 1) / warmup_steps)
+    return r

@@ -1,0 +1,1 @@
+"""The commands of this package: `python -m gepa_core.train`, `evaluate`, `ttt` and `quantize`."""

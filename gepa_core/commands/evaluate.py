@@ -1,0 +1,201 @@
+"""The commands `python -m gepa_core.evaluate` and `python -m gepa_core.ttt`: what a trained model scores.
+
+PATH is an output folder of `gepa_core.train`, one of its checkpoints, or an artifact, ours or published. An
+artifact does not say its model: without a job file at hand it is taken for one of the published recipe.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gepa_core.commands.train import torchrun_group
+from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.data.folder import open_folder
+from gepa_core.data.shards import load_tokens, open_shards
+from gepa_core.data.tokenizer import ByteTable, byte_table
+from gepa_core.device import rank_and_world
+from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
+from gepa_core.evaluation.scoring import Evaluation, evaluate_plain, evaluate_sliding
+from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.model.gepa import GEPA
+from gepa_core.quantization.artifact import check_fits, read_artifact
+from gepa_core.training.segment import prepare
+from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to score, on the device, and the text to score it on."""
+
+    model: GEPA
+    weights: str
+    step: int | None
+    """Of training; an artifact does not say."""
+    run: RunConfig
+    exec_cfg: ExecConfig
+    tokens: Any
+    table: ByteTable
+
+
+def _parser(command: str, what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m gepa_core.{command}", description=what)
+    parser.add_argument("path", type=Path, help="output folder of gepa_core.train, checkpoint, or artifact")
+    parser.add_argument("--data", type=Path, help="prepared data folder (default: the run's own)")
+    parser.add_argument("--job", type=Path, help="job file or output folder that describes an artifact")
+    parser.add_argument("--raw", action="store_true", help="raw weights of a checkpoint, not their average")
+    parser.add_argument("--tokens", type=int, help="score at most this many leading target tokens")
+    parser.add_argument("--counting", choices=("once", "reference"), help="default: the run's")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    return parser
+
+
+def open_subject(args: argparse.Namespace) -> Subject:
+    """Finds model, configuration and validation text. Raises UserError where one of them is missing."""
+    path: Path = args.path
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file or folder; give a training output folder, checkpoint or artifact"
+        )
+    if args.tokens is not None and args.tokens < 1:
+        raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
+    job, step = _job(args.job, path), None
+    if path.is_file():
+        state = read_artifact(path)
+        run = job.run if job else _published_run(path, state)
+        model, weights = _artifact_model(path, state, run), "artifact"
+    else:
+        trained = open_trained(path, average=not args.raw)
+        model, run, step = trained.model, trained.run, trained.step
+        weights = "raw" if args.raw else "average"
+    if args.counting:
+        run = run.model_copy(update={"eval": run.eval.model_copy(update={"counting": args.counting})})
+    exec_cfg = job.exec if job else ExecConfig()
+    if args.device:
+        exec_cfg = exec_cfg.model_copy(update={"device": args.device})
+    paths = _data_paths(args.data, job, run)
+    limit = run.data.val_tokens if args.tokens is None else args.tokens
+    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
+    table = byte_table(paths.tokenizer, run.model.vocab_size)
+    model.to(prepare(exec_cfg))
+    return Subject(model, weights, step, run, exec_cfg, tokens, table)
+
+
+def _job(given: Path | None, path: Path) -> Job | None:
+    """The job given, or that of the output folder that `path` is, or lies in."""
+    if given is not None:
+        return open_run(given) if given.is_dir() else read_job(given)
+    for folder in (path, *path.resolve().parents[:2]):
+        if (folder / JOB).is_file():
+            return open_run(folder)
+    return None
+
+
+def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
+    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
+    for bigram in ("poly", "xor"):
+        model = ModelConfig(bigram=bigram, rope_precision="bf16_published")
+        with contextlib.suppress(ArtifactError):
+            check_fits(state, GEPA(model).state_dict())
+            return RunConfig(steps=1, warmdown_steps=0, model=model)
+    raise ConfigError(
+        f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
+        "--job, the job file or output folder it was made from"
+    )
+
+
+def _artifact_model(path: Path, state: dict[str, Tensor], run: RunConfig) -> GEPA:
+    model = GEPA(run.model)
+    try:
+        check_fits(state, model.state_dict())
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    model.load_state_dict(state)
+    return model
+
+
+def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:
+    if folder is None:
+        if job is None:
+            raise ConfigError("no data: no job.json is at hand that names it; give --data, a prepared folder")
+        return job.data
+    data = open_folder(folder)
+    if run.data.tokenizer not in ("", data.config.tokenizer):
+        raise DataError(f"{folder}: not the tokenizer that the model was trained with (SHA-256 differs)")
+    return data.paths
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "val_bpb": evaluation.bpb,
+        "val_loss": evaluation.loss,
+        "tokens": evaluation.tokens,
+        "bytes": evaluation.bytes,
+        "seconds": evaluation.seconds,
+    }
+
+
+def _evaluate(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+    evaluate = evaluate_sliding if args.sliding else evaluate_plain
+    run = subject.run
+    result = evaluate(subject.model, subject.tokens, subject.table, run.eval, subject.exec_cfg)
+    return {"stage": "sliding" if args.sliding else "plain"} | _figures(result)
+
+
+def _ttt(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    result = test_time_train(
+        subject.model, subject.tokens, subject.table, run.eval, run.ttt, subject.exec_cfg
+    )
+    cost = ("tokens_scored", "tokens_trained", "updates", "score_seconds", "train_seconds")
+    return {"stage": "ttt"} | _figures(result.evaluation) | {key: getattr(result, key) for key in cost}
+
+
+def _command(
+    parser: argparse.ArgumentParser, measure: Callable[..., dict[str, Any]], argv: list[str] | None
+) -> int:
+    """Exit codes: 0 done, 2 bad input, 3 the model's scores are not finite."""
+    args = parser.parse_args(argv)
+    try:
+        with torchrun_group():
+            subject = open_subject(args)
+            names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
+            figures = names | measure(args, subject)
+            if rank_and_world()[0] == 0:
+                print(json.dumps(figures) if args.json else _line(figures))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"{args.path}: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _line(figures: dict[str, Any]) -> str:
+    text = (
+        "{path}: {stage} val_bpb {val_bpb:.4f} of the {what} "
+        "(val_loss {val_loss:.4f}, {tokens:,} tokens, {bytes:,} bytes, {seconds:.1f} s)"
+    )
+    step = figures["step"]
+    what = "artifact" if step is None else f"{figures['weights']} weights after step {step}"
+    return text.format(what=what, **figures)
+
+
+def evaluate_command(argv: list[str] | None = None) -> int:
+    parser = _parser("evaluate", "Validation in bits per byte.")
+    parser.add_argument(
+        "--sliding", action="store_true", help="overlapping windows instead of plain sequences"
+    )
+    return _command(parser, _evaluate, argv)
+
+
+def ttt_command(argv: list[str] | None = None) -> int:
+    return _command(_parser("ttt", "Legal, score-first test-time training."), _ttt, argv)

@@ -1,0 +1,171 @@
+"""Legal, score-first test-time training: tokens are scored in order, by weights that have never seen them.
+
+The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is scored
+with the weights as they are, and only then trained on, for the benefit of those after it; the last one is
+only scored.
+
+Source: openai/parameter-golf, pull request 644. Unlike there, batches are global: ranks share each of them,
+and do not change the number of updates.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gepa_core.data.tokenizer import ByteTable
+from gepa_core.device import PhaseClock, attention, share, sum_over_ranks
+from gepa_core.errors import DivergedError
+from gepa_core.evaluation.scoring import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
+from gepa_core.model.passes import sequence_loss
+
+_CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
+
+
+@dataclass(frozen=True)
+class TTTResult:
+    """The scores, and what they cost. tokens_trained counts every epoch; seconds are this rank's."""
+
+    evaluation: Evaluation
+    tokens_scored: int
+    tokens_trained: int
+    updates: int
+    score_seconds: float
+    train_seconds: float
+
+
+def chunk_lr(chunk: int, num_chunks: int, peak: float, warmup_fraction: float) -> float:
+    """Learning rate on a 0-based chunk: linear over the first `warmup_fraction` of chunks, then cosine to 0.
+
+    A warm-up takes one chunk at least, as the parity figure demands; so the cosine starts one chunk late.
+    """
+    warmup = max(1, int(num_chunks * warmup_fraction)) if warmup_fraction else 0
+    if chunk < warmup:
+        return peak * (chunk + 1) / warmup
+    t = (chunk - warmup) / max(num_chunks - 1 - warmup, 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * t))
+
+
+def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens: int) -> NDArray[np.int64]:
+    """int64[C + 1]: windows bounds[c]..bounds[c + 1] have their first scored target in chunk c."""
+    edges = np.arange(0, num_targets, chunk_tokens)
+    return np.append(np.searchsorted(first_scored, edges), len(first_scored))
+
+
+class Adapter:
+    """SGD with momentum on chunks of the text, on flat gradients: one reduction over ranks a step.
+
+    Adapts the model in place. The first cfg.freeze_blocks blocks stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Any, scorer: Scorer, num_chunks: int) -> None:
+        self.model, self.cfg, self.scorer, self.num_chunks = model, cfg, scorer, num_chunks
+        frozen = tuple(f"blocks.{i}." for i in range(cfg.freeze_blocks))
+        self.params: list[Tensor] = [p for name, p in model.named_parameters() if not name.startswith(frozen)]
+        self.frozen = [p for name, p in model.named_parameters() if name.startswith(frozen)]
+        sizes = [p.numel() for p in self.params]
+        self.momentum, self.gradient = torch.zeros(2, sum(sizes), device=scorer.device)
+        velocity, self.slots = (
+            [part.view_as(p) for part, p in zip(flat.split(sizes), self.params, strict=True)]
+            for flat in (self.momentum, self.gradient)
+        )
+        # Fused kernels want one dtype; a bf16 token embedding goes by itself.
+        pairs = list(zip(self.params, velocity, strict=True))
+        self.alike = [
+            list(part) for part in zip(*(x for x in pairs if x[0].dtype == torch.float32), strict=True)
+        ]
+        self.others = [x for x in pairs if x[0].dtype != torch.float32]
+        self.updates = self.tokens_trained = 0
+        self.micro_batch = scorer.exec_cfg.micro_batch_seqs or self._micro_batch()
+
+    def _micro_batch(self) -> int:
+        if self.scorer.device.type == "cuda":
+            return self.cfg.batch_seqs
+        return batch_rows(self.scorer.device, self.scorer.seq_len, self.scorer.model.cfg.mlp_hidden)
+
+    def adapt(self, chunk: int) -> None:
+        """Trains on the whole sequences of a chunk for cfg.epochs epochs."""
+        cfg, seq_len = self.cfg, self.scorer.seq_len
+        first = chunk * cfg.chunk_tokens
+        end = min(first + cfg.chunk_tokens, len(self.scorer.tokens) - 1)
+        starts = np.arange(first, end - seq_len + 1, seq_len, dtype=np.int64)
+        lr = chunk_lr(chunk, self.num_chunks, cfg.lr, cfg.warmup_fraction)
+        for p in self.frozen:
+            p.requires_grad_(False)
+        for _ in range(cfg.epochs):
+            for i in range(0, len(starts), cfg.batch_seqs):
+                self.step(starts[i : i + cfg.batch_seqs], lr)
+        for p in self.frozen:
+            p.requires_grad_(True)
+
+    def step(self, starts: NDArray[np.int64], lr: float) -> None:
+        """One update on the sequences at `starts`, shared by the ranks. No wait for the device."""
+        mine = starts[share(len(starts))]
+        parts = -(-len(mine) // self.micro_batch)
+        if not parts:  # more ranks than sequences
+            self.gradient.zero_()
+        for i, micro in enumerate(np.array_split(mine, parts) if parts else ()):
+            gradients = self._gradients(micro, len(starts))
+            (torch._foreach_add_ if i else torch._foreach_copy_)(self.slots, gradients)
+        self._update(sum_over_ranks(self.gradient), lr)
+        self.updates += 1
+        self.tokens_trained += len(starts) * self.scorer.seq_len
+
+    def _gradients(self, starts: NDArray[np.int64], batch: int) -> tuple[Tensor, ...]:
+        """Gradients by parameter of the sequences' part in the mean loss of a batch."""
+        exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
+        rows = self.scorer.rows(starts, self.scorer.seq_len)
+        with attention(exec_cfg, device):
+            loss = sequence_loss(self.model, rows[:, :-1], rows[:, 1:], exec_cfg, device)
+            return torch.autograd.grad(loss * (len(starts) / batch), self.params)
+
+    def check(self) -> None:
+        """Raises DivergedError if an update was not finite. Waits for the device."""
+        if not bool(self.momentum.sum().isfinite()):
+            raise DivergedError(self.updates, "test-time training's update")
+
+    @torch.no_grad()
+    def _update(self, gradient: Tensor, lr: float) -> None:
+        clip = (self.cfg.grad_clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        self.momentum.mul_(self.cfg.momentum).addcmul_(gradient, clip)
+        torch._foreach_add_(*self.alike, alpha=-lr)
+        for parameter, velocity in self.others:
+            parameter.add_(velocity, alpha=-lr)
+
+
+def test_time_train(
+    model: Any, tokens: NDArray[Any], table: ByteTable, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any
+) -> TTTResult:
+    """Scores tokens (uint16[N + 1]) in sliding windows, adapting the model in place to each chunk scored.
+
+    With zero epochs nothing separates the chunks: this is `evaluate_sliding`, to the bit. Raises DataError
+    and DivergedError as that does.
+    """
+    check_text(model, tokens, table, eval_cfg.seq_len)
+    num_targets = len(tokens) - 1
+    windows = sliding_windows(num_targets, eval_cfg.seq_len, eval_cfg.stride, eval_cfg.counting)
+    chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else num_targets
+    bounds = chunk_bounds(windows.first_scored, num_targets, chunk_tokens)
+    num_chunks = len(bounds) - 1
+    scorer = Scorer(model, tokens, windows, exec_cfg, int(np.diff(bounds).max()))
+    adapter = Adapter(model, ttt_cfg, scorer, num_chunks)
+    clock = PhaseClock(scorer.device)
+    for chunk in range(num_chunks):
+        with clock.phase("score"):
+            scorer.score(int(bounds[chunk]), int(bounds[chunk + 1]))
+        if chunk < num_chunks - 1:
+            with clock.phase("train"):
+                adapter.adapt(chunk)
+        if chunk % _CHECK_EVERY == 0:
+            adapter.check()
+    scores = scorer.gather()
+    score_seconds, train_seconds = clock.seconds("score"), clock.seconds("train")
+    seconds = score_seconds + train_seconds
+    evaluation = account(scores, windows.targets(), tokens, table, eval_cfg.block_tokens, seconds)
+    return TTTResult(
+        evaluation, len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
+    )

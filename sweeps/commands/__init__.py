@@ -1,0 +1,1 @@
+"""What launch.py's commands do, with their messages and exit codes."""

@@ -1,0 +1,309 @@
+"""What `launch.py` does: sweep file, data, store, plan, cluster, report. Heavy imports are local."""
+
+import argparse
+import json
+import os
+import re
+import socket
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gepa_core.errors import ConfigError, DataError, UserError
+from sweeps.plan.advice import advise, uneven_ranks
+from sweeps.plan.estimate import Node, places, refusal, summary
+from sweeps.plan.planner import make_plan
+from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
+from sweeps.plan.tree import Plan
+from sweeps.spec.load import load_sweep
+from sweeps.spec.source import DataSource, Resolved, resolve
+from sweeps.spec.sweep import Sweep
+
+if TYPE_CHECKING:
+    from sweeps.store.store import Store
+
+
+def plan_or_run(args: argparse.Namespace) -> int:
+    sweep = load_sweep(args.sweep, args.overrides)
+    return print_plan(sweep, args) if args.plan else run(sweep, args)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep with what is known of its data."""
+
+    sweep: Sweep
+    data: dict[DataSource, Resolved]
+    unchecked: tuple[str, ...]
+
+    @property
+    def val_tokens(self) -> int:
+        return max((data.val_tokens for data in self.data.values()), default=PUBLISHED_VAL_TOKENS)
+
+
+def run(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Train, measure and report what is not done yet; exit code."""
+    check_address(address_of(args))
+    if impossible := list(uneven_ranks(sweep)):
+        raise ConfigError(f"{sweep.file}: {impossible[0]}")
+    prepared = open_data(sweep, say)
+    plan = over_store(prepared, args.output, fresh=args.fresh)
+    for line in changed(plan, args.output):
+        say(f"changed since the last launch: {line}")
+    for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
+        say(notice)
+    from sweeps.drive.launch import RunOptions, run_sweep
+
+    options = RunOptions(
+        address=address_of(args),
+        only=args.only,
+        retry_failed=args.retry_failed,
+        fail_fast=args.fail_fast,
+        fresh=args.fresh,
+        max_gpu_hours=args.max_gpu_hours,
+        max_parallel=args.max_parallel,
+    )
+    result = run_sweep(plan, args.output, options, record={"data": data_record(prepared)})
+    counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
+    plural = "s" * (sum(result.runs.values()) != 1)
+    nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
+    say(f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}")
+    for run_id, error in result.failures.items():
+        say(f"  {run_id}: {error}")
+    wanted = result.runs["done"] and not args.no_report
+    written = report(args, result.sweep, result.executed) if wanted else None
+    if args.json:
+        print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
+    return result.exit_code
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def address_of(args: argparse.Namespace) -> str | None:
+    return args.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_address(address: str | None) -> None:
+    """Raises ConfigError where nothing listens; Ray itself would try for minutes. "auto" is left to Ray."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({error}); see `ray status` on its head node, or leave "
+            "--address (and RAY_ADDRESS) out to use this machine"
+        ) from None
+
+
+def data_record(prepared: Prepared) -> list[dict[str, Any]]:
+    """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
+    from sweeps.commands.baseline import compressed_sizes
+
+    record = []
+    for source, data in prepared.data.items():
+        runs = [run for run in prepared.sweep.runs if run.data.train == data.config.train]
+        limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
+        text = dict(data.val_text) if data.val_text else None
+        if limits != {data.val_tokens}:  # one part of it, or several
+            paths = data.paths
+            text = compressed_sizes(paths.val, paths.tokenizer, *limits) if len(limits) == 1 else None
+        record.append(
+            {
+                "source": str(source),
+                "paths": {key: str(Path(path).absolute()) for key, path in data.paths.model_dump().items()},
+                "fingerprint": data.config.train,
+                "train_tokens": data.train_tokens,
+                "val_tokens": data.val_tokens,
+                "val_text": text,
+            }
+        )
+    return record
+
+
+def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:
+    """The report's path; made again where work was done. A report that fails does not fail the sweep."""
+    if "://" in args.output:
+        say(f"no report: copy {args.output}/{sweep} to a disk and run `python -m analysis DIR` on it")
+        return None
+    folder = Path(args.output, sweep)
+    page = folder / "report" / "report.html"
+    if executed or not page.is_file():
+        say("writing the report")
+        try:
+            failed = args.write_report(str(folder)) != 0
+        except Exception:
+            traceback.print_exc()
+            failed = True
+        if failed:
+            say(f"the report failed, the results are complete: see `python -m analysis {folder}`")
+            return None
+    say(f"report: {page}")
+    return str(page)
+
+
+def look_at_data(sweep: Sweep) -> Prepared:
+    """For `--plan`: the data as far as it is at hand."""
+    found: dict[DataSource, Resolved] = {}
+    unchecked = []
+    for source in sweep.sources:
+        if not source.named:
+            unchecked.append("the sweep names no data (set data.dir): run ids are provisional")
+            continue
+        try:
+            found[source] = resolve(source, prepare=False)
+        except DataError as error:
+            how = f"{source}: prepared on the first run" if source.corpus else f"not checked: {error}"
+            unchecked.append(f"data {how}; run ids are provisional, finished work is not recognised")
+    return Prepared(sweep.with_data(found), found, tuple(unchecked))
+
+
+def open_data(sweep: Sweep, say: Any) -> Prepared:
+    """For a run: all data, prepared where a corpus is missing, and checked. Raises DataError."""
+    from gepa_core.data.folder import check_launch, open_folder, open_patterns
+
+    found: dict[DataSource, Resolved] = {}
+    for source in sweep.sources:
+        using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
+        sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
+        found[source] = resolve(source, vocab_size=min(sizes)[0], prepare=True, say=say)
+        dataset = open_folder(source.dir) if source.dir else open_patterns(*source.patterns())
+        for vocab_size, seq_len in sorted(sizes):
+            check_launch(dataset, vocab_size=vocab_size, seq_len=seq_len)
+    return Prepared(sweep.with_data(found), found, ())
+
+
+def existing_store(output: str) -> "Store | None":
+    """The store at `output`; None where a local one is not there."""
+    if "://" not in output and not Path(output, "segments").is_dir():
+        return None
+    from sweeps.store.store import Store
+
+    return Store(output)
+
+
+def over_store(prepared: Prepared, output: str, *, fresh: bool = False) -> Plan:
+    """The plan over what the store at `output` has, if there is one; it is not created."""
+    sweep = prepared.sweep
+    on_gpu = sweep.resources.gpus_per_run > 0
+    speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
+    if (store := existing_store(output)) is None:
+        return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
+    from sweeps.plan.history import History, read_history
+
+    history = read_history(store)
+    speeds = speeds.measured(history.on(gpu=on_gpu))
+    known = History() if fresh else history
+    return make_plan(sweep, known.segments, known.stages, speeds=speeds, val_tokens=prepared.val_tokens)
+
+
+def changed(plan: Plan, output: str) -> list[str]:
+    """What the sweep file says otherwise than at its last launch into this store."""
+    if "://" not in output and not Path(output, plan.sweep.name, "sweep.json").is_file():
+        return []
+    from sweeps.plan.history import changes
+    from sweeps.store.store import Store
+
+    old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    return changes(old, plan.sweep.document or {}, plan.runs) if old else []
+
+
+def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
+    prepared = look_at_data(sweep)
+    if args.only:
+        prepared = replace(prepared, sweep=only(prepared.sweep, args.only))
+    plan = over_store(prepared, args.output, fresh=args.fresh)
+    leases, basis, cannot = capacity(sweep, args)
+    figures = summary(plan, leases=leases, leases_basis=basis)
+    notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    if args.fresh and (store := existing_store(args.output)):
+        from sweeps.drive.fresh import refusal as refused
+
+        notes += filter(None, [refused(store, plan)])
+    left = figures["gpu_hours_left"]
+    if args.max_gpu_hours and left > args.max_gpu_hours:
+        notes.append(f"stops, resumable, at --max-gpu-hours {args.max_gpu_hours:g} of {left:.1f} estimated")
+    notes += [f"changed since the last launch: {line}" for line in changed(plan, args.output)]
+    advice = advise(plan.sweep)
+    if args.json:
+        extra = {"unchecked": prepared.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
+        print(json.dumps(figures | extra, allow_nan=False))
+        return 0
+    from rich.console import Console
+
+    from sweeps.plan.show import show_plan
+
+    show_plan(Console(highlight=False, soft_wrap=True), plan, figures, notes=notes, advice=advice)
+    return 0
+
+
+def only(sweep: Sweep, glob: str) -> Sweep:
+    """The sweep's runs whose id matches. Raises ConfigError where there are none."""
+    runs = tuple(run for run in sweep.runs if fnmatchcase(run.run_id, glob))
+    if not runs:
+        some = ", ".join(run.run_id for run in sweep.runs[:5])
+        raise ConfigError(f"--only {glob}: no run of {sweep.name} matches; there are {some}, ...")
+    return replace(sweep, runs=runs)
+
+
+def epochs(plan: Plan, prepared: Prepared) -> list[str]:
+    """How often the longest run reads its data, where that is more than once."""
+    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
+    passes = (
+        max(
+            (run.config.train_tokens / tokens[run.config.data.train], run_id)
+            for run_id, run in plan.runs.items()
+            if run.config.data.train in tokens
+        )
+        if tokens
+        else (0.0, "")
+    )
+    return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
+
+
+def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
+    """Leases at a time, on what, and what can never be placed there."""
+    resources = sweep.resources
+    address, unreachable = address_of(args), []
+    nodes, where = [local_node()], "this machine"
+    if address:
+        try:
+            check_address(address)
+            from sweeps.drive.ray_cluster import cluster_nodes
+
+            nodes, where = cluster_nodes(address), f"the cluster at {address}"
+        except UserError as error:
+            unreachable, address = [str(error)], None
+    leases = places(sweep.bundles(), resources, nodes)
+    why = refusal(sweep, nodes)
+    cannot = [*unreachable, f"not on {where}: {why}"] if why else unreachable
+    if not address and resources.cluster_gpus and resources.gpus_per_run:
+        leases, where = int(resources.cluster_gpus / resources.gpus_per_run), f"{resources.cluster_gpus} GPUs"
+        cannot = unreachable
+        if not leases:
+            cannot = [
+                f"a run asks for {resources.gpus_per_run:g} GPUs, the cluster has {resources.cluster_gpus}"
+            ]
+    elif not leases:
+        where = f"{resources.gpus_per_run:g} GPUs" if resources.gpus_per_run else "a large enough machine"
+    leases = max(1, min(leases, args.max_parallel or leases))
+    return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
+
+
+def local_node() -> Node:
+    """This machine, without asking Ray or torch."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = Path("/proc/driver/nvidia/gpus")
+    gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
+    if visible is not None:
+        gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Node({"CPU": cpus, "GPU": gpus, "memory": memory})

@@ -1,0 +1,311 @@
+"""Carries a plan out: the sweep's lease, Ray where there is anything to do, the driver, the records."""
+
+import fnmatch
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gepa_core.errors import ConfigError, UserError
+from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
+from sweeps.drive.fresh import forget
+from sweeps.drive.progress import make_view
+from sweeps.drive.record import SweepRecorder, devices
+from sweeps.plan.tree import Plan
+from sweeps.spec.sweep import Sweep
+from sweeps.store.files import StorageError
+from sweeps.store.lock import Lease, LeaseLostError
+from sweeps.store.store import Store
+
+_OBJECT_STORE_SETTLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line may ask for."""
+
+    address: str | None = None
+    """Ray cluster to join; None = a local Ray of our own."""
+    only: str | None = None
+    """Glob of run ids."""
+    retry_failed: bool = False
+    fail_fast: bool = False
+    fresh: bool = False
+    max_gpu_hours: float | None = None
+    max_parallel: int | None = None
+    plain: bool = False
+    """Lines rather than a live table, also on a terminal."""
+
+
+class StoppedError(UserError):
+    """A sweep at work had to stop: the store went away, or another driver took over. Resumable."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a launch ended. `exit_code`: 0, 3, 4 or 130, as launch.py documents them."""
+
+    exit_code: int
+    ending: str
+    sweep: str
+    folder: str
+    runs: dict[str, int]
+    """Number of runs by status."""
+    failures: dict[str, str]
+    """Run -> why it failed or diverged."""
+    seconds: float
+    device_seconds: float
+    """Of this launch, attempts that came to nothing included."""
+    executed: int
+    """Segments and stages that were done in this launch."""
+    identity_breaks: dict[str, list[str]] = field(default_factory=dict)
+    """Segment -> in what its execution differs from that of the state it started from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+ClusterFactory = Callable[[Sweep, str | None], AbstractContextManager[Cluster]]
+"""(sweep, address) -> where its work is executed."""
+
+
+def ray_cluster(sweep: Sweep, address: str | None) -> AbstractContextManager[Cluster]:
+    from sweeps.drive.ray_cluster import RayCluster  # seconds, and only needed where there is something to do
+
+    return RayCluster(sweep, address)
+
+
+def run_sweep(
+    plan: Plan,
+    store_url: str,
+    options: RunOptions,
+    record: Mapping[str, Any] | None = None,
+    cluster: ClusterFactory = ray_cluster,
+) -> SweepResult:
+    """Does what of `plan` is not done in the store. `record`: entries of sweep.json besides the usual ones.
+
+    Raises UserError: another driver's lease, a cluster out of reach, `only` that matches nothing;
+    StoppedError once at work.
+    """
+    begun = time.monotonic()
+    store = Store(store_url)
+    if options.fresh:
+        if options.only is not None:
+            raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
+        plan = _without_history(plan)
+    lease_path = store.sweep(plan.sweep.name).lease_path
+    lease = Lease(store.files, lease_path, settle=0.0 if store.files.local else _OBJECT_STORE_SETTLE_SECONDS)
+    selected = _selected(plan, options.only)
+    lease.acquire()
+    try:
+        if options.fresh:
+            forget(store, plan)
+        view = make_view(plan, store, plain=options.plain)
+        recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
+        try:
+            ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
+        except (StorageError, LeaseLostError) as error:
+            raise StoppedError(str(error)) from error
+        finally:
+            view.close()
+        return _result(recorder, selected, ending, driver, time.monotonic() - begun)
+    finally:
+        lease.release()
+
+
+def _carry_out(
+    plan: Plan,
+    recorder: SweepRecorder,
+    selected: list[str],
+    options: RunOptions,
+    record: Mapping[str, Any],
+    start_cluster: ClusterFactory,
+) -> tuple[Ending, Driver | None]:
+    recorder.folder.remove_temporaries()
+    recorder.load(options.retry_failed)
+    recorder.folder.write_json("sweep.json", {**sweep_record(plan, recorder.store), **record})
+    recorder.folder.write_json("plan.json", plan.record())
+    recorder.write_runs()
+    wanted = {
+        node
+        for run_id in selected
+        if run_id not in recorder.given_up
+        for node in (*plan.segments_of(run_id), *plan.runs[run_id].stages)
+    }
+    left = _left(plan, wanted, set(recorder.done))
+    if not left:
+        return Ending.COMPLETE, None
+    recorder.note("say", "", text="joining the cluster" if options.address else "starting a local Ray")
+    with _counted_interrupts() as interrupts, start_cluster(plan.sweep, options.address) as cluster:
+        interrupts.is_starting = False
+        driver = Driver(
+            plan,
+            cluster,
+            recorder,
+            time.monotonic,
+            left,
+            set(recorder.done),
+            Options(
+                max_parallel=options.max_parallel,
+                max_device_hours=options.max_gpu_hours,
+                fail_fast=options.fail_fast,
+                devices=devices(plan),
+                eager=options.address is None,
+            ),
+            interrupts=interrupts,
+        )
+        try:
+            ending = driver.run()
+        finally:
+            recorder.write_runs()
+    return ending, driver
+
+
+def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
+    """What of `wanted` is not done and something not done depends on."""
+    left: set[str] = set()
+    needed = {node for node in wanted if node in plan.stages}
+    needed |= {run.last for run in plan.runs.values() if run.last in wanted}
+    parent = dict(plan.nodes())
+    for node in needed:
+        at: str | None = node
+        while at is not None and at not in done and at not in left:
+            left.add(at)
+            at = parent[at]
+    return left
+
+
+def _selected(plan: Plan, only: str | None) -> list[str]:
+    if only is None:
+        return list(plan.runs)
+    found = fnmatch.filter(plan.runs, only)
+    if not found:
+        names = ", ".join(list(plan.runs)[:8]) + (", ..." if len(plan.runs) > 8 else "")
+        raise ConfigError(f"--only {only}: no run of {plan.sweep.name} matches; its runs are {names}")
+    return found
+
+
+def _without_history(plan: Plan) -> Plan:
+    from sweeps.plan.planner import make_plan
+
+    return make_plan(plan.sweep, speeds=plan.speeds, val_tokens=plan.val_tokens)
+
+
+def _result(
+    recorder: SweepRecorder, selected: list[str], ending: Ending, driver: Driver | None, seconds: float
+) -> SweepResult:
+    statuses = {run_id: recorder.status(run_id) for run_id in recorder.plan.runs}
+    counts = Counter(statuses.values())
+    bad = any(statuses[run_id] != "done" for run_id in selected)
+    codes = {Ending.INTERRUPTED: 130, Ending.BUDGET: 4}
+    breaks = {id_: o.execution.get("breaks") or [] for id_, o in recorder.done.items()}
+    return SweepResult(
+        exit_code=codes.get(ending, 3 if bad else 0),
+        ending=ending.value,
+        sweep=recorder.plan.sweep.name,
+        folder=recorder.store.files.describe(recorder.plan.sweep.name),
+        runs={status: counts[status] for status in ("done", "diverged", "failed", "pending")},
+        failures={run_id: error for run_id, (_, error) in recorder.given_up.items()},
+        seconds=seconds,
+        device_seconds=driver.device_seconds if driver else 0.0,
+        executed=driver.executed if driver else 0,
+        identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
+    )
+
+
+@dataclass
+class _Signals(Interrupts):
+    """Ctrl-C and SIGTERM from here on: once drains, twice stops at once."""
+
+    is_starting: bool = True
+    """Nothing runs yet: there is nothing to drain."""
+
+
+@contextmanager
+def _counted_interrupts() -> Iterator[_Signals]:
+    signals = _Signals()
+
+    def heard(number: int, frame: Any) -> None:
+        signals.count += 1
+        if signals.is_starting:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
+    """sweep.json: what was launched, with what, on what."""
+    sweep = plan.sweep
+    return {
+        "name": sweep.name,
+        "file": sweep.file,
+        "document": dict(sweep.document or {}),
+        "recipe": sweep.recipe,
+        "stages": list(sweep.stages),
+        "share": sweep.share,
+        "resources": sweep.resources.model_dump(mode="json"),
+        "exec": sweep.exec.model_dump(mode="json"),
+        "runs": {run_id: _reproduce(plan, store, run_id) for run_id in plan.runs},
+        "argv": sys.argv,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": (status := _git("status", "--porcelain")) and bool(status),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": {
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "processor": _processor(),
+        },
+    }
+
+
+def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
+    """The command that makes this run again, alone."""
+    where = store.files.describe("").rstrip("/")
+    sweep = plan.sweep
+    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
+    return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in ("gepa-sweeps", "torch", "ray", "numpy", "pyarrow", "sentencepiece", "zstandard"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git on this code; None where it is not a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,216 @@
+"""What a running sweep shows: a live tree on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from rich.tree import Tree
+
+from sweeps.plan.tree import Plan
+from sweeps.store.journal import reports
+from sweeps.store.store import Outcome, Store
+
+_LOG_TAIL_LINES = 15
+_READ_SECONDS = 2.0
+_MAX_RUNNING = 40
+
+
+class View(Protocol):
+    def show(self, what: str, node: str, **facts: Any) -> None:
+        """Something happened to a segment or stage (or, node "", to the sweep)."""
+
+    def refresh(self) -> None:
+        """Called a few times a second."""
+
+    def close(self) -> None:
+        """The sweep has ended."""
+
+
+def label(plan: Plan, node: str) -> str:
+    """A segment or stage in words."""
+    if segment := plan.segments.get(node):
+        if segment.trunk:
+            return f"trunk {segment.start:,} → {segment.stop:,}"
+        return f"{segment.start:,} → {segment.stop:,} {segment.config.schedule} ({_runs(plan, node)})"
+    stage = plan.stages[node]
+    return f"{stage.kind} of {stage.run_id}"
+
+
+def _runs(plan: Plan, node: str) -> str:
+    ids = plan.segments[node].runs
+    return ids[0] if len(ids) == 1 else f"{len(ids)} runs"
+
+
+def result_text(outcome: Outcome) -> str:
+    """What a finished segment or stage measured."""
+    result = outcome.result
+    if outcome.kind == "segment":
+        loss = result.get("train_loss_final")
+        speed = result["tokens_per_second"]
+        return (f"train_loss {loss:.4f}, " if loss is not None else "") + f"{speed:,.0f} tokens/s"
+    if outcome.kind == "quantize":
+        return f"{result['artifact_bytes']:,} bytes"
+    return f"{result[f'{outcome.kind}_bpb']:.4f} bpb"
+
+
+def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str | None:
+    """A line about an event; None for those not worth one."""
+    name = label(plan, node) if node else ""
+    error = facts.get("error") or facts.get("observed") or ""
+    match what:
+        case "started":
+            again = f" (attempt {facts['attempts'] + 1})" if facts.get("attempts") else ""
+            return f"start    {name}{again}"
+        case "finished":
+            outcome = facts["outcome"]
+            breaks = outcome.execution.get("breaks") or []
+            note = f"; bit identity ends here ({'; '.join(breaks)})" if breaks else ""
+            return f"done     {name}: {result_text(outcome)}, {outcome.seconds:.1f} s{note}"
+        case "retry":
+            return f"retry    {name}: {error}"
+        case "restart_smaller":
+            return f"retry    {name}: out of memory; from its start with a smaller micro-batch: {error}"
+        case "diverge":
+            return f"diverged {name}: {error}"
+        case "fail":
+            return f"failed   {name}: {error}"
+        case "leave":
+            return f"stopped  {name}"
+        case "draining":
+            reasons = {
+                "interrupted": "interrupted: saving what runs (again to stop at once)",
+                "budget": "the budget of GPU-hours is spent: saving what runs",
+                "fail_fast": "stopping at the first failure: saving what runs",
+            }
+            return reasons.get(facts["why"], facts["why"])
+        case "lease_lost":
+            return f"workers lost: {error}"
+        case "say":
+            return str(facts["text"])
+    return None
+
+
+def log_tail(store: Store, node: str, attempt: str) -> list[str]:
+    """The last lines an attempt printed."""
+    data = store.files.read(f"{store.attempt_path(node, attempt)}/log.txt") or b""
+    return data.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+
+
+@dataclass
+class PlainView:
+    """A line an event."""
+
+    plan: Plan
+    say: Callable[[str], None] = field(default=lambda line: print(line, flush=True))
+    begun: float = field(default_factory=time.monotonic)
+
+    def show(self, what: str, node: str, **facts: Any) -> None:
+        if text := event_text(self.plan, what, node, facts):
+            self.say(f"{_clock(time.monotonic() - self.begun)} {text}")
+        for line in facts.get("log", ()):
+            self.say(f"    | {line}")
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LiveView:
+    """A tree of the trunks with what runs, redrawn in place; finished and failed things scroll by above."""
+
+    def __init__(self, plan: Plan, store: Store, console: Console) -> None:
+        self.plan, self.store = plan, store
+        self.begun = time.monotonic()
+        self.running: dict[str, dict[str, Any]] = {}
+        self.done: set[str] = set(plan.done)
+        self._read = 0.0
+        self.live = Live(console=console, get_renderable=self.render, auto_refresh=False)
+        self.live.start()
+
+    def show(self, what: str, node: str, **facts: Any) -> None:
+        if what == "started":
+            self.running[node] = {"attempt": facts["attempt"], "since": time.monotonic()}
+        elif node:
+            self.running.pop(node, None)
+        if what == "finished":
+            self.done.add(node)
+        if what != "started" and (text := event_text(self.plan, what, node, facts)):
+            self.live.console.print(Text(f"{_clock(time.monotonic() - self.begun)} {text}"))
+        for line in facts.get("log", ()):
+            self.live.console.print(Text(f"    | {line}", style="dim"))
+
+    def refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._read > _READ_SECONDS:
+            self._read = now
+            for node, state in self.running.items():
+                if node in self.plan.segments:
+                    path = f"{self.store.attempt_path(node, state['attempt'])}/events.jsonl"
+                    state["reports"] = reports(self.store.files.read(path) or b"")
+        self.live.refresh()
+
+    def close(self) -> None:
+        self.live.refresh()
+        self.live.stop()
+
+    def render(self) -> Tree:
+        total = len(self.plan.priority)
+        elapsed = time.monotonic() - self.begun
+        head = f"{self.plan.sweep.name}: {len(self.done)} of {total} done, {_clock(elapsed)}"
+        if left := self._eta(elapsed):
+            head += f", about {_clock(left)} left"
+        tree = Tree(Text(head, style="bold"))
+        branches: dict[str, Tree] = {}
+        for node, state in list(self.running.items())[:_MAX_RUNNING]:
+            segment = self.plan.segments.get(node) or self.plan.segments[self._segment_of(node)]
+            if segment.trunk_id not in branches:
+                trunk = [s.id for s in self.plan.segments.values() if s.trunk_id == segment.trunk_id]
+                done = sum(s in self.done for s in trunk)
+                name = f"trunk {segment.trunk_id[:8]}: {done} of {len(trunk)} segments"
+                branches[segment.trunk_id] = tree.add(Text(name))
+            branches[segment.trunk_id].add(Text(self._running_text(node, state)))
+        return tree
+
+    def _segment_of(self, node: str) -> str:
+        while node in self.plan.stages:
+            node = self.plan.stages[node].after
+        return node
+
+    def _running_text(self, node: str, state: dict[str, Any]) -> str:
+        words = f"{label(self.plan, node)}  {_clock(time.monotonic() - state['since'])}"
+        seen = state.get("reports") or []
+        if seen:
+            last = seen[-1]
+            bpb = next((r["val_bpb"] for r in reversed(seen) if r.get("val_bpb") is not None), None)
+            words += f"  step {last['step']:,}"
+            words += f"  {bpb:.4f} bpb" if bpb is not None else ""
+            words += f"  {last['tokens_per_second']:,.0f} tokens/s"
+        return words
+
+    def _eta(self, elapsed: float) -> float | None:
+        """Time left if the rest goes as what was done here, by the plan's estimates of cost."""
+        here = self.done - self.plan.done
+        cost = sum(self.plan.seconds[node] for node in here)
+        left = sum(seconds for node, seconds in self.plan.seconds.items() if node not in self.done)
+        return elapsed * left / cost if cost else None
+
+
+def _clock(seconds: float) -> str:
+    minutes, secs = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def make_view(plan: Plan, store: Store, *, plain: bool) -> View:
+    """The view that fits where standard error goes, which is where progress is shown."""
+    console = Console(file=sys.stderr, highlight=False)
+    if plain or not console.is_terminal:
+        return PlainView(plan, lambda line: print(line, file=sys.stderr, flush=True))
+    return LiveView(plan, store, console)

@@ -1,0 +1,92 @@
+"""What a plan can tell its author before a step is paid for. Pure; each rule one function of the sweep."""
+
+from collections.abc import Callable, Iterator
+
+from sweeps.plan.speeds import quantized_fraction
+from sweeps.spec.sweep import Sweep
+
+LONG_WARMDOWN = 0.5
+EMA_LEFTOVER = 0.01
+"""Share of the initial weights that an EMA may still hold when a run ends."""
+MIN_QUANTIZED = 0.9
+
+
+def advise(sweep: Sweep) -> list[str]:
+    """Advice for the whole sweep, most consequential first; empty where nothing is to be said."""
+    return [advice for rule in RULES for advice in rule(sweep)]
+
+
+def one_length(sweep: Sweep) -> Iterator[str]:
+    lengths = {run.steps for run in sweep.runs}
+    if len(lengths) < 3:
+        have = "one run length" if len(lengths) == 1 else "two run lengths"
+        yield f"{have} only: no law in steps can be fitted and tested; give at least three"
+
+
+def no_long_warmdown(sweep: Sweep) -> Iterator[str]:
+    longest = max(run.warmdown_ratio for run in sweep.runs)
+    if longest < LONG_WARMDOWN:
+        yield (
+            f"no long warmdown in the grid (the longest is {longest:.2f} of its run): whether a longer "
+            f"one is better stays open; add a ratio of {LONG_WARMDOWN} or more"
+        )
+
+
+def no_replicates(sweep: Sweep) -> Iterator[str]:
+    if len({run.seed for run in sweep.runs}) == 1:
+        yield (
+            "no replicate seeds: the noise floor is unknown (repeats of the published trunk differ by .0013 "
+            "BPB); add seeds, at least to one cell"
+        )
+
+
+def ema_horizon(sweep: Sweep) -> Iterator[str]:
+    slow = [run for run in sweep.runs if run.ema_decay**run.steps > EMA_LEFTOVER]
+    if slow:
+        worst = max(slow, key=lambda run: run.ema_decay**run.steps)
+        fitting = EMA_LEFTOVER ** (1 / min(run.steps for run in slow))
+        yield (
+            f"EMA horizon too long for {len(slow)} of {len(sweep.runs)} runs: with ema_decay "
+            f"{worst.ema_decay:g} over {worst.steps} steps, {worst.ema_decay**worst.steps:.0%} of the EMA is "
+            f"still the initial weights; ema_decay {int(fitting * 1000) / 1000:g} or less fits"
+        )
+
+
+def momentum_warmup(sweep: Sweep) -> Iterator[str]:
+    long = [run for run in sweep.runs if run.optim.muon_momentum_warmup_steps > run.steps]
+    if long:
+        steps = max(run.optim.muon_momentum_warmup_steps for run in long)
+        yield (
+            f"Muon's momentum warms up for {steps} steps, longer than {len(long)} of the runs (the shortest "
+            f"has {min(run.steps for run in long)}); lower optim.muon_momentum_warmup_steps"
+        )
+
+
+def uneven_ranks(sweep: Sweep) -> Iterator[str]:
+    uneven = sorted({run.batch.spans for run in sweep.runs if run.batch.spans % sweep.exec.ranks})
+    if uneven:
+        spans = ", ".join(map(str, uneven))
+        yield (
+            f"{spans} spans a step do not divide among {sweep.exec.ranks} ranks; choose ranks (gpus_per_run) "
+            "that divide batch.spans"
+        )
+
+
+def little_quantized(sweep: Sweep) -> Iterator[str]:
+    least = min(sweep.runs, key=quantized_fraction)
+    if quantized_fraction(least) < MIN_QUANTIZED and "int6" in "".join(sweep.stages):
+        yield (
+            f"int6 reaches only {quantized_fraction(least):.0%} of the parameters: "
+            f"quant.keep_float_max_numel {least.quant.keep_float_max_numel} is too high for this width"
+        )
+
+
+RULES: tuple[Callable[[Sweep], Iterator[str]], ...] = (
+    uneven_ranks,
+    ema_horizon,
+    momentum_warmup,
+    one_length,
+    no_long_warmdown,
+    no_replicates,
+    little_quantized,
+)

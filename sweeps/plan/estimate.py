@@ -1,0 +1,173 @@
+"""What a plan costs: device-hours with and without sharing, money, disk, and time. Pure."""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gepa_core.config import CAP_BYTES
+from sweeps.plan.speeds import num_params, plain_flops, sliding_flops, state_bytes, ttt_flops
+from sweeps.plan.tree import Plan
+from sweeps.spec.sweep import Resources, Sweep
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Device-hours: GPU-hours, or those of one-thread CPU workers."""
+
+    train: float
+    eval: float
+    """Validation while training, and the plain and sliding stages."""
+    ttt: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.eval + self.ttt
+
+
+def naive_hours(plan: Plan) -> Hours:
+    """If every run were trained and measured alone."""
+    train = evaluate = ttt = 0.0
+    for run in plan.runs.values():
+        config, tokens = run.config, plan.tokens(run.config)
+        kinds = {plan.stages[stage].kind for stage in run.stages}
+        train += plan.train_seconds(config, config.steps)
+        evaluate += plan.validation_seconds(config, 0, config.steps)
+        flops = plain_flops(config, tokens) * len(kinds & {"float", "ema", "int6"})
+        flops += sliding_flops(config, tokens) * ("int6_sliding" in kinds)
+        evaluate += flops / plan.speeds.evaluate
+        ttt += ttt_flops(config, tokens) * ("ttt" in kinds) / plan.speeds.ttt
+    return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
+
+
+def shared_hours(plan: Plan, *, left: bool = False) -> Hours:
+    """As planned; `left`: without what the store already has."""
+    skipped = plan.done if left else frozenset()
+    train = evaluate = ttt = 0.0
+    for segment in plan.segments.values():
+        if segment.id not in skipped:
+            train += plan.train_seconds(segment.config, segment.steps)
+            evaluate += plan.validation_seconds(segment.config, segment.start, segment.stop)
+    for stage in plan.stages.values():
+        if stage.id not in skipped:
+            ttt += plan.seconds[stage.id] if stage.kind == "ttt" else 0.0
+            evaluate += plan.seconds[stage.id] if stage.kind != "ttt" else 0.0
+    return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
+
+
+def disk_bytes(plan: Plan, leases: int) -> int:
+    """States on trunks and artifacts, which stay, and three states for each lease at work."""
+    sizes = {segment.id: state_bytes(segment.config.model) for segment in plan.segments.values()}
+    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
+    states += 3 * leases * max(sizes.values(), default=0)
+    artifacts = sum(
+        min(num_params(stage.config.model), CAP_BYTES)
+        for stage in plan.stages.values()
+        if stage.kind == "quantize"
+    )
+    return states + artifacts
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: its resources by Ray's names (CPU, GPU, memory, custom ones) and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def places(bundles: Sequence[Mapping[str, float]], resources: Resources, nodes: Iterable[Node]) -> int:
+    """How many leases of these (equal) bundles the nodes hold at once; a lease may span nodes."""
+    bundle = {name: amount for name, amount in bundles[0].items() if amount > 0}
+    wanted = resources.node_labels.items()
+    fitting = 0
+    for node in nodes:
+        if wanted <= node.labels.items():
+            # An amount that leaves a rounding error of a thousandth is still taken to fit.
+            fitting += int(min(node.resources.get(name, 0.0) / need + 1e-3 for name, need in bundle.items()))
+    return fitting // len(bundles)
+
+
+def refusal(sweep: Sweep, nodes: Sequence[Node]) -> str | None:
+    """Why these nodes could never run one lease of the sweep; None if they can."""
+    bundles = sweep.bundles()
+    if places(bundles, sweep.resources, nodes):
+        return None
+    need = _amounts(bundles[0])
+    labels = sweep.resources.node_labels
+    each = f"{len(bundles)} x ({need})" + (f" on nodes with labels {labels}" if labels else "")
+    most = {name: max((node.resources.get(name, 0.0) for node in nodes), default=0.0) for name in bundles[0]}
+    return (
+        f"a run asks for {each}, which no set of nodes here has "
+        f"({len(nodes)} node(s), at most {_amounts(most)} each)"
+    )
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Ray counts memory in bytes."""
+    return ", ".join(
+        f"{amount / 1e9:.4g} GB {name}" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in resources.items()
+    )
+
+
+def eta_seconds(plan: Plan, leases: int) -> float:
+    """Wall time of what is left on `leases` leases, the longest remaining path first."""
+    devices = plan.sweep.resources.gpus_per_run or plan.sweep.exec.ranks
+    left = {node for node, _ in plan.nodes() if node not in plan.done}
+    waiting = [
+        (-plan.priority[node], node) for node, after in plan.nodes() if node in left and after not in left
+    ]
+    heapq.heapify(waiting)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        while waiting and len(running) < leases:
+            _, node = heapq.heappop(waiting)
+            heapq.heappush(running, (now + plan.seconds[node] / devices, node))
+        now, finished = heapq.heappop(running)
+        for child in plan.children.get(finished, ()):
+            if child in left:
+                heapq.heappush(waiting, (-plan.priority[child], child))
+    return now
+
+
+def summary(plan: Plan, *, leases: int, leases_basis: str) -> dict[str, Any]:
+    """The figures of `--plan --json`."""
+    naive, shared, left = naive_hours(plan), shared_hours(plan), shared_hours(plan, left=True)
+    price = plan.sweep.resources.price_per_gpu_hour
+    on_gpu = plan.sweep.resources.gpus_per_run > 0
+    devices = plan.sweep.resources.gpus_per_run or plan.sweep.exec.ranks
+    undone = [node for node, after in plan.nodes() if node not in plan.done]
+    figures: dict[str, Any] = {
+        "sweep": plan.sweep.name,
+        "runs": len(plan.runs),
+        "segments": len(plan.segments),
+        "stages": len(plan.stages),
+        "trunks": len({segment.trunk_id for segment in plan.segments.values()}),
+        "steps_naive": plan.steps_naive,
+        "steps_shared": plan.steps_shared,
+        "steps_left": plan.steps_left,
+        "critical_path_steps": plan.critical_path_steps,
+        "critical_path_hours": max((plan.priority[node] for node in undone), default=0.0) / devices / HOUR,
+        "hours_of": "GPU" if on_gpu else "CPU worker",
+    }
+    for name in ("train", "eval", "ttt"):
+        figures[f"gpu_hours_{name}_naive"] = getattr(naive, name)
+        figures[f"gpu_hours_{name}_shared"] = getattr(shared, name)
+    return figures | {
+        "gpu_hours_naive": naive.total,
+        "gpu_hours_shared": shared.total,
+        "gpu_hours_left": left.total,
+        "speeds": plan.speeds.source,
+        "price_per_gpu_hour": price,
+        "cost_naive": naive.total * price if price is not None else None,
+        "cost_shared": shared.total * price if price is not None else None,
+        "cost_left": left.total * price if price is not None else None,
+        "disk_bytes": disk_bytes(plan, leases),
+        "leases": leases,
+        "leases_basis": leases_basis,
+        "eta_hours": eta_seconds(plan, leases) / HOUR,
+    }

@@ -1,0 +1,107 @@
+"""What a store already has, as a plan needs it: finished segments and stages, and how fast they went."""
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from gepa_core.config import RunConfig
+from sweeps.plan.speeds import Measurement, forward_flops, plain_flops, sliding_flops, ttt_flops
+from sweeps.plan.tree import KnownSegment
+from sweeps.store.store import Outcome, Store
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class History:
+    segments: tuple[KnownSegment, ...] = ()
+    stages: frozenset[str] = frozenset()
+    measurements: tuple[tuple[str, Measurement], ...] = ()
+    """Device ("cpu" or a GPU's name) and what was timed on it."""
+
+    def on(self, *, gpu: bool) -> list[Measurement]:
+        return [timed for device, timed in self.measurements if (device != "cpu") == gpu]
+
+
+def read_history(store: Store) -> History:
+    """Everything committed in the store, by any sweep."""
+    done = store.all_done()
+    segments = [outcome for outcome in done.values() if outcome.kind == "segment"]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        kept = list(pool.map(lambda outcome: store.final_state(outcome) is not None, segments))
+    known = tuple(known_segment(outcome, kept=here) for outcome, here in zip(segments, kept, strict=True))
+    timed = ((str(o.execution.get("device", "cpu")), measurement(o)) for o in done.values())
+    return History(
+        segments=known,
+        stages=frozenset(id_ for id_, outcome in done.items() if outcome.kind != "segment"),
+        measurements=tuple((device, m) for device, m in timed if m is not None),
+    )
+
+
+def known_segment(outcome: Outcome, *, kept: bool) -> KnownSegment:
+    identity = outcome.identity
+    return KnownSegment(
+        id=outcome.id,
+        parent=identity["parent"],
+        trunk_id=identity["trunk_id"],
+        start=identity["start"],
+        stop=identity["stop"],
+        trunk=identity["trunk"],
+        kept=kept,
+    )
+
+
+def measurement(outcome: Outcome) -> Measurement | None:
+    """How fast a segment or stage went; None where its record does not tell."""
+    result, devices = outcome.result, float(outcome.execution.get("ranks", 1))
+    config = _config(outcome.identity.get("config"))
+    if config is None:
+        return None
+    if outcome.kind == "segment":
+        seconds, rate = result.get("train_seconds"), result.get("tokens_per_second")
+        if not seconds or not rate:
+            return None
+        flops = 3.0 * forward_flops(config.model, config.batch.seq_len) * rate * seconds
+        return Measurement("train", flops, seconds, devices)
+    tokens = result.get("tokens")
+    if outcome.kind == "ttt" and tokens and result.get("ttt_seconds"):
+        return Measurement("ttt", ttt_flops(config, tokens), result["ttt_seconds"], devices)
+    if tokens and result.get("eval_seconds"):
+        flops = (sliding_flops if outcome.kind == "int6_sliding" else plain_flops)(config, tokens)
+        return Measurement("evaluate", flops, result["eval_seconds"], devices)
+    return None
+
+
+def _config(record: Mapping[str, Any] | None) -> RunConfig | None:
+    try:
+        return RunConfig.model_validate(record, strict=False) if record else None
+    except ValidationError:  # written by another version
+        return None
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], runs: Iterable[str]) -> list[str]:
+    """What differs between sweep.json of an earlier launch and the sweep (its `document`, its run ids)."""
+    before: Mapping[str, Any] = old.get("document") or {}
+    new = json.loads(json.dumps(new))  # with lists for tuples, as the earlier one was read
+    lines = []
+    for key in dict.fromkeys([*before, *new]):
+        was, now = before.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            for name in dict.fromkeys([*was, *now]):
+                if was.get(name) != now.get(name):
+                    lines.append(f"{key}.{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}")
+        elif was != now:
+            lines.append(f"{key}: {_shown(was)} -> {_shown(now)}")
+    earlier, present = set(old.get("runs") or ()), set(runs)
+    if earlier != present:
+        kept, new_ones, gone = earlier & present, present - earlier, earlier - present
+        lines.append(f"{len(kept)} runs still match and are kept, {len(new_ones)} new, {len(gone)} left out")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)

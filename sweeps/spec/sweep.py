@@ -1,0 +1,142 @@
+"""A sweep, typed: what a YAML file and its command-line overrides say, resolved. `load_sweep` reads one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
+from gepa_core.errors import ConfigError
+from sweeps.spec.grid import merge
+from sweeps.spec.source import SOURCE_KEYS, DataSource, Resolved
+from sweeps.spec.yamlfile import Problem
+
+STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
+TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share")
+RESERVED_NAMES = ("segments", "stages", "cache")
+STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
+"""Axes that have a column in runs.parquet anyway."""
+Fingerprints = tuple[str, str, str]
+"""Of training shards, validation shards and tokenizer."""
+
+
+def fingerprints(data: DataConfig) -> Fingerprints:
+    return data.train, data.val, data.tokenizer
+
+
+class SpecError(ConfigError):
+    """A sweep file or its overrides are wrong; `problems` are all that was found."""
+
+    def __init__(self, path: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.line))
+        count = f"{len(self.problems)} problem" + "s" * (len(self.problems) != 1)
+        super().__init__("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in self.problems)]))
+
+
+def _not_rays_own(name: str) -> str:
+    if name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError("one of Ray's own")
+    return name
+
+
+class Resources(BaseModel):
+    """What a run asks of the cluster, and what is known of its price."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    gpus_per_run: float = Field(0.0, ge=0, le=4096)
+    """0 = CPU; below 1 = several runs share a GPU; from 1 on one rank a GPU."""
+    cpus_per_run: float | None = Field(None, gt=0)
+    """None = a CPU a rank and thread."""
+    memory_gb_per_run: float | None = Field(None, gt=0)
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+    cluster_gpus: int | None = Field(None, ge=1)
+    """GPUs to reckon with in `--plan` where no cluster is at hand."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels a node must carry, e.g. {accelerator-type: A100}."""
+    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="a mapping of names (CPU, GPU and memory have keys of their own) to numbers > 0",
+    )
+    """Custom Ray resources of a run."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, resolved. `runs` are distinct, in grid order; their data fingerprints start with
+    "unresolved:" until `with_data`."""
+
+    name: str
+    recipe: str
+    runs: tuple[RunConfig, ...]
+    stages: tuple[str, ...]
+    resources: Resources
+    exec: ExecConfig
+    share: bool
+    axes: tuple[str, ...] = ()
+    """Dotted keys that vary besides the standard ones: a column each in runs.parquet."""
+    sources: tuple[DataSource, ...] = ()
+    origins: Mapping[Fingerprints, DataSource] = field(default_factory=dict)
+    """What the file says of a run's data."""
+    paths: Mapping[Fingerprints, DataPaths] | None = None
+    """Where the data lies; None until `with_data`."""
+    document: Mapping[str, Any] | None = None
+    """The file's typed values with the overrides in, for sweep.json."""
+    notices: tuple[str, ...] = ()
+    file: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def resolved(self) -> bool:
+        return self.paths is not None
+
+    def paths_of(self, config: RunConfig) -> DataPaths:
+        assert self.paths is not None, "the sweep's data has not been looked at"
+        return self.paths[fingerprints(config.data)]
+
+    def axis_values(self, config: RunConfig) -> dict[str, Any]:
+        """A run's values on the further axes; data by what the file calls it."""
+        values: dict[str, Any] = {}
+        for axis in self.axes:
+            named = axis in SOURCE_KEYS
+            value: Any = self.origins[fingerprints(config.data)] if named else config
+            for part in axis.removeprefix("data." if named else "").split("."):
+                value = getattr(value, part)
+            values[axis] = value
+        return values
+
+    @property
+    def ranks(self) -> int:
+        return self.exec.ranks
+
+    def bundles(self) -> list[dict[str, float]]:
+        """What each rank asks for: one Ray bundle a rank."""
+        ranks, resources = self.exec.ranks, self.resources
+        cpus = resources.cpus_per_run or ranks * (self.exec.threads or 1)
+        bundle = {"CPU": cpus / ranks}
+        if resources.gpus_per_run:
+            bundle["GPU"] = resources.gpus_per_run / ranks
+        if resources.memory_gb_per_run:
+            bundle["memory"] = resources.memory_gb_per_run * 1e9 / ranks
+        bundle |= {name: amount / ranks for name, amount in resources.custom.items()}
+        return [dict(bundle) for _ in range(ranks)]
+
+    def with_data(self, resolved: Mapping[DataSource, Resolved]) -> "Sweep":
+        """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
+        found = {fingerprints(source.placeholder(None)): data.config for source, data in resolved.items()}
+        changed = {
+            data: found[fingerprints(data)].model_copy(update={"val_tokens": data.val_tokens})
+            for data in {run.data for run in self.runs}
+            if fingerprints(data) in found
+        }
+        runs, _ = merge(
+            run.model_copy(update={"data": changed[run.data]}) if run.data in changed else run
+            for run in self.runs
+        )
+        origins = {fingerprints(data.config): source for source, data in resolved.items()}
+        paths = {fingerprints(data.config): data.paths for data in resolved.values()}
+        complete = all(source in resolved for source in self.sources)
+        return replace(
+            self, runs=runs, origins={**self.origins, **origins}, paths=paths if complete else None
+        )

@@ -1,0 +1,31 @@
+"""A run's whole training curve, put together from the segments it is made of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sweeps.store.schema import from_parquet
+from sweeps.store.store import Store
+
+CURVES = ("lr_scale", "train_tokens", "train_loss", "val_loss", "val_bpb", "ema_val_bpb")
+
+
+def segment_rows(store: Store, sweep: str, segment: str) -> list[dict[str, Any]]:
+    """What was reported of a segment, by step; nothing where it is not done."""
+    data = store.files.read(f"{sweep}/trajectory/{segment}.parquet")
+    return sorted(from_parquet(data), key=lambda row: int(row["step"])) if data else []
+
+
+def joined(segments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+    """The segments' rows in order as points: `step`, `seconds` of training up to there, and what is known of
+    CURVES. Ends before the first segment that is not done.
+    """
+    points: list[dict[str, float]] = []
+    before = 0.0
+    for rows in segments:
+        if not rows:  # not done yet, so nothing after it is either
+            break
+        for row in rows:
+            known = {key: row[key] for key in CURVES if row[key] is not None}
+            points.append({"step": row["step"], "seconds": before + (row["elapsed_seconds"] or 0.0), **known})
+        before = points[-1]["seconds"]
+    return points

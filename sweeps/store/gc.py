@@ -1,0 +1,94 @@
+"""`launch.py gc`: deletes from a store what neither a result nor the extension of a sweep needs.
+
+That is: what killed drivers left half written; attempts that were not committed, of finished segments and
+stages, and the checkpoints on their way; final states of finished runs; segments and stages that no sweep's
+plan names any more. With `states`, also the states on the trunks of finished runs: extending their sweep then
+costs more.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gepa_core.errors import ConfigError
+from sweeps.store.files import TEMPORARY_SUFFIX, StorageError
+from sweeps.store.lock import is_stale, read_lease
+from sweeps.store.store import FINAL_STATE, Outcome, Store
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A file or folder to delete: its path in the store, its size, and why it is not needed."""
+
+    path: str
+    bytes: int
+    why: str
+
+
+def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
+    """Raises ConfigError while a driver works on a sweep of this store."""
+    for sweep in store.sweeps():
+        held = read_lease(store.files, store.sweep(sweep).lease_path)
+        if held and not is_stale(held):
+            who = f"process {held.get('pid')} on {held.get('host')}"
+            raise ConfigError(f"{sweep} is being worked on by {who}: wait for it, or stop it first")
+    plans = [store.sweep(sweep).read_json("plan.json") or {} for sweep in store.sweeps()]
+    named = {id_ for plan in plans for part in ("segments", "stages") for id_ in plan.get(part, {})}
+    done = store.all_done()
+    needed = _needed(plans, done)
+    found = list(_half_written(store))
+    for id_ in store.ids():
+        if id_ not in named and not done.get(id_, _NOTHING).identity.get("adopted"):
+            found.append(_waste(store, f"segments/{id_}", "no sweep's plan names it"))
+        elif id_ in done:
+            found += _beside(store, done[id_])
+            trunk = done[id_].identity.get("trunk", False)
+            if done[id_].kind == "segment" and id_ not in needed and (states or not trunk):
+                path = f"{store.attempt_path(id_, done[id_].attempt)}/{FINAL_STATE}"
+                found.append(
+                    _waste(store, path, f"state {'on the trunk' if trunk else 'at the end'} of finished runs")
+                )
+    return [waste for waste in found if waste.bytes]
+
+
+def collect(store: Store, waste: list[Waste]) -> None:
+    """Raises StorageError, when all else is deleted, saying what could not be."""
+    refused: list[StorageError] = []
+    for item in waste:
+        try:
+            store.files.delete(item.path)
+        except StorageError as error:
+            refused.append(error)
+    if refused:
+        raise StorageError(f"{len(refused)} of {len(waste)} could not be deleted: {refused[0]}")
+
+
+def _waste(store: Store, path: str, why: str) -> Waste:
+    size = store.files.size(path)
+    if size is None:
+        size = sum(entry.size for entry in store.files.list(path, recursive=True) if not entry.is_dir)
+    return Waste(path, size, why)
+
+
+def _half_written(store: Store) -> Iterator[Waste]:
+    for sweep in store.sweeps():
+        for entry in store.files.list(sweep, recursive=True):
+            if not entry.is_dir and entry.name.endswith(TEMPORARY_SUFFIX):
+                yield Waste(f"{sweep}/{entry.name}", entry.size, "half written")
+
+
+def _beside(store: Store, done: Outcome) -> Iterator[Waste]:
+    """Other attempts at something finished, and the checkpoints on the way of the committed one."""
+    for attempt in store.attempts(done.id):
+        if attempt != done.attempt:
+            yield _waste(store, store.attempt_path(done.id, attempt), "not the attempt that was committed")
+    yield _waste(store, f"{store.attempt_path(done.id, done.attempt)}/checkpoints", "on the way")
+
+
+def _needed(plans: list[dict[str, dict[str, dict[str, list[str]]]]], done: dict[str, Outcome]) -> set[str]:
+    """Segments of the runs, in any sweep, that are not finished."""
+    runs = (run for plan in plans for run in plan.get("runs", {}).values())
+    unfinished = (run for run in runs if not done.keys() >= {*run["segments"], *run["stages"]})
+    return {node for run in unfinished for node in run["segments"]}
+
+
+_NOTHING = Outcome("", "", "", "")

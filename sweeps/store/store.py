@@ -1,0 +1,261 @@
+"""The store: what is done, and where it lies. The only file that writes results.
+
+    segments/<id>/attempts/<attempt>/   everything one attempt at a segment or stage writes, and nobody else
+    segments/<id>/DONE.json             the driver's word that one attempt is the result: all readers trust
+    <sweep>/                            sweep.json, plan.json, runs.parquet, trajectory/, blocks/, artifacts/
+
+An attempt ends by writing outcome.json with the checksums of its files. Committing it is one atomic put of
+DONE.json, only where there is none: the first valid one wins and is never replaced, so that neither a worker
+that was given up for lost nor a second driver can alter a result.
+"""
+
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sweeps.store.files import TEMPORARY_SUFFIX, Files, StorageError
+from sweeps.store.schema import BLOCKS, TRAJECTORY, from_parquet, runs_schema, to_parquet
+
+DONE_FORMAT = 1
+FINAL_STATE = "checkpoint"
+"""Folder of an attempt that holds the state at the segment's end."""
+_THREADS = 16
+
+
+class CommitError(StorageError):
+    """An attempt's files are not what its outcome says."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt at a segment or stage came to; `files` only what a commit vouches for."""
+
+    id: str
+    attempt: str
+    kind: str
+    """`segment`, or the stage's kind."""
+    status: str
+    """finished | stopped | preempted | diverged | out_of_memory | bad_input | storage | crashed"""
+    error: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    """Measured values, by the names of runs.parquet where there is one."""
+    execution: dict[str, Any] = field(default_factory=dict)
+    """How it was executed: host, device, ranks, micro-batch, torch version, resumed from."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """The place in the tree: parent, trunk_id, start, stop, trunk, config."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Path in the attempt's folder -> bytes and sha256."""
+    started_at: float = 0.0
+    seconds: float = 0.0
+    format: int = DONE_FORMAT
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, allow_nan=False).encode()
+
+    @staticmethod
+    def from_json(data: bytes | None) -> "Outcome | None":
+        """None for anything but a whole record of this format."""
+        try:
+            record = json.loads(data) if data else None
+            return Outcome(**record) if record and record["format"] == DONE_FORMAT else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint inside an attempt."""
+
+    attempt: str
+    step: int
+    path: str
+
+
+def new_attempt() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+class Store:
+    """Results under one path or URL."""
+
+    def __init__(self, url: str | Path, patience: float = 300.0) -> None:
+        self.files = Files(url, patience)
+
+    def attempt_path(self, id_: str, attempt: str) -> str:
+        return f"segments/{id_}/attempts/{attempt}"
+
+    def attempts(self, id_: str) -> list[str]:
+        return [entry.name for entry in self.files.list(f"segments/{id_}/attempts") if entry.is_dir]
+
+    def done(self, id_: str) -> Outcome | None:
+        """The committed outcome of a segment or stage; None where it is not done."""
+        return Outcome.from_json(self.files.read(f"segments/{id_}/DONE.json"))
+
+    def ids(self) -> list[str]:
+        """Every segment and stage the store has a folder of."""
+        return [entry.name for entry in self.files.list("segments") if entry.is_dir]
+
+    def all_done(self, ids: Iterable[str] | None = None) -> dict[str, Outcome]:
+        """The committed ones among `ids` (default: all there are), read in parallel."""
+        there = set(self.ids())
+        wanted = [id_ for id_ in (there if ids is None else ids) if id_ in there]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = zip(wanted, pool.map(self.done, wanted), strict=True)
+            return {id_: outcome for id_, outcome in found if outcome}
+
+    def commit(self, outcome: Outcome) -> Outcome:
+        """Make a finished attempt the result, unless another one is already; returns the one that is.
+
+        Raises CommitError where files of the attempt are missing or cut short.
+        """
+        base = self.attempt_path(outcome.id, outcome.attempt)
+        for name, facts in outcome.files.items():
+            size = self.files.size(f"{base}/{name}")
+            if size != facts["bytes"]:
+                where = self.files.describe(f"{base}/{name}")
+                if size is None:
+                    hint = "if the workers' machines share no file system, give a URL as the store"
+                    raise CommitError(f"{where} is not there and cannot be committed; {hint}")
+                raise CommitError(f"{where} has {size} bytes and not {facts['bytes']}: it is not committed")
+        path = f"segments/{outcome.id}/DONE.json"
+        while not self.files.put_new(path, outcome.to_json()):
+            if winner := self.done(outcome.id):
+                return winner
+            self.files.delete(path)  # not a record: a put cut short on a disk that is not atomic
+        return outcome
+
+    def finished_attempts(self, id_: str) -> list[Outcome]:
+        """Attempts that ended well but were not committed: their driver died first."""
+        found = (
+            Outcome.from_json(self.files.read(f"{self.attempt_path(id_, attempt)}/outcome.json"))
+            for attempt in self.attempts(id_)
+        )
+        return [outcome for outcome in found if outcome and outcome.status == "finished"]
+
+    def saved_states(self, id_: str) -> list[SavedState]:
+        """Checkpoints inside the segment's attempts, the furthest first."""
+        found = [
+            SavedState(
+                attempt, int(entry.name), f"{self.attempt_path(id_, attempt)}/checkpoints/{entry.name}"
+            )
+            for attempt in self.attempts(id_)
+            for entry in self.files.list(f"{self.attempt_path(id_, attempt)}/checkpoints")
+            if entry.is_dir and entry.name.isdigit()
+        ]
+        return sorted(found, key=lambda state: (-state.step, state.attempt))
+
+    def final_state(self, done: Outcome) -> str | None:
+        """Path of a committed segment's final state; None once it was deleted or cut short."""
+        path = f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}"
+        wanted = {n: facts["bytes"] for n, facts in done.files.items() if n.startswith(f"{FINAL_STATE}/")}
+        there = {f"{FINAL_STATE}/{entry.name}": entry.size for entry in self.files.list(path)}
+        return path if wanted and wanted.items() <= there.items() else None
+
+    def drop_state(self, done: Outcome) -> None:
+        """Delete a committed segment's final state; its figures stay."""
+        with contextlib.suppress(StorageError):  # gc finds what is left
+            self.files.delete(f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}")
+
+    def prune(self, done: Outcome) -> None:
+        """Delete other attempts of a committed segment or stage, and the checkpoints on its way."""
+        base = self.attempt_path(done.id, done.attempt)
+        others = [self.attempt_path(done.id, name) for name in self.attempts(done.id) if name != done.attempt]
+        for path in (*others, f"{base}/checkpoints"):
+            with contextlib.suppress(StorageError):  # a worker given up for lost writes on; gc finds it
+                self.files.delete(path)
+
+    def read_file(self, done: Outcome, name: str) -> bytes:
+        """A file the commit vouches for. Raises StorageError where it is gone or altered."""
+        path = f"{self.attempt_path(done.id, done.attempt)}/{name}"
+        data = self.files.read(path)
+        if data is None or sha256(data) != done.files[name]["sha256"]:
+            what = "is gone" if data is None else "was altered"
+            raise StorageError(f"{self.files.describe(path)} {what} since it was committed")
+        return data
+
+    def sweep(self, name: str) -> "SweepFolder":
+        return SweepFolder(self.files, name)
+
+    def sweeps(self) -> list[str]:
+        """Names of the sweeps in this store."""
+        names = [entry.name for entry in self.files.list("") if entry.is_dir and entry.name != "segments"]
+        return [name for name in names if self.files.exists(f"{name}/sweep.json")]
+
+
+class SweepFolder:
+    """The files of one sweep, written by its driver alone."""
+
+    def __init__(self, files: Files, name: str) -> None:
+        self.files, self.name = files, name
+        self.lease_path = f"{name}/lease.json"
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """sweep.json or plan.json."""
+        self.files.put(f"{self.name}/{name}", json.dumps(value, indent=1, allow_nan=False).encode())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        data = self.files.read(f"{self.name}/{name}")
+        value: dict[str, Any] | None = json.loads(data) if data else None
+        return value
+
+    def write_runs(self, rows: list[dict[str, Any]], axes: Mapping[str, Iterable[Any]]) -> None:
+        """runs.parquet: one row a run; `axes`: further grid axes and the values they take."""
+        self.files.put(f"{self.name}/runs.parquet", to_parquet(rows, runs_schema(axes)))
+
+    def read_runs(self) -> list[dict[str, Any]] | None:
+        return self._rows("runs.parquet")
+
+    def write_trajectory(self, segment_id: str, run_id: str | None, rows: list[dict[str, Any]]) -> None:
+        rows = [{**row, "segment_id": segment_id, "run_id": run_id} for row in rows]
+        self.files.put(f"{self.name}/trajectory/{segment_id}.parquet", to_parquet(rows, TRAJECTORY))
+
+    def write_blocks(self, run_id: str, rows: list[dict[str, Any]]) -> None:
+        self.files.put(f"{self.name}/blocks/{run_id}.parquet", to_parquet(rows, BLOCKS))
+
+    def block_stages(self, run_id: str) -> set[str]:
+        """The stages that the blocks of a run are there of."""
+        return {row["stage"] for row in self._rows(f"blocks/{run_id}.parquet") or ()}
+
+    def write_artifact(self, run_id: str, data: bytes) -> None:
+        self.files.put(f"{self.name}/artifacts/{run_id}.int6", data)
+
+    def _rows(self, name: str) -> list[dict[str, Any]] | None:
+        """Of a table; None where there is none, or a damaged one, which the driver will write anew."""
+        data = self.files.read(f"{self.name}/{name}")
+        with contextlib.suppress(pa.ArrowException):
+            return from_parquet(data) if data else None
+        return None
+
+    def has(self, name: str) -> bool:
+        return self.files.exists(f"{self.name}/{name}")
+
+    def remove_temporaries(self) -> None:
+        """Delete what a killed driver had half written; only for the holder of the sweep's lease."""
+        for entry in self.files.list(self.name, recursive=True):
+            if not entry.is_dir and entry.name.endswith(TEMPORARY_SUFFIX):
+                self.files.delete(f"{self.name}/{entry.name}")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """bytes and sha256 of local files; a name may be a folder, whose files are all taken."""
+    files: dict[str, dict[str, Any]] = {}
+    for name in names:
+        top = folder / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file():
+                with path.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return files

@@ -1,0 +1,92 @@
+"""A rank of a lease, in a process of its own: joins its group, executes jobs, hears stop signs."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from sweeps.store.store import Outcome
+from sweeps.work.execute import Job, execute, warm_up
+from sweeps.work.policy import Observed
+
+
+class Worker:
+    """Executes one job after another. `stop` is called from another thread while `run` is at work."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        """In the process's main thread, where signal handlers are set."""
+        self.rank, self.world = rank, world
+        self._wish: Observed | None = None
+        self._at_stage = False
+        self._watch_sigterm()
+
+    def prepare(self) -> int:
+        """Imports what jobs need, so that none waits for it; returns a free port of this node."""
+        warm_up()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    def join(self, address: str, port: int) -> None:
+        """Join the lease's process group, whose rank 0 listens there."""
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=self.rank,
+            world_size=self.world,
+        )
+
+    def run(self, job: Job) -> Outcome:
+        """Executes a job; this rank's outcome."""
+        self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
+        self._at_stage = job.kind != "segment"
+        try:
+            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch())
+        finally:
+            self._at_stage = False
+
+    def stop(self) -> None:
+        """Have training write a checkpoint and end."""
+        self._wish = self._wish or Observed.STOPPED
+
+    def leave(self) -> None:
+        """Delete what this worker keeps on its node."""
+        shutil.rmtree(own_scratch(), ignore_errors=True)
+
+    def _watch_sigterm(self) -> None:
+        """A machine about to be taken away sends SIGTERM: training then writes a checkpoint and ends.
+
+        Jobs do not run in the main thread, where Python would call a handler; a pipe wakes a thread instead.
+        """
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.set_wakeup_fd(write)
+
+        def wait() -> None:
+            while signal.SIGTERM not in os.read(read, 64):
+                pass
+            self._wish = Observed.PREEMPTED
+            if self._at_stage:  # has nothing to save
+                self.leave()
+                os._exit(128 + signal.SIGTERM)
+
+        threading.Thread(target=wait, name="sigterm", daemon=True).start()
+
+
+def own_scratch() -> Path:
+    """This process's folder on this node, made only if something is put there (the store is remote)."""
+    base = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
+    for folder in base.iterdir() if base.is_dir() else ():
+        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():  # its process was killed
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder)
+    return base / str(os.getpid())

@@ -1,0 +1,259 @@
+"""Warmdown measures: planted truth comes back, intervals cover, the published study says what it said."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.effects.slopes import Estimate, fit_linear, log_ratio, piecewise_design
+from analysis.effects.verdict import collapse, headline, warmdown_verdict
+from analysis.effects.warmdown import analyse, drop_exponent, segment_slopes
+from analysis.runs.load import load
+from analysis.runs.table import Run, Table, Trajectory
+from tests.synthetic_results import DROP, GROWTH, Q, true_bpb, write_sweep
+
+
+def _ar1(rng: np.random.Generator, n: int, rho: float) -> np.ndarray:
+    noise = rng.normal(size=n) * np.sqrt(1 - rho**2)
+    noise[0] /= np.sqrt(1 - rho**2)
+    for i in range(1, n):
+        noise[i] += rho * noise[i - 1]
+    return noise
+
+
+def _run(
+    steps: int, down: int, value: np.ndarray, step: np.ndarray, schedule: str = "linear", **more: object
+) -> Run:
+    trajectory = Trajectory(step, np.ones(len(step)), {"val_bpb": value})
+    return Run(
+        run_id=f"{steps}-{down}-{schedule}",
+        steps=steps,
+        peak_steps=steps - down,
+        warmdown_steps=down,
+        schedule=schedule,
+        trajectory=trajectory,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    folder = tmp_path_factory.mktemp("planted")
+    return load(write_sweep(folder, schedules=("linear", "1-sqrt"), noise=0.0002))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.4])
+def test_slope_intervals_cover_under_autocorrelation(rho: float) -> None:
+    """Nominal 90 % over 300 curves of the published 12k run's size (18 points, 7 parameters)."""
+    rng = np.random.default_rng(3)
+    knots = np.array([3.5, 7, 8, 9, 10, 11, 12])
+    design = piecewise_design(np.arange(3.5, 12.01, 0.5), knots)
+    truth = np.array([2.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.6])
+    covered = []
+    for _ in range(300):
+        fit = fit_linear(design, design @ truth + 0.05 * _ar1(rng, len(design), rho))
+        for i in range(1, 7):
+            slope = fit.combination(np.eye(7)[i], 0.9)
+            covered.append(slope.low <= truth[i] <= slope.high)  # type: ignore[operator]
+    assert 0.80 < np.mean(covered) < 0.95
+
+
+def test_log_ratio_has_no_interval_where_a_slope_may_be_zero() -> None:
+    x = np.arange(0, 4.01, 0.25)
+    design = piecewise_design(x, np.array([0.0, 2.0, 4.0]))
+    noise = 0.2 * np.random.default_rng(0).normal(size=len(x))
+    flat = fit_linear(design, design @ np.array([1.0, 0.0, -1.0]) + noise)
+    assert log_ratio(flat, 2, 1, 0.9).low is None
+    steep = fit_linear(design, design @ np.array([1.0, -1.0, -3.0]) + 0.1 * noise)
+    ratio = log_ratio(steep, 2, 1, 0.9)
+    assert ratio.above(1) and ratio.low < 3 < ratio.high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("q", [0.4, 0.7, 1.0, 1.6])
+def test_drop_exponent_is_recovered(q: float) -> None:
+    remaining = np.linspace(1, 0, 30)
+    noise = 0.0005 * np.random.default_rng(1).normal(size=30)
+    drop, estimate = drop_exponent(remaining, 0.1 * (1 - remaining**q) + noise, 0.9)
+    assert drop == pytest.approx(0.1, rel=0.03)
+    assert estimate is not None and estimate.value == pytest.approx(q, rel=0.06)
+    assert estimate.low < q < estimate.high  # type: ignore[operator]
+
+
+def test_drop_exponent_of_a_curve_that_does_not_drop_is_none() -> None:
+    assert drop_exponent(np.linspace(1, 0, 10), np.linspace(0, -0.1, 10), 0.9) == (None, None)
+
+
+def test_planted_exponent_and_length_law(sweep: Table) -> None:
+    """Both shapes give the planted q, as the drop was planted in the remaining rate."""
+    result = analyse(sweep, "val_bpb")
+    assert len(result.runs) == len(sweep.runs)
+    for run in result.runs:
+        assert run.q is not None and run.q.value == pytest.approx(Q, abs=0.05)
+        planted = DROP * (run.run.warmdown_steps / 1000) ** GROWTH
+        assert run.drop_inf == pytest.approx(planted, rel=0.08)
+    slopes = {law.schedule: law.b.value for law in result.lengths}
+    # d drop / d ln n of the planted power law, at the middle of the sweep's lengths.
+    assert slopes["linear"] == pytest.approx(DROP * GROWTH * 1.5**GROWTH, rel=0.25)
+    assert set(slopes) == {"linear", "1-sqrt"}
+
+
+def test_two_shapes_tell_rate_from_progress(sweep: Table) -> None:
+    result = analyse(sweep, "val_bpb")
+    found = collapse(result.runs)
+    assert found is not None and found.progress is not None
+    assert found.remaining < 0.3 * found.progress
+    assert found.remaining < 0.3 * found.steps
+    words = " ".join(warmdown_verdict(result))
+    assert "it is the remaining learning rate that drives the drop" in words
+    assert "under linear, improvement per step accelerates" in words.lower()
+    assert "under 1-sqrt, improvement per step slows down" in words.lower()
+    short = headline(result)
+    assert short.startswith("Improvement accelerates towards the end of a linear warmdown")
+    assert "and slows towards the end of a 1-sqrt warmdown" in short
+
+
+def test_the_gain_comes_late_only_where_intervals_say_so(sweep: Table) -> None:
+    result = analyse(sweep, "val_bpb")
+
+    def words(*qs: Estimate | None) -> str:
+        runs = tuple(replace(run, q=q) for run, q in zip(result.runs, qs, strict=False))
+        return " ".join(warmdown_verdict(replace(result, runs=runs)))
+
+    assert "the gain comes late" in words(Estimate(0.9, 0.85, 0.95), Estimate(0.9, 0.85, 0.95))
+    assert "not clearly otherwise" in words(Estimate(0.99, 0.9, 1.08), Estimate(0.98, 0.9, 1.06))
+    assert "With one run, the steps" in words(None)
+    several = words(None, None)
+    assert "known for fewer than two, the steps" in several and "With one run" not in several
+
+
+def test_fractions_are_of_the_gain_since_the_peak() -> None:
+    step = np.arange(0, 1001, 50)
+    value = np.where(step < 500, 2.0, 2.0 - 0.1 * ((step - 500) / 500) ** 2)
+    result = analyse(Table((_run(1000, 500, value, step),)), "val_bpb").runs[0]
+    assert result.gain == pytest.approx(0.1)
+    for share, reached in result.fractions.items():
+        assert reached == pytest.approx(share**2, abs=0.003)
+
+
+def test_slopes_are_per_1000_steps_on_tail_and_fifths() -> None:
+    step = np.arange(0, 2001, 20)
+    value = np.where(step < 1000, 3 - step / 1000 * 0.5, 2.5 - (step - 1000) / 1000 * 2)
+    tail, fifths, over_tail, over_first = segment_slopes(
+        _run(2000, 1000, value, step), step.astype(float), value, 0.9
+    )
+    assert tail is not None and tail.value == pytest.approx(-0.5)
+    assert [slope.value for slope in fifths] == pytest.approx([-2.0] * 5)
+    assert over_tail is not None and over_tail.value == pytest.approx(4)
+    assert over_first.value == pytest.approx(1)
+
+
+def test_measured_continuation_is_used_and_extrapolation_is_said() -> None:
+    step = np.arange(100, 3001, 100)
+    short = step[step <= 2000]
+    trunk = 2 + 10 * step**-0.5
+    down = np.where(short > 1000, (short - 1000) / 1000, 0)
+    annealed = _run(2000, 1000, 2 + 10 * short**-0.5 - 0.1 * down, short)
+    constant = _run(3000, 0, trunk, step, "constant")
+    alone, both = (analyse(Table(runs), "val_bpb").runs[0] for runs in ((annealed,), (annealed, constant)))
+    assert alone.extrapolated and not both.extrapolated
+    expected = 10 * 1000**-0.5 - 10 * 2000**-0.5
+    assert both.steps_gain is not None and both.steps_gain.value == pytest.approx(expected, rel=0.02)
+    assert both.drop is not None and both.drop[-1] == pytest.approx(0.1, rel=0.02)
+
+
+def test_runs_that_cannot_be_measured_are_named_with_the_reason() -> None:
+    step = np.arange(0, 1001, 100)
+    value = 2 - step / 1e4
+    few = _run(1000, 400, value, step)
+    cut = _run(1000, 800, value[:-3], step[:-3])
+    none = Run(run_id="none", steps=1000, peak_steps=500, warmdown_steps=500)
+    constant = _run(1000, 0, value, step, "constant")
+    flat = _run(1000, 500, np.full(21, 2.0), np.arange(0, 1001, 50))
+    result = analyse(Table((few, cut, none, constant, flat)), "val_bpb")
+    reasons = dict(result.skipped)
+    assert result.runs == ()
+    assert "4 evaluations in the warmdown" in reasons["1000-400-linear"]
+    assert "last evaluation is at step 700" in reasons["1000-800-linear"]
+    assert "no trajectory" in reasons["none"]
+    assert "constant" in reasons["1000-0-constant"]
+    assert reasons["1000-500-linear"] == "no change over its warmdown"
+    assert warmdown_verdict(result)[0].startswith("No verdict on the warmdown")
+    assert headline(result) == ""
+
+
+def test_variants_of_what_follows_training_count_once(sweep: Table) -> None:
+    variants = tuple(
+        replace(run, run_id=run.run_id + suffix, group=(*run.group, ("quant.method", f"per_row{suffix}")))
+        for suffix in ("", "-a", "-b")
+        for run in sweep.runs
+    )
+    tripled, alone = (analyse(table, "val_bpb") for table in (replace(sweep, runs=variants), sweep))
+    assert warmdown_verdict(tripled) == warmdown_verdict(alone)
+    assert len(tripled.lengths) == len(alone.lengths)
+    assert len(tripled.skipped) == 2 * len(sweep.runs) + len(alone.skipped)
+
+
+def test_published_study(shared: Path) -> None:
+    """Shares of the gain of about .18/.36/.62/.84; acceleration that the rate, not the steps, explains."""
+    reference = shared / "reference"
+    table = load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv")
+    result = analyse(table, "val_bpb")
+    assert [run.run.run_id for run in result.runs] == ["gepa-12k", "gepa-20k", "gepa-25k"]
+    shares = np.mean([list(run.fractions.values()) for run in result.runs], axis=0)
+    assert shares == pytest.approx([0.18, 0.36, 0.62, 0.84], abs=0.01)
+    assert all(run.last_over_first.above(1.5) for run in result.runs)
+    assert all(run.steps_gain is not None and run.steps_gain.value < 0.12 * run.gain for run in result.runs)
+    found = collapse(result.runs)
+    assert found is not None and found.progress is None and found.remaining < 0.2 * found.steps
+    assert len(result.lengths[0].drop) == 5 and result.lengths[0].b.above(0)
+    assert "All are linear" in " ".join(warmdown_verdict(result))
+
+
+def test_public_wsd_curves_do_not_accelerate_much(shared: Path) -> None:
+    """124M, linear: nearly proportional to the rate removed, last/first fifth .8-1.3 at ratios .1-.4."""
+    folder = shared / "reference" / "curves" / "wsd_124m_lr1e-3"
+    table = load(folder / "runs.csv", folder / "trajectories.csv")
+    result = analyse(table.where(lambda run: run.warmdown_ratio <= 0.4), "val_loss")
+    linear = [run for run in result.runs if run.run.schedule == "linear"]
+    assert len(linear) >= 10
+    assert all(0.75 < run.last_over_first.value < 1.35 for run in linear)
+    assert all(run.q is not None and 0.75 < run.q.value < 1.05 for run in result.runs)
+
+
+def test_true_curve_is_continuous_at_the_peak() -> None:
+    """The fixture itself: no jump where the warmdown begins, the whole drop at the end."""
+    at = true_bpb(np.array([1200, 1200.001]), 2000, 800)
+    assert at[0] == pytest.approx(at[1], abs=1e-5)
+
+
+def test_documented_verdict_is_what_the_data_say(shared: Path) -> None:
+    """docs/warmdown.md quotes numbers; each is computed here and looked up there."""
+    page = " ".join((Path(__file__).parents[2] / "docs" / "warmdown.md").read_text().split())
+
+    def short(value: float, digits: int) -> str:
+        return f"{value:.{digits}f}".removeprefix("0")
+
+    reference = shared / "reference"
+    published = analyse(load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv"), "val_bpb")
+    quoted = [run.last_over_first.text(".2f") for run in published.runs]
+    quoted.append(f"{quoted[0]}, {quoted[1]} and {quoted[2]} times as steep")
+    q = [short(run.q.value, 2) for run in published.runs if run.q is not None]
+    quoted.append(f"q = {q[0]}, {q[1]} and {q[2]}")
+    steps = sorted(run.steps_gain.value for run in published.runs if run.steps_gain is not None)
+    quoted.append(f"{short(steps[0], 4)} to {short(steps[-1], 4)} BPB")
+    shares = np.mean([list(run.fractions.values()) for run in published.runs], axis=0)
+    quoted.append(" / ".join(short(share, 2) for share in shares))
+    lined = collapse(published.runs)
+    assert lined is not None
+    quoted += [f"differ by {short(lined.remaining, 3)}", f"since the peak, by {short(lined.steps, 3)}"]
+    folder = reference / "curves" / "wsd_124m_lr1e-3"
+    curves = load(folder / "runs.csv", folder / "trajectories.csv")
+    fifth = curves.where(lambda run: run.is_constant or abs(run.warmdown_ratio - 0.2) < 0.01)
+    public = analyse(fifth, "val_loss")
+    lined = collapse(public.runs)
+    assert lined is not None and lined.progress is not None
+    quoted.append(f"remaining rate ({short(lined.remaining, 3)})")
+    quoted.append(f"warmdown ({short(lined.progress, 3)}) or steps ({short(lined.steps, 3)})")
+    for number in quoted:
+        assert number in page, number

@@ -1,0 +1,144 @@
+"""Every sweep file that is shipped plans, asks for something sensible, and says what it cannot check."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gepa_core.config import RunConfig
+from gepa_core.evaluation.scoring import sliding_windows
+from gepa_core.model.gepa import GEPA
+from gepa_core.schedule import lr_multiplier
+from sweeps.plan.advice import advise
+from sweeps.plan.planner import make_plan
+from sweeps.plan.speeds import num_params, parameter_numels, quantized_fraction
+from sweeps.spec.load import load_sweep
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
+EXPECTED = {"quickstart", "warmdown", "published", "schedules", "quantizer", "wikipedia"}
+PUBLISHED_TRAIN_TOKENS = 8_000_000_000
+
+
+def test_the_promised_sweeps_are_shipped() -> None:
+    assert {path.stem for path in SHIPPED} >= EXPECTED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweep_plans(path: Path) -> None:
+    sweep = load_sweep(path)
+    assert sweep.name == path.stem
+    assert not sweep.notices, "runs given twice"
+    plan = make_plan(sweep)
+    assert plan.steps_shared < plan.steps_naive
+    for run in sweep.runs:
+        assert quantized_fraction(run) >= 0.9
+        assert run.batch.spans % sweep.exec.ranks == 0
+    longest = max(run.warmdown_ratio for run in sweep.runs)
+    assert longest >= 0.5, "a sweep that cannot tell whether a longer warmdown is better"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweep_needs_no_advice(path: Path) -> None:
+    accepted = {
+        "published": ["no replicate seeds"],  # as it was published
+        "quickstart": ["no replicate seeds"],  # minutes are what it promises
+    }
+    for line in advise(load_sweep(path)):
+        assert any(line.startswith(known) for known in accepted.get(path.stem, [])), line
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_plan_works_without_data_or_cluster(path: Path, tmp_path: Path) -> None:
+    """In an empty folder, from the command line; nothing is created."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    command = [sys.executable, str(ROOT / "launch.py"), str(path), "--plan"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "run ids are provisional" in shown.stdout and "trunk" in shown.stdout
+    result = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    figures = json.loads(result.stdout.splitlines()[-1])
+    for kind in ("train", "eval", "ttt"):
+        assert figures[f"gpu_hours_{kind}_naive"] >= figures[f"gpu_hours_{kind}_shared"] >= 0
+    assert figures["steps_naive"] > figures["steps_shared"] >= figures["critical_path_steps"]
+    assert figures["runs"] >= 5 and figures["segments"] >= 5 and figures["unchecked"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_quickstart_is_the_study_it_promises() -> None:
+    sweep = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
+    plan = make_plan(sweep)
+    assert len({run.steps for run in sweep.runs}) >= 3
+    assert len({round(run.warmdown_ratio, 6) for run in sweep.runs}) >= 3
+    assert len({segment.trunk_id for segment in plan.segments.values()}) == 1
+    model = sweep.runs[0].model
+    assert 100_000 <= num_params(model) <= 400_000
+    assert model.num_kv_heads < model.num_heads and model.rope_dims < model.head_dim
+    assert model.xsa_last_n and model.ve_layers and model.bigram_buckets
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_arithmetic_of_parameters_is_the_models(path: Path) -> None:
+    import torch
+
+    config = load_sweep(path).runs[0]
+    with torch.device("meta"):
+        model = GEPA(config.model)
+    assert num_params(config.model) == sum(p.numel() for p in model.parameters())
+    limit = config.quant.keep_float_max_numel
+    large = sum(p.numel() for p in model.parameters() if p.numel() > limit)
+    assert quantized_fraction(config) == pytest.approx(large / sum(parameter_numels(config.model).values()))
+
+
+def test_published_sweep_is_the_published_study(shared: Path) -> None:
+    sweep = load_sweep(ROOT / "sweeps" / "published.yaml")
+    with (shared / "reference" / "gepa_runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    runs = {run.steps: run for run in sweep.runs}
+    assert len(runs) == len(rows) == 5
+    for row in rows:
+        run = runs[int(row["steps"])]
+        assert (run.peak_steps, run.warmdown_steps) == (int(row["peak_steps"]), int(row["warmdown_steps"]))
+        assert run.train_tokens == int(row["train_tokens"])
+        assert (run.schedule, run.seed) == (row["schedule"], int(row["seed"]))
+        assert num_params(run.model) == int(row["params"])
+    assert runs[25_000].train_tokens / PUBLISHED_TRAIN_TOKENS == pytest.approx(2.46, abs=0.005)
+    assert all(run.model.rope_precision == "bf16_published" for run in sweep.runs)
+    assert all(run.eval.counting == "reference" and run.quant.method == "reference" for run in sweep.runs)
+    (targets,) = {run.data.val_tokens for run in sweep.runs}
+    assert targets is not None
+    windows = sliding_windows(targets, 2048, 64, "reference")
+    assert len(windows.start) == 969_088
+    assert windows.scored.sum() - targets == 1_984  # counted again at the end of the text
+    plan = make_plan(sweep)
+    assert plan.steps_shared == 12_000 + 4000 + 5000 + 6000 + 8000 + 13_000
+
+
+def test_published_learning_rates_at_the_logged_steps(shared: Path) -> None:
+    """1 until the warmdown begins, then (steps - step) / warmdown, at every step that was logged."""
+    runs = {f"gepa-{run.steps // 1000}k": run for run in load_sweep(ROOT / "sweeps" / "published.yaml").runs}
+    with (shared / "reference" / "gepa_trajectories.csv").open() as file:
+        logged = [(row["run_id"], int(row["step"])) for row in csv.DictReader(file)]
+    assert len(logged) > 100
+    for run_id, step in logged:
+        run = runs[run_id]
+        expected = min(1.0, (run.steps - step) / run.warmdown_steps)
+        assert multiplier(run, step) == pytest.approx(expected, abs=1e-12)
+        if step <= run.peak_steps:
+            assert multiplier(run, step) == 1.0
+
+
+def multiplier(run: RunConfig, step: int) -> float:
+    return lr_multiplier(
+        step,
+        steps=run.steps,
+        warmdown_steps=run.warmdown_steps,
+        schedule=run.schedule,
+        final_lr_fraction=run.final_lr_fraction,
+    )
