@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.folds import cut_to
-from analysis.load import load
-from analysis.table import Run, Table
+from analysis.forecast.folds import cut_to
+from analysis.runs.load import load
+from analysis.runs.table import Run, Table
 
 
 @dataclass(frozen=True)
