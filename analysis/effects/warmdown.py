@@ -199,8 +199,7 @@ def _with_trunk(
 
 def remaining_rate(run: Run, step: NDArray[np.int64]) -> Floats:
     """Learning rate after `step` updates as a multiple of its peak: 0 at the end of a linear warmdown."""
-    end = max(2 * run.lr[-1] - run.lr[-2], 0.0) if run.steps > 1 else run.lr[-1]
-    return np.append(run.lr, end)[np.minimum(step, run.steps)]
+    return run.rate(np.minimum(step, run.steps))
 
 
 def segment_slopes(

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.forecast.cost import Cost, cost_of
 from analysis.forecast.predict import Prediction, planned_run
-from analysis.forecast.surface import BestRatio, Forecast, finals
+from analysis.forecast.surface import BestRatio, Forecast
 from analysis.runs.table import Table
 from analysis.runs.units import unit
 
@@ -138,7 +138,7 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
         if ratio >= least and (round(factor * longest), round(ratio, 1)) not in made
     ]
     wanted = planned_run(table, target.steps, round(target.steps * target.ratio), None)
-    laws = finals(ensemble, [*plans, wanted])
+    laws = ensemble.finals([*plans, wanted]).laws
     scores = {name: score for name, score in ensemble.scores.items() if np.isfinite(score)}
     credible = [name for name in laws if scores.get(name, np.inf) <= 3 * min(scores.values(), default=0.0)]
     if len(credible) < 2:

@@ -106,8 +106,7 @@ def run_of(
     )
     if trajectory is None or np.isfinite(trajectory.lr_scale).all():
         return run
-    lr = np.append(run.lr, run.lr[-1:] if fraction else 0.0)
-    return replace(run, trajectory=replace(trajectory, lr_scale=lr[np.minimum(trajectory.step, steps)]))
+    return replace(run, trajectory=replace(trajectory, lr_scale=run.rate(trajectory.step)))
 
 
 def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory:
