@@ -111,7 +111,7 @@ def _horizon(reference: Path) -> Iterator[Split]:
 
 
 def _lengths(study: str, table: Table) -> Iterator[Split]:
-    """Groups of three lengths: the longest from two, and from one, the middle and the longest from the first."""
+    """Groups of three lengths: the longest from two; from one, the middle and the longest from the first."""
     for group, members in table.groups().items():
         size = f"{round(float(str(dict(group)['params'])) / 1e6)}M"
         runs = sorted((run for run in members.runs if not run.is_constant), key=lambda run: run.steps)

@@ -1,4 +1,4 @@
-"""Several laws as one predictor: their weighted mean, corrected by what they leave over at measured finals."""
+"""Several laws as one predictor: their weighted mean, corrected by what they leave over at known finals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from analysis.runs.table import Floats, Ints, Run, Table
 
 @dataclass(frozen=True)
 class Finals:
-    """Predicted finals of plans: each law as fitted, their corrected centre, and its relative error's parts."""
+    """Predicted finals of plans: each law as fitted and corrected, and the parts of the centre's error."""
 
     laws: dict[str, Floats]  # [plans]
     corrected: dict[str, Floats]  # [plans]
@@ -62,7 +62,7 @@ class Ensemble:
         return {name: evaluate(f, run, steps, final) for name, f in usable.items()}
 
     def finals(self, plans: Sequence[Run]) -> Finals:
-        """Final values of planned runs: the laws, corrected by what they leave over at the measured finals."""
+        """Final values of planned runs: the laws, corrected by what they leave over at measured finals."""
         design = Design([(plan, np.array([plan.steps])) for plan in plans])
         laws = {name: fitted.predict(design) + fitted.offset for name, fitted in self.fits.items()}
         weights, variance = self.process.weights(plans)
@@ -78,7 +78,7 @@ class Ensemble:
         return Finals(laws, dict(zip(laws, corrected, strict=True)), centre, spread, np.sqrt(variance))
 
     def _speaks(self, plans: Sequence[Run]) -> Floats:
-        """1 where a law speaks for a plan, [laws, plans]: those of steps alone for schedules like those run."""
+        """1 where a law speaks for a plan, [laws, plans]: one of steps alone, for schedules like those."""
         alone = np.array([f.law.of_steps_alone for f in self.fits.values()])
         if alone.all():
             return np.ones((len(alone), len(plans)))
@@ -91,7 +91,7 @@ class Ensemble:
         return {name: left_over(fitted, self.process) for name, fitted in self.fits.items()}
 
     def trajectory(self, run: Run, steps: Ints) -> Floats:
-        """Values along a run, [n]: the centre, and where its plan repeats a measured one, what was measured."""
+        """Values along a run, [n]: the centre, or what was measured where its plan repeats a measured one."""
         centre = self.centre(self.laws(run, steps, final=False))
         value, likeness = measured_prefix(self.table, self.metric, run, steps)
         return centre + likeness * (value - centre)

@@ -62,10 +62,14 @@ def weighed(found: Ensemble, trials: list[Trial], experience: Experience) -> Ens
     squares = {
         name: [t.square(name) if name in t.errors else float("nan") for t in trials] for name in found.fits
     }
-    weights = experience.weights(list(found.fits), [{n: s[i] for n, s in squares.items()} for i in range(len(trials))])
+    weights = experience.weights(
+        list(found.fits), [{n: s[i] for n, s in squares.items()} for i in range(len(trials))]
+    )
     held_out, standardized = [], []
     for t in trials:
-        error, spread = t.centre(experience.weights(list(t.errors), []) | {n: w for n, w in weights.items() if n in t.errors})
+        error, spread = t.centre(
+            experience.weights(list(t.errors), []) | {n: w for n, w in weights.items() if n in t.errors}
+        )
         variance = t.unknown**2 + spread**2 + found.replicate_sd**2
         standardized.append(float(np.mean(error**2 / variance)))
         held_out += [(t.kind, run, float(e)) for run, e in zip(t.runs, error, strict=True)]
@@ -75,5 +79,9 @@ def weighed(found: Ensemble, trials: list[Trial], experience: Experience) -> Ens
     }
     one = len(known_lengths(found.table, found.metric)) < 2
     return replace(
-        found, weights=weights, scores=scores, scale=experience.scale(one, standardized), held_out=tuple(held_out)
+        found,
+        weights=weights,
+        scores=scores,
+        scale=experience.scale(one, standardized),
+        held_out=tuple(held_out),
     )

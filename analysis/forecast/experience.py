@@ -45,7 +45,10 @@ class Experience:
                 usual = np.median(own[tried] / prior[tried])
                 total, count = total + np.where(tried, own, usual * prior), count + 1
         shared = Counter(_law(name) for name in members)
-        raw = [(s / count) ** -self.sharpness / shared[_law(name)] for name, s in zip(members, total, strict=True)]
+        raw = [
+            (s / count) ** -self.sharpness / shared[_law(name)]
+            for name, s in zip(members, total, strict=True)
+        ]
         return {name: value / sum(raw) for name, value in zip(members, raw, strict=True)}
 
     def scale(self, one_length: bool, standardized: list[float]) -> float:

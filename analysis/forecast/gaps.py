@@ -83,7 +83,9 @@ def fit_gap(table: Table, metric: str) -> Gap | None:
         after, before = mean_final(both, metric), mean_final(both, BASES[metric])
         if after is not None and before is not None:
             mean_steps = float(np.mean([run.steps for run in both]))
-            known.append((mean_steps, float(np.mean([run.warmdown_steps for run in both])), after[0] - before[0]))
+            known.append(
+                (mean_steps, float(np.mean([run.warmdown_steps for run in both])), after[0] - before[0])
+            )
     if not known:
         return None
     steps, warmdown, gap = np.array(sorted(known)).T

@@ -1,8 +1,9 @@
-"""What a run not yet made would give: an ensemble's centre and an interval calibrated by its own backtests.
+"""What a run not yet made would give: an ensemble's centre and an interval that backtests calibrate.
 
-Rule: centre +- z sqrt(c^2 (unknown^2 + spread of the laws^2) + seed^2). The unknown is the posterior variance of
-what laws leave over at runs' ends (kriging.py); it grows with ln of the reach and with the distance of warmdown
-ratios. c is what standardized errors on held-out runs were: other studies' at first, the table's own as they come.
+Rule: centre +- z sqrt(c^2 (unknown^2 + spread of the laws^2) + seed^2). The unknown is the posterior
+standard deviation of what laws leave over at runs' ends (kriging.py); it grows with ln of the reach and with
+the distance of warmdown ratios. c is what standardized errors on held-out runs were: other studies' at
+first, the table's own as they come.
 On unseen finals of public curves residual bootstraps cover 17-39 % for nominal 90 %.
 """
 

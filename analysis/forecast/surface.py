@@ -16,7 +16,7 @@ from analysis.forecast.ensemble import build
 from analysis.forecast.folds import last_known
 from analysis.forecast.predict import Prediction, one_group, planned_run, predict_run
 from analysis.runs.errors import AnalysisError
-from analysis.runs.table import Run, Table
+from analysis.runs.table import Table
 
 Floats = NDArray[np.float64]
 

@@ -26,9 +26,7 @@ def lr_blocks(run: Run) -> tuple[Ints, Floats]:
     """Block starts [b] (first is 0) and mean multipliers [b] of a run's learning rates."""
     if run.schedule == "observed":
         return _blocks(run)
-    return _planned_blocks(
-        run.steps, run.peak_steps, run.schedule, run.final_lr_fraction, run.warmup_steps
-    )
+    return _planned_blocks(run.steps, run.peak_steps, run.schedule, run.final_lr_fraction, run.warmup_steps)
 
 
 @lru_cache(maxsize=4096)
@@ -44,11 +42,15 @@ def _planned_blocks(steps: int, peak: int, schedule: str, final: float, warmup: 
 def _blocks(run: Run) -> tuple[Ints, Floats]:
     at = _samples(run)
     lr = run.rate(at)
-    if run.schedule == "step" and run.peak_steps < run.steps:  # its jump lies before the first step of the low rate
+    if (
+        run.schedule == "step" and run.peak_steps < run.steps
+    ):  # its jump lies before the first step of the low rate
         total = _sums(at, lr, np.flatnonzero(at == run.peak_steps) - 1)
     else:
         total = _sums(at, lr, np.empty(0, np.int64))
-    forced = np.flatnonzero(np.isin(at, [0, min(run.warmup_steps, run.steps - 1), min(run.peak_steps, run.steps - 1)]))
+    forced = np.flatnonzero(
+        np.isin(at, [0, min(run.warmup_steps, run.steps - 1), min(run.peak_steps, run.steps - 1)])
+    )
     # Position along the curve in units of the tolerated change, absolute and relative: cut at whole numbers.
     change = np.abs(np.diff(lr, prepend=lr[:1]))
     relative = change / np.maximum(lr, 1e-12)
@@ -65,11 +67,9 @@ def _blocks(run: Run) -> tuple[Ints, Floats]:
 
 
 def _samples(run: Run) -> Ints:
-    """Steps 0 .. steps between which the rate is as good as straight: some thousands, however long the run."""
+    """Steps 0 .. steps between which the rate is all but straight: some thousands, however long the run."""
     edges = [0, min(run.warmup_steps, run.steps), min(run.peak_steps, run.steps), run.steps]
-    spans = [
-        np.linspace(a, b, min(b - a, _SAMPLES) + 1) for a, b in pairwise(sorted(edges)) if b > a
-    ]
+    spans = [np.linspace(a, b, min(b - a, _SAMPLES) + 1) for a, b in pairwise(sorted(edges)) if b > a]
     logged = []
     if run.schedule == "observed" and run.trajectory is not None:
         logged = [run.trajectory.step[run.trajectory.step < run.steps].astype(float)]
