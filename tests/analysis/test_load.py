@@ -63,7 +63,7 @@ def test_runs_without_trajectories_are_used_by_their_finals(tmp_path: Path) -> N
     assert default_metric(table) == "val_bpb"
     assert any("no trajectories" in note for note in table.notes)
     found = predict(table, steps=20000, warmdown=8000, metric="float_bpb")
-    assert set(found.laws) == {"log-linear"}
+    assert set(found.laws) == {"power"}
 
 
 @pytest.mark.parametrize(
