@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.forecast.centre import Ensemble
-from analysis.forecast.experience import EXPERIENCE, Experience
+from analysis.forecast.experience import EXPERIENCE, Experience, law_of
 from analysis.forecast.folds import folds, last_known, replicate_sd
 from analysis.forecast.kriging import residuals
 from analysis.forecast.members import fit_laws, known_lengths
@@ -49,39 +49,30 @@ def untried(table: Table, metric: str, experience: Experience) -> Ensemble:
         table=table,
         metric=metric,
         fits=fits,
-        weights=experience.weights(list(fits), []),
+        weights=experience.weights(list(fits), one),
         scores=dict.fromkeys(fits, float("nan")),
         process=residuals(table, metric, max(measured, default=1)),
-        scale=experience.scale(one, []),
+        scale=experience.scaled(one),
         replicate_sd=replicate_sd(table, metric),
     )
 
 
 def weighed(found: Ensemble, trials: list[Trial], experience: Experience) -> Ensemble:
     """The ensemble after its trials."""
-    squares = {
-        name: [t.square(name) if name in t.errors else float("nan") for t in trials] for name in found.fits
-    }
-    weights = experience.weights(
-        list(found.fits), [{n: s[i] for n, s in squares.items()} for i in range(len(trials))]
-    )
+    one = len(known_lengths(found.table, found.metric)) < 2
+    squares = [{law: t.square(law) for law in t.errors} for t in trials]
+    weights = experience.weights(list(found.fits), one, squares)
+    by_law: dict[str, float] = {}
+    for name, weight in weights.items():
+        by_law[law_of(name)] = by_law.get(law_of(name), 0.0) + weight
     held_out, standardized = [], []
     for t in trials:
-        error, spread = t.centre(
-            experience.weights(list(t.errors), []) | {n: w for n, w in weights.items() if n in t.errors}
-        )
-        variance = t.unknown**2 + spread**2 + found.replicate_sd**2
-        standardized.append(float(np.mean(error**2 / variance)))
+        error, variance = t.centre(by_law)
+        standardized.append(float(np.mean(error**2 / (variance + found.replicate_sd**2))))
         held_out += [(t.kind, run, float(e)) for run, e in zip(t.runs, error, strict=True)]
-    scores = {
-        name: float(np.sqrt(np.nanmean(of))) if np.isfinite(of).any() else float("nan")
-        for name, of in squares.items()
-    }
-    one = len(known_lengths(found.table, found.metric)) < 2
-    return replace(
-        found,
-        weights=weights,
-        scores=scores,
-        scale=experience.scale(one, standardized),
-        held_out=tuple(held_out),
-    )
+    scores = {}
+    for name in found.fits:
+        own = [trial[law_of(name)] for trial in squares if law_of(name) in trial]
+        scores[name] = float(np.sqrt(np.mean(own))) if own else float("nan")
+    scale = experience.scaled(one, standardized)
+    return replace(found, weights=weights, scores=scores, scale=scale, held_out=tuple(held_out))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.forecast.plans import by_plan, mean_final
+from analysis.forecast.plans import SAME_LENGTH, by_plan, mean_final
 from analysis.laws.design import Design
 from analysis.laws.fit import Fit
 from analysis.laws.law import Law
@@ -28,6 +28,7 @@ REGRESSORS: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 """Of thousands of steps. The root of the warmdown fits both public studies with stages (the published one and
 golf_pr549) within .001; ln steps, tried before, misses the longer runs of both by .0024 to .0075."""
+_DRIFT = 0.006  # BPB an e-fold of steps: gaps of the two public studies with stages change by .002 to .015
 _DOUBT = 0.002  # BPB: error of a regressor before anything is known of it, and the weight of one trial
 
 
@@ -37,6 +38,7 @@ class Gap:
 
     lines: dict[str, tuple[float, float]]
     weights: dict[str, float]
+    only: float | None = None  # the steps of all plans known, where they are of one length: no slope is known
 
     def values(self, steps: Floats, warmdown: Floats) -> dict[str, Floats]:
         """[n] by regressor."""
@@ -50,6 +52,8 @@ class Gap:
         values = self.values(steps, warmdown)
         mean = np.sum([self.weights[name] * value for name, value in values.items()], axis=0)
         square = np.sum([self.weights[n] * (value - mean) ** 2 for n, value in values.items()], axis=0)
+        if self.only is not None:
+            square = square + (_DRIFT * np.log(steps / self.only)) ** 2
         return mean, np.sqrt(square)
 
 
@@ -91,7 +95,9 @@ def fit_gap(table: Table, metric: str) -> Gap | None:
     steps, warmdown, gap = np.array(sorted(known)).T
     lines = {name: _line(of(steps, warmdown), gap) for name, of in REGRESSORS.items()}
     raw = {name: _trust(of(steps, warmdown), gap) for name, of in REGRESSORS.items()}
-    return Gap(lines, {name: value / sum(raw.values()) for name, value in raw.items()})
+    weights = {name: value / sum(raw.values()) for name, value in raw.items()}
+    one = steps[-1] <= SAME_LENGTH * steps[0]
+    return Gap(lines, weights, float(steps.mean()) if one else None)
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
