@@ -10,9 +10,9 @@ import numpy as np
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.ensemble import build
 from analysis.forecast.experience import EXPERIENCE, Experience
-from analysis.forecast.folds import last_known
 from analysis.forecast.members import Fitted, evaluate, fit_laws
 from analysis.forecast.predict import Prediction, check_level, one_group, predict_run
+from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Floats, Ints, Run, Table, default_metric
 

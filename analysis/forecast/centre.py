@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.forecast.folds import NEAR_DEFICIT, deficit_distance, last_known
+from analysis.forecast.folds import NEAR_DEFICIT, deficit_distance
 from analysis.forecast.gaps import StageGap
 from analysis.forecast.kriging import Residuals
 from analysis.forecast.members import Fitted, evaluate
 from analysis.forecast.prefix import measured_prefix
 from analysis.laws.design import Design
+from analysis.laws.plans import last_known
 from analysis.runs.table import Floats, Ints, Run, Table
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.experience import EXPERIENCE, Experience, law_of
-from analysis.forecast.folds import folds, last_known, replicate_sd
+from analysis.forecast.folds import folds, replicate_sd
 from analysis.forecast.kriging import residuals
 from analysis.forecast.members import fit_laws, known_lengths
 from analysis.forecast.trials import Trial, trial
+from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Table
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from analysis.forecast.plans import by_plan, lengths
 from analysis.laws.design import lr_blocks
+from analysis.laws.plans import by_plan, last_known, lengths
 from analysis.runs.table import Run, Table, Trajectory
 
 LENGTH_FOLDS = (
@@ -17,15 +17,6 @@ LENGTH_FOLDS = (
 RATIO_FOLDS = 4
 REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
 NEAR_DEFICIT = 0.25  # schedules closer than this in `deficit` count as one that was run
-
-
-def last_known(run: Run, metric: str) -> tuple[int, float, bool] | None:
-    """(step, value, is it the run's final value) of the last measurement."""
-    final = run.final(metric)
-    if final is not None:
-        return run.steps, final, True
-    curve = run.curve(metric)
-    return None if curve is None else (int(curve[0][-1]), float(curve[2][-1]), False)
 
 
 @dataclass(frozen=True)

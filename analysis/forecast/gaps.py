@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.forecast.plans import SAME_LENGTH, by_plan, mean_final
 from analysis.laws.design import Design
 from analysis.laws.fit import Fit
 from analysis.laws.law import Law
+from analysis.laws.plans import SAME_LENGTH, by_plan, mean_final
 from analysis.runs.table import Floats, Table
 
 BASES = {"int6_bpb": "val_bpb", "int6_sliding_bpb": "val_bpb", "ttt_bpb": "val_bpb", "ema_bpb": "val_bpb"}

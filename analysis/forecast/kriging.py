@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.forecast.plans import measured_plans
+from analysis.laws.plans import measured_plans
 from analysis.runs.table import Floats, Run, Table
 
 _NATS = 2.8  # the loss at which the scales below are in nats; set before any study was looked at with them

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.forecast.folds import last_known
 from analysis.forecast.gaps import BASES, StageGap, fit_gap
-from analysis.forecast.observations import BURN_IN, BURN_INS, final_rows, trajectory_rows
-from analysis.forecast.plans import lengths
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.laws.design import Design
 from analysis.laws.fit import Fit, fit
 from analysis.laws.law import Law
+from analysis.laws.observations import BURN_IN, BURN_INS, final_rows, trajectory_rows
+from analysis.laws.plans import last_known, lengths
 from analysis.runs.table import Floats, Ints, Run, Table
 
 Fitted = Fit | StageGap

@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.ensemble import build
-from analysis.forecast.plans import mean_final, same_plan
+from analysis.laws.plans import mean_final, same_plan
 from analysis.runs.errors import AnalysisError
 from analysis.runs.schedule import SHAPES
 from analysis.runs.strictjson import plain

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.ensemble import build
-from analysis.forecast.folds import last_known
 from analysis.forecast.predict import Prediction, one_group, planned_run, predict_run
+from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Table
 

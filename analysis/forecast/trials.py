@@ -8,8 +8,9 @@ import numpy as np
 
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.experience import law_of
-from analysis.forecast.folds import Fold, last_known
+from analysis.forecast.folds import Fold
 from analysis.forecast.members import Fitted, evaluate
+from analysis.laws.plans import last_known
 from analysis.runs.table import Floats, Run
 
 

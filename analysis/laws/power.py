@@ -11,7 +11,7 @@ from analysis.laws.design import Design
 from analysis.laws.law import Law, Parameter
 from analysis.runs.table import Floats
 
-EXPONENT = Parameter("alpha", 0.05, 3.0, (0.5, 0.4, 0.7), typical=0.5, spread=0.15)
+EXPONENT = Parameter("alpha", 0.05, 3.0, (0.5, 0.4, 0.7), typical=0.5, spread=0.5)
 _LOG_UNIT = (
     20.0  # ln of more steps than any run has, so that a - b ln N has coefficients >= 0 for a falling curve
 )

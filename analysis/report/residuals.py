@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.forecast.gaps import BASES, StageGap
-from analysis.forecast.observations import trajectory_rows
 from analysis.forecast.surface import Forecast
 from analysis.laws.fit import Fit
+from analysis.laws.observations import trajectory_rows
 
 
 def residuals(forecast: Forecast) -> pd.DataFrame | None:

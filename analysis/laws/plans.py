@@ -17,6 +17,15 @@ RATIO_STEP = 0.05  # warmdown ratios closer than this are one
 Plan = tuple[int, int, str, float]
 
 
+def last_known(run: Run, metric: str) -> tuple[int, float, bool] | None:
+    """(step, value, is it the run's final value) of the last measurement."""
+    final = run.final(metric)
+    if final is not None:
+        return run.steps, final, True
+    curve = run.curve(metric)
+    return None if curve is None else (int(curve[0][-1]), float(curve[2][-1]), False)
+
+
 def lengths(runs: Iterable[Run]) -> dict[int, int]:
     """Steps of each run -> the length it counts as: the longest of those within 5 % of each other."""
     found: dict[int, int] = {}

@@ -6,10 +6,9 @@ from collections import Counter
 
 import numpy as np
 
-from analysis.forecast.folds import last_known
-from analysis.forecast.plans import measured_plans
 from analysis.laws.design import Design
 from analysis.laws.fit import Observations
+from analysis.laws.plans import last_known, measured_plans
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Floats, Ints, Run, Table
 
