@@ -158,6 +158,10 @@ def _fitted(
     while low < high:  # the last step of the constant phase, from which the rule is no more than 1
         middle = (low + high) // 2
         low, high = (low, middle) if multiplier(middle) <= 1 + 1e-9 else (middle + 1, high)
+    falling = [multiplier(low + 1 + (steps - low - 1) * i // 20) for i in range(21)] if low < steps else []
+    if any(later > min(falling[: i + 1]) + 0.02 for i, later in enumerate(falling)):
+        why = "by the log's times the rate rises before it falls, as early steps were slow"
+        return Warmdown(note=f"warmdown unknown: {why}")
     if low >= steps:
         return Warmdown(0, "constant", note="the run ended before its warmdown began")
     end = max(multiplier(steps), 0.0)

@@ -120,6 +120,10 @@ def test_a_multiplier_on_the_way_tells_a_linear_warmdown(tmp_path: Path) -> None
         (stated("warmdown_iters:100", "warmdown_frac:0.5"), "a fraction, 0.5, and iterations, 100"),
         (stated("warmdown_iters:100", "lr_schedule: exponential"), "of the shape 'exponential'"),
         (
+            stated("warmdown_iters:8000").replace(f"train_time:{100_000}ms", f"train_time:{400_000}ms"),
+            "rises before it falls",
+        ),
+        (
             stated("qat:True warmdown:cosine").replace(
                 "step:5000/", "qat:on step:4500 scale:0.5\nstep:5000/", 1
             ),
