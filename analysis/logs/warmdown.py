@@ -184,20 +184,23 @@ def _by_multiplier(
     """From multipliers that the log prints during the warmdown, if they agree on a straight line to 0."""
     printed = [(int(m.values["step"]), m.values["scale"]) for m in run.marks if m.kind == "multiplier"]
     printed += [(step, values["lr_scale"]) for step, values in run.points.items() if "lr_scale" in values]
+    floor = facts.get("lr_floor", 0.0)
+    peak = max((step for step, scale in printed if scale >= 0.98), default=0)
+    falling = [(s, x) for s, x in sorted(printed) if peak < s < steps and floor + 0.02 < x < 0.98]
     cap = None
     if stopped_by == "wallclock" and times is not None and times.coarse < 1:
         cap = times.at(steps)
     lengths = [
         ((steps if cap is None or times is None else cap / times.pace(step)) - step) / scale
-        for step, scale in printed
-        if 0.02 < scale < 0.98 and step < steps
+        for step, scale in falling
     ]
     if not lengths:
         return Warmdown(note=_unstated(run))
     length = sorted(lengths)[len(lengths) // 2]
     if max(lengths) > 1.1 * min(lengths) or length > steps:
         return Warmdown(note="warmdown unknown: the printed multipliers are not on a straight line to 0")
-    step, scale = next((s, x) for s, x in printed if 0.02 < x < 0.98 and s < steps)
+    step, scale = falling[0]
     note = f"warmdown worked out from the multiplier {scale:g} at step {step:,}, as linear to 0 at the end"
     rule, _ = _rule(None, length, float(steps), cap, times)
-    return replace(_fitted(rule, steps, facts.get("lr_floor", 0.0), 0.0, "linear"), note=note)
+    found = _fitted(rule, steps, floor, 0.0, "linear")
+    return replace(found, note=found.note or note)

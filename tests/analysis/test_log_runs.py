@@ -130,6 +130,8 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     assert (by_figures.row["status"], by_figures.row["stopped_by"]) == ("done", "wallclock")
     (by_time,) = read(tmp_path, told.replace("\n".join(FINALS), ""))
     assert (by_time.row["status"], by_time.row["stopped_by"]) == ("done", "wallclock")
+    (plainly,) = read(tmp_path, told.replace("peak memory", "early_stop step:6000\npeak memory"))
+    assert plainly.row["stopped_by"] == "wallclock"
     at_training = told.replace(f"step:6000/20000 val_loss:{1.69 * bpb(6000):.4f}", "gone")
     (unsure,) = read(tmp_path, at_training)
     assert "may have made some more" in str(unsure.row["notes"]) and unsure.row["float_bpb"] is None
