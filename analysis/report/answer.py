@@ -95,6 +95,8 @@ def _share(study: Study) -> str:
             return undetermined
         _, _, low, high, _ = measured
         within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+        if tried[-1] in (low, high):
+            return f"{within} of them as warmdown, the longest that was run"
         return f"{within} of them as warmdown, of {span} that were run"
     end = ", the longest that was run" if best.at_edge and best.high >= tried[-1] - 0.005 else ""
     end = ", the shortest that was run" if best.at_edge and best.low <= tried[0] + 0.005 else end
@@ -139,15 +141,23 @@ def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | No
     finals: dict[float, list[float]] = {}
     for run in study.table.runs:
         known = run.final(study.final_metric)
-        if run.steps == best.steps and run.group == best.group and not run.is_constant and known is not None:
+        like = (run.steps, run.group, run.schedule) == (best.steps, best.group, best.schedule)
+        if like and not run.is_constant and known is not None:
             finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
-    if len(finals) < 2:
+    means = {ratio: float(np.mean(values)) for ratio, values in sorted(finals.items())}
+    if len(means) < 2:
         return None
-    means = {ratio: float(np.mean(values)) for ratio, values in finals.items()}
     noise = noise_of(study.table, study.final_metric, value)[0]
-    lowest = min(means, key=lambda ratio: means[ratio])
-    alike = [ratio for ratio, mean in means.items() if mean - means[lowest] <= CLEAR * noise]
-    return (best.steps, lowest, min(alike), max(alike), noise) if len(alike) < len(means) else None
+    ratios, lowest = list(means), min(means, key=lambda ratio: means[ratio])
+    alike = [mean - means[lowest] <= CLEAR * noise for mean in means.values()]
+    first = last = ratios.index(lowest)
+    while first > 0 and alike[first - 1]:
+        first -= 1
+    while last + 1 < len(ratios) and alike[last + 1]:
+        last += 1
+    return (
+        None if last - first + 1 == len(ratios) else (best.steps, lowest, ratios[first], ratios[last], noise)
+    )
 
 
 def best_run(study: Study) -> str:
@@ -179,9 +189,10 @@ def warmdown_share(study: Study) -> str:
                 "told apart."
             )
         steps, lowest, low, high, noise = measured
+        alike = "no other ratio" if low == high else f"{low:.2f} to {high:.2f}"
         return (
-            f"Measured at {steps:,} steps: {lowest:.2f} of the run was best, [{low:.2f}, {high:.2f}] within "
-            f"the noise of two runs ({noise:.4f} {unit(study.final_metric)} each)."
+            f"Measured at {steps:,} steps: {lowest:.2f} of the run was best, {alike} within the noise of two "
+            f"runs ({noise:.4f} {unit(study.final_metric)} each)."
         )
     where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
     text = (
