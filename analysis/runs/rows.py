@@ -22,6 +22,8 @@ METRICS = [
 CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "int6_val_bpb", "train_loss")
 SIZES = ("artifact_bytes",)
 """Trajectory columns that are no losses."""
+UNKNOWN = "unknown"
+"""Schedule of a run of which only steps and finals are known."""
 GROUP_AXES = ("params", "peak_lr", "data_fingerprint")
 
 
@@ -46,9 +48,24 @@ def _whole(row: dict, name: str, where: str) -> int | None:
     return None if value is None else int(value)
 
 
+class UnknownScheduleError(AnalysisError):
+    """A row says neither how long the warmdown was nor how the learning rate went."""
+
+
 def run_of(
-    row: dict, curve: pd.DataFrame | None, axes: tuple[str, ...], source: str, notes: list[str]
+    row: dict,
+    curve: pd.DataFrame | None,
+    axes: tuple[str, ...],
+    source: str,
+    notes: list[str],
+    scheduled: bool = True,
 ) -> Run:
+    """The row as a Run; `scheduled`: it must say how the learning rate went.
+
+    Raises:
+        UnknownScheduleError: it does not.
+        AnalysisError: a value is not what its column holds.
+    """
     where = f"{source}, run '{row['run_id']}'"
     steps, peak, down = (_whole(row, name, where) for name in ("steps", "peak_steps", "warmdown_steps"))
     if not steps:
@@ -65,13 +82,17 @@ def run_of(
         elif logged_lr:
             schedule = "observed"
             peak = down = None
+        elif scheduled:
+            raise UnknownScheduleError(
+                f"{where}: give peak_steps, warmdown_steps, or trajectories with lr_scale"
+            )
         else:
-            raise AnalysisError(f"{where}: give peak_steps, warmdown_steps, or trajectories with lr_scale")
+            schedule, down, curve = UNKNOWN, 0, None
     if schedule is None:
         schedule = "linear" if down != 0 and peak != steps else "constant"
         if schedule == "linear":
             notes.append(f"run '{row['run_id']}': no schedule given, taken as linear to 0")
-    if schedule not in SHAPES and schedule != "observed":
+    if schedule not in SHAPES and schedule not in ("observed", UNKNOWN):
         if not logged_lr:
             raise AnalysisError(f"{where}: schedule '{schedule}' is unknown; known: {', '.join(SHAPES)}")
         schedule = "observed"

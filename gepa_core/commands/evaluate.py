@@ -5,15 +5,12 @@ artifact does not say its model: without a job file at hand it is taken for one 
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from gepa_core.commands.train import torchrun_group
 from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
@@ -25,7 +22,7 @@ from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedErro
 from gepa_core.evaluation.scoring import Evaluation, evaluate_plain, evaluate_sliding
 from gepa_core.evaluation.ttt import test_time_train
 from gepa_core.model.gepa import GEPA
-from gepa_core.quantization.artifact import check_fits, read_artifact
+from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.segment import prepare
 from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
@@ -68,9 +65,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
         raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
     job, step = _job(args.job, path), None
     if path.is_file():
-        state = read_artifact(path)
-        run = job.run if job else _published_run(path, state)
-        model, weights = _artifact_model(path, state, run), "artifact"
+        (model, run), weights = _open_artifact(path, job), "artifact"
     else:
         trained = open_trained(path, average=not args.raw)
         model, run, step = trained.model, trained.run, trained.step
@@ -98,27 +93,31 @@ def _job(given: Path | None, path: Path) -> Job | None:
     return None
 
 
-def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
-    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
-    for bigram in ("poly", "xor"):
-        model = ModelConfig(bigram=bigram, rope_precision="bf16_published")
-        with contextlib.suppress(ArtifactError):
-            check_fits(state, GEPA(model).state_dict())
-            return RunConfig(steps=1, warmdown_steps=0, model=model)
+def _open_artifact(path: Path, job: Job | None) -> tuple[GEPA, RunConfig]:
+    """The job's model with an artifact's weights; without a job, of the published recipe in either variant,
+    whose artifacts need its rotary tables.
+    """
+    runs = [job.run] if job else [_published(bigram) for bigram in ("poly", "xor")]
+    models = [GEPA(run.model) for run in runs]
+    state = read_artifact(path, max(num_weights(model.state_dict()) for model in models))
+    for model, run in zip(models, runs, strict=True):
+        try:
+            check_fits(state, model.state_dict())
+        except ArtifactError as error:
+            if job:
+                raise ArtifactError(f"{path}: {error}") from None
+            continue
+        model.load_state_dict(state)
+        return model, run
     raise ConfigError(
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"
     )
 
 
-def _artifact_model(path: Path, state: dict[str, Tensor], run: RunConfig) -> GEPA:
-    model = GEPA(run.model)
-    try:
-        check_fits(state, model.state_dict())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    model.load_state_dict(state)
-    return model
+def _published(bigram: str) -> RunConfig:
+    model = ModelConfig.model_validate({"bigram": bigram, "rope_precision": "bf16_published"})
+    return RunConfig(steps=1, warmdown_steps=0, model=model)
 
 
 def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:

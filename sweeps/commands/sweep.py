@@ -7,22 +7,23 @@ import re
 import socket
 import sys
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gepa_core.errors import ConfigError, DataError, UserError
 from sweeps.plan.advice import advise, uneven_ranks
-from sweeps.plan.estimate import Node, places, refusal, summary
+from sweeps.plan.estimate import Machine, places, refusal, summary
 from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
+from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
-from sweeps.spec.source import DataSource, Resolved, resolve
+from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
 
 if TYPE_CHECKING:
+    from gepa_core.data.folder import Dataset
     from sweeps.store.store import Store
 
 
@@ -31,26 +32,13 @@ def plan_or_run(args: argparse.Namespace) -> int:
     return print_plan(sweep, args) if args.plan else run(sweep, args)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A sweep with what is known of its data."""
-
-    sweep: Sweep
-    data: dict[DataSource, Resolved]
-    unchecked: tuple[str, ...]
-
-    @property
-    def val_tokens(self) -> int:
-        return max((data.val_tokens for data in self.data.values()), default=PUBLISHED_VAL_TOKENS)
-
-
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Train, measure and report what is not done yet; exit code."""
     check_address(address_of(args))
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
-    prepared = open_data(sweep, say)
-    plan = over_store(prepared, args.output, fresh=args.fresh)
+    sweep = open_data(sweep, say)
+    plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
     for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
@@ -66,7 +54,12 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         max_gpu_hours=args.max_gpu_hours,
         max_parallel=args.max_parallel,
     )
-    result = run_sweep(plan, args.output, options, record={"data": data_record(prepared)})
+    record = {"data": data_record(sweep)}
+    result = run_sweep(plan, args.output, options, record)
+    while result.ending == "damaged":  # what was damaged does not count any more: nor will it the next time
+        say(f"{result.fault}: set aside; going on from what is whole")
+        plan = over_store(sweep, args.output)
+        result = run_sweep(plan, args.output, replace(options, fresh=False), record)
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
     plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
@@ -103,13 +96,13 @@ def check_address(address: str | None) -> None:
         ) from None
 
 
-def data_record(prepared: Prepared) -> list[dict[str, Any]]:
+def data_record(sweep: Sweep) -> list[dict[str, Any]]:
     """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
     from sweeps.commands.baseline import compressed_sizes
 
     record = []
-    for source, data in prepared.data.items():
-        runs = [run for run in prepared.sweep.runs if run.data.train == data.config.train]
+    for source, data in sweep.data.items():
+        runs = [run for run in sweep.runs if run.data.train == data.config.train]
         limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
         text = dict(data.val_text) if data.val_text else None
         if limits != {data.val_tokens}:  # one part of it, or several
@@ -149,35 +142,37 @@ def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:
     return str(page)
 
 
-def look_at_data(sweep: Sweep) -> Prepared:
-    """For `--plan`: the data as far as it is at hand."""
-    found: dict[DataSource, Resolved] = {}
+def look_at_data(sweep: Sweep) -> Sweep:
+    """For `--plan`: the sweep with its data as far as that is at hand."""
+    found: dict[DataSource, Dataset] = {}
     unchecked = []
     for source in sweep.sources:
         if not source.named:
             unchecked.append("the sweep names no data (set data.dir): run ids are provisional")
             continue
         try:
-            found[source] = resolve(source, prepare=False)
+            found[source] = open_source(source, prepare=False)
         except DataError as error:
             how = f"{source}: prepared on the first run" if source.corpus else f"not checked: {error}"
             unchecked.append(f"data {how}; run ids are provisional, finished work is not recognised")
-    return Prepared(sweep.with_data(found), found, tuple(unchecked))
+    return sweep.with_data(found, unchecked)
 
 
-def open_data(sweep: Sweep, say: Any) -> Prepared:
-    """For a run: all data, prepared where a corpus is missing, and checked. Raises DataError."""
-    from gepa_core.data.folder import check_launch, open_folder, open_patterns
+def open_data(sweep: Sweep, say: Any) -> Sweep:
+    """For a run: the sweep with all its data, prepared where a corpus is missing, and checked.
 
-    found: dict[DataSource, Resolved] = {}
+    Raises DataError.
+    """
+    from gepa_core.data.folder import check_launch
+
+    found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
         using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
         sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
-        found[source] = resolve(source, vocab_size=min(sizes)[0], prepare=True, say=say)
-        dataset = open_folder(source.dir) if source.dir else open_patterns(*source.patterns())
+        found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
-            check_launch(dataset, vocab_size=vocab_size, seq_len=seq_len)
-    return Prepared(sweep.with_data(found), found, ())
+            check_launch(found[source], vocab_size=vocab_size, seq_len=seq_len)
+    return sweep.with_data(found)
 
 
 def existing_store(output: str) -> "Store | None":
@@ -189,19 +184,23 @@ def existing_store(output: str) -> "Store | None":
     return Store(output)
 
 
-def over_store(prepared: Prepared, output: str, *, fresh: bool = False) -> Plan:
-    """The plan over what the store at `output` has, if there is one; it is not created."""
-    sweep = prepared.sweep
+def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
+    """The plan over what the store at `output` has, if there is one; it is not created.
+
+    `fresh`: only the store's speeds count, not what is done.
+    """
     on_gpu = sweep.resources.gpus_per_run > 0
     speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
     if (store := existing_store(output)) is None:
-        return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
+        return make_plan(sweep, speeds=speeds)
     from sweeps.plan.history import History, read_history
 
     history = read_history(store)
+    for fault in history.faults:
+        say(f"{fault}: what needs it starts from the next earlier state")
     speeds = speeds.measured(history.on(gpu=on_gpu))
     known = History() if fresh else history
-    return make_plan(sweep, known.segments, known.stages, speeds=speeds, val_tokens=prepared.val_tokens)
+    return make_plan(sweep, known.segments, known.stages, speeds=speeds)
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -209,20 +208,24 @@ def changed(plan: Plan, output: str) -> list[str]:
     if "://" not in output and not Path(output, plan.sweep.name, "sweep.json").is_file():
         return []
     from sweeps.plan.history import changes
+    from sweeps.store.records import RecordError
     from sweeps.store.store import Store
 
-    old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    try:
+        old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    except RecordError as error:
+        return [f"unknown: {error}"]
     return changes(old, plan.sweep.document or {}, plan.runs) if old else []
 
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
-    prepared = look_at_data(sweep)
+    sweep = look_at_data(sweep)
     if args.only:
-        prepared = replace(prepared, sweep=only(prepared.sweep, args.only))
-    plan = over_store(prepared, args.output, fresh=args.fresh)
+        sweep = only(sweep, args.only)
+    plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -233,7 +236,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     notes += [f"changed since the last launch: {line}" for line in changed(plan, args.output)]
     advice = advise(plan.sweep)
     if args.json:
-        extra = {"unchecked": prepared.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
+        extra = {"unchecked": sweep.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
         print(json.dumps(figures | extra, allow_nan=False))
         return 0
     from rich.console import Console
@@ -253,17 +256,16 @@ def only(sweep: Sweep, glob: str) -> Sweep:
     return replace(sweep, runs=runs)
 
 
-def epochs(plan: Plan, prepared: Prepared) -> list[str]:
+def epochs(plan: Plan) -> list[str]:
     """How often the longest run reads its data, where that is more than once."""
-    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
-    passes = (
-        max(
+    tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
+    passes = max(
+        (
             (run.config.train_tokens / tokens[run.config.data.train], run_id)
             for run_id, run in plan.runs.items()
             if run.config.data.train in tokens
-        )
-        if tokens
-        else (0.0, "")
+        ),
+        default=(0.0, ""),
     )
     return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
 
@@ -297,7 +299,7 @@ def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str
     return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
 
 
-def local_node() -> Node:
+def local_node() -> Machine:
     """This machine, without asking Ray or torch."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -306,4 +308,4 @@ def local_node() -> Node:
     if visible is not None:
         gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Node({"CPU": cpus, "GPU": gpus, "memory": memory})
+    return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

@@ -1,9 +1,9 @@
-"""The scheduling loop: which segment or stage goes on which lease, and what follows from how it ended.
+"""The scheduling loop: which node goes on which lease, and what follows from how it ended.
 
 It knows neither Ray nor the store: a Cluster runs things, a Recorder keeps what came of them, a clock tells
-the time. A lease is a set of workers that executes one segment or stage after another. The longest remaining
-path goes first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide
-when the sweep ends.
+the time. A lease is a set of workers that executes one node after another. The longest remaining path goes
+first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide when the
+sweep ends.
 """
 
 import heapq
@@ -35,7 +35,7 @@ class LeaseGone:
 
 @dataclass(frozen=True)
 class Ended:
-    """A segment or stage ended; `outcome` is None where its worker was lost, and the lease with it."""
+    """A node ended; `outcome` is None where its worker was lost, and the lease with it."""
 
     lease: str
     outcome: Outcome | None
@@ -71,7 +71,7 @@ class Recorder(Protocol):
     """What is kept of a sweep."""
 
     def job(self, node: str, micro_batch_seqs: int | None) -> Any:
-        """A new attempt at a segment or stage, for Cluster.start."""
+        """A new attempt at a node, for Cluster.start."""
 
     def commit(self, outcome: Outcome) -> None:
         """Make a finished attempt the result."""
@@ -81,6 +81,10 @@ class Recorder(Protocol):
 
     def give_up(self, node: str, status: str, error: str) -> None:
         """The runs through this node are `failed` or `diverged`."""
+
+    def set_aside(self, node: str) -> str | None:
+        """Look whether what this node starts from still is what was committed, and if not, count it as not
+        done; what is wrong with it."""
 
     def note(self, what: str, node: str, **facts: Any) -> None:
         """Something worth showing: started, finished, retried, ..."""
@@ -100,6 +104,8 @@ class Ending(StrEnum):
     INTERRUPTED = "interrupted"
     BUDGET = "budget"
     FAIL_FAST = "fail_fast"
+    DAMAGED = "damaged"  # something it had to start from: another plan goes on without it
+    DISK_FULL = "disk_full"
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,10 @@ class Driver:
     device_seconds: float = 0.0
     executed: int = 0
     """Nodes finished here."""
+    started: int = 0
+    """Attempts begun here."""
+    fault: str = ""
+    """Of DAMAGED and DISK_FULL: what and where."""
     interrupts: Interrupts = field(default_factory=Interrupts)
     _leases: dict[str, _Lease] = field(default_factory=dict)
     _ready: list[tuple[float, str]] = field(default_factory=list)
@@ -172,9 +182,9 @@ class Driver:
         """
         wanted = set(self.wanted)
         self._left_seconds = sum(self.plan.seconds[node] for node in wanted - self.done)
-        for node, after in self.plan.nodes():
-            if node in wanted and node not in self.done and (after is None or after in self.done):
-                self._make_ready(node)
+        for node in self.plan.nodes.values():
+            if node.id in wanted and node.id not in self.done and (not node.after or node.after in self.done):
+                self._make_ready(node.id)
         self._wanted = wanted
         children = self.plan.children
         self._paths = sum(wanted.isdisjoint(children.get(node, ())) for node in wanted - self.done)
@@ -184,6 +194,8 @@ class Driver:
         finally:
             for lease in list(self._leases):
                 self._close(lease)
+        if self.interrupts.count:
+            return Ending.INTERRUPTED
         return self._ending or Ending.COMPLETE
 
     def _step(self) -> bool:
@@ -219,7 +231,7 @@ class Driver:
         if self._leases:
             self.recorder.note("draining", "", why=why.value)
         for name, lease in list(self._leases.items()):
-            if lease.node in self.plan.segments:
+            if lease.node and self.plan.nodes[lease.node].trains:
                 self.cluster.stop(name)
             else:
                 self._account(lease)
@@ -262,21 +274,22 @@ class Driver:
             self._start(name, node)
 
     def _following(self, last: str | None) -> list[str]:
-        """What uses the output of the segment or stage before, or measures the same one."""
+        """What uses the output of the node before, or measures the same one."""
         if last is None:
             return []
-        stage = self.plan.stages.get(last)
-        beside = self.plan.children.get(stage.after, []) if stage else []
+        node = self.plan.nodes[last]
+        beside = [] if node.trains else self.plan.children.get(node.after or "", [])
         return [*self.plan.children.get(last, []), *beside]
 
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
         micro_batch = self._micro_batch.get(node)
-        if micro_batch is None and self._smallest is not None and node in self.plan.segments:
+        if micro_batch is None and self._smallest is not None and self.plan.nodes[node].trains:
             # A checkpoint is only good for the micro-batch it was made with.
             micro_batch = self._smallest if self.recorder.progress_step(node) is None else None
         job = self.recorder.job(node, micro_batch)
+        self.started += 1
         self.recorder.note("started", node, lease=name, attempts=len(self._history.get(node, ())))
         self.cluster.start(name, job)
 
@@ -349,6 +362,9 @@ class Driver:
         history = self._history.setdefault(node, [])
         history.append(Failure(observed, self.recorder.progress_step(node), micro_batch))
         decision = decide(history, self.limits)
+        if observed is Observed.DAMAGED and (fault := self.recorder.set_aside(node)):
+            self._stop_for(Ending.DAMAGED, fault)
+            return
         self.recorder.note(decision.action.value, node, observed=observed.value, error=error)
         match decision.action:
             case Action.RETRY:
@@ -356,7 +372,7 @@ class Driver:
             case Action.RESTART_SMALLER:
                 assert decision.micro_batch_seqs is not None
                 self._micro_batch[node] = decision.micro_batch_seqs
-                if node in self.plan.segments:  # what did not fit here will not fit elsewhere either
+                if self.plan.nodes[node].trains:  # what did not fit here will not fit elsewhere either
                     known = self._smallest or decision.micro_batch_seqs
                     self._smallest = min(known, decision.micro_batch_seqs)
                 self._make_ready(node)
@@ -368,5 +384,12 @@ class Driver:
                 )
                 if self.options.fail_fast and not self._ending:
                     self._drain(Ending.FAIL_FAST)
+            case Action.STOP:
+                self._stop_for(Ending.DISK_FULL, error or observed.value)
             case Action.LEAVE:
                 pass
+
+    def _stop_for(self, why: Ending, fault: str) -> None:
+        if not self._ending:
+            self.fault = fault
+            self._drain(why)

@@ -1,5 +1,6 @@
 """Carries a plan out: the sweep's lease, Ray where there is anything to do, the driver, the records."""
 
+import contextlib
 import fnmatch
 import platform
 import shlex
@@ -16,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
-from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
+from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
-from sweeps.drive.record import SweepRecorder, devices
+from sweeps.drive.record import SweepRecorder
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease, LeaseLostError
+from sweeps.store.records import RecordError
 from sweeps.store.store import Store
-
-_OBJECT_STORE_SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class SweepResult:
     """Of this launch, attempts that came to nothing included."""
     executed: int
     """Segments and stages that were done in this launch."""
+    fault: str = ""
+    """What was found damaged and set aside, where `ending` is "damaged": a new plan does without it."""
     identity_breaks: dict[str, list[str]] = field(default_factory=dict)
     """Segment -> in what its execution differs from that of the state it started from."""
 
@@ -103,9 +105,8 @@ def run_sweep(
     if options.fresh:
         if options.only is not None:
             raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
-        plan = _without_history(plan)
-    lease_path = store.sweep(plan.sweep.name).lease_path
-    lease = Lease(store.files, lease_path, settle=0.0 if store.files.local else _OBJECT_STORE_SETTLE_SECONDS)
+        assert not plan.done, "a plan for --fresh is made without the store's history"
+    lease = Lease(store.files, store.sweep(plan.sweep.name).lease_path)
     selected = _selected(plan, options.only)
     lease.acquire()
     try:
@@ -138,10 +139,7 @@ def _carry_out(
     recorder.folder.write_json("plan.json", plan.record())
     recorder.write_runs()
     wanted = {
-        node
-        for run_id in selected
-        if run_id not in recorder.given_up
-        for node in (*plan.segments_of(run_id), *plan.runs[run_id].stages)
+        node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
     left = _left(plan, wanted, set(recorder.done))
     if not left:
@@ -160,29 +158,35 @@ def _carry_out(
                 max_parallel=options.max_parallel,
                 max_device_hours=options.max_gpu_hours,
                 fail_fast=options.fail_fast,
-                devices=devices(plan),
+                devices=plan.sweep.devices,
                 eager=options.address is None,
             ),
             interrupts=interrupts,
         )
         try:
             ending = driver.run()
+        except (ClusterError, RecordError) as error:
+            if not driver.started:
+                raise
+            raise StoppedError(f"{error}; what was finished is kept, the same command continues") from error
         finally:
-            recorder.write_runs()
+            with contextlib.suppress(*([StorageError] if driver.fault else [])):  # of a full disk
+                recorder.write_runs()
+    if ending is Ending.DISK_FULL:
+        raise StoppedError(driver.fault)
     return ending, driver
 
 
 def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     """What of `wanted` is not done and something not done depends on."""
     left: set[str] = set()
-    needed = {node for node in wanted if node in plan.stages}
+    needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    parent = dict(plan.nodes())
     for node in needed:
         at: str | None = node
         while at is not None and at not in done and at not in left:
             left.add(at)
-            at = parent[at]
+            at = plan.nodes[at].after
     return left
 
 
@@ -194,12 +198,6 @@ def _selected(plan: Plan, only: str | None) -> list[str]:
         names = ", ".join(list(plan.runs)[:8]) + (", ..." if len(plan.runs) > 8 else "")
         raise ConfigError(f"--only {only}: no run of {plan.sweep.name} matches; its runs are {names}")
     return found
-
-
-def _without_history(plan: Plan) -> Plan:
-    from sweeps.plan.planner import make_plan
-
-    return make_plan(plan.sweep, speeds=plan.speeds, val_tokens=plan.val_tokens)
 
 
 def _result(
@@ -220,6 +218,7 @@ def _result(
         seconds=seconds,
         device_seconds=driver.device_seconds if driver else 0.0,
         executed=driver.executed if driver else 0,
+        fault=driver.fault if driver else "",
         identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
     )
 

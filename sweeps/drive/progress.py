@@ -1,5 +1,6 @@
 """What a running sweep shows: a live tree on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -11,18 +12,21 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.plan.tree import Plan
+from sweeps.kinds.table import KINDS
+from sweeps.plan.tree import Node, Plan
 from sweeps.store.journal import reports
+from sweeps.store.records import RecordError
+from sweeps.store.redact import redacted
 from sweeps.store.store import Outcome, Store
 
-_LOG_TAIL_LINES = 15
+_LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 14
 _READ_SECONDS = 2.0
 _MAX_RUNNING = 40
 
 
 class View(Protocol):
     def show(self, what: str, node: str, **facts: Any) -> None:
-        """Something happened to a segment or stage (or, node "", to the sweep)."""
+        """Something happened to a node (or, node "", to the sweep)."""
 
     def refresh(self) -> None:
         """Called a few times a second."""
@@ -32,30 +36,26 @@ class View(Protocol):
 
 
 def label(plan: Plan, node: str) -> str:
-    """A segment or stage in words."""
-    if segment := plan.segments.get(node):
-        if segment.trunk:
-            return f"trunk {segment.start:,} → {segment.stop:,}"
-        return f"{segment.start:,} → {segment.stop:,} {segment.config.schedule} ({_runs(plan, node)})"
-    stage = plan.stages[node]
-    return f"{stage.kind} of {stage.run_id}"
-
-
-def _runs(plan: Plan, node: str) -> str:
-    ids = plan.segments[node].runs
-    return ids[0] if len(ids) == 1 else f"{len(ids)} runs"
+    """A node in words."""
+    work = plan.nodes[node]
+    runs = work.runs[0] if len(work.runs) == 1 else f"{len(work.runs)} runs"
+    if not work.trains:
+        return f"{work.kind} of {runs}"
+    steps = f"{work.start:,} → {work.stop:,}"
+    return f"trunk {steps}" if work.trunk else f"{steps} {work.config.schedule} ({runs})"
 
 
 def result_text(outcome: Outcome) -> str:
-    """What a finished segment or stage measured."""
-    result = outcome.result
-    if outcome.kind == "segment":
-        loss = result.get("train_loss_final")
-        speed = result["tokens_per_second"]
-        return (f"train_loss {loss:.4f}, " if loss is not None else "") + f"{speed:,.0f} tokens/s"
-    if outcome.kind == "quantize":
-        return f"{result['artifact_bytes']:,} bytes"
-    return f"{result[f'{outcome.kind}_bpb']:.4f} bpb"
+    """What a finished node measured, as far as it says."""
+    result, kind = outcome.result, KINDS[outcome.kind]
+    figures = (
+        ("train_loss_final", "train_loss {:.4f}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        (kind.column, "{:.4f} bpb"),
+        ("artifact_bytes", "{:,} bytes"),
+    )
+    known = [form.format(result[key]) for key, form in figures if key and result.get(key) is not None]
+    return ", ".join(known) or "nothing measured"
 
 
 def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str | None:
@@ -79,13 +79,15 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
             return f"diverged {name}: {error}"
         case "fail":
             return f"failed   {name}: {error}"
-        case "leave":
+        case "leave" | "stop":
             return f"stopped  {name}"
         case "draining":
             reasons = {
                 "interrupted": "interrupted: saving what runs (again to stop at once)",
                 "budget": "the budget of GPU-hours is spent: saving what runs",
                 "fail_fast": "stopping at the first failure: saving what runs",
+                "damaged": "something to start from is damaged: saving what runs",
+                "disk_full": "the disk is full: stopping what runs",
             }
             return reasons.get(facts["why"], facts["why"])
         case "lease_lost":
@@ -97,8 +99,8 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
 
 def log_tail(store: Store, node: str, attempt: str) -> list[str]:
     """The last lines an attempt printed."""
-    data = store.files.read(f"{store.attempt_path(node, attempt)}/log.txt") or b""
-    return data.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    data = store.files.read_end(f"{store.attempt_path(node, attempt)}/log.txt", _LOG_TAIL_BYTES)
+    return str(redacted(data.decode(errors="replace"))).splitlines()[-_LOG_TAIL_LINES:]
 
 
 @dataclass
@@ -151,9 +153,10 @@ class LiveView:
         if now - self._read > _READ_SECONDS:
             self._read = now
             for node, state in self.running.items():
-                if node in self.plan.segments:
+                if self.plan.nodes[node].trains:
                     path = f"{self.store.attempt_path(node, state['attempt'])}/events.jsonl"
-                    state["reports"] = reports(self.store.files.read(path) or b"")
+                    with contextlib.suppress(RecordError):  # not ours to judge: only shown
+                        state["reports"] = reports(self.store.files.read(path) or b"")
         self.live.refresh()
 
     def close(self) -> None:
@@ -169,7 +172,7 @@ class LiveView:
         tree = Tree(Text(head, style="bold"))
         branches: dict[str, Tree] = {}
         for node, state in list(self.running.items())[:_MAX_RUNNING]:
-            segment = self.plan.segments.get(node) or self.plan.segments[self._segment_of(node)]
+            segment = self._training_of(node)
             if segment.trunk_id not in branches:
                 trunk = [s.id for s in self.plan.segments.values() if s.trunk_id == segment.trunk_id]
                 done = sum(s in self.done for s in trunk)
@@ -178,10 +181,12 @@ class LiveView:
             branches[segment.trunk_id].add(Text(self._running_text(node, state)))
         return tree
 
-    def _segment_of(self, node: str) -> str:
-        while node in self.plan.stages:
-            node = self.plan.stages[node].after
-        return node
+    def _training_of(self, node: str) -> Node:
+        """The node itself, or the stretch of training that a stage comes after."""
+        at = self.plan.nodes[node]
+        while not at.trains and at.after is not None:
+            at = self.plan.nodes[at.after]
+        return at
 
     def _running_text(self, node: str, state: dict[str, Any]) -> str:
         words = f"{label(self.plan, node)}  {_clock(time.monotonic() - state['since'])}"

@@ -1,20 +1,20 @@
 """`launch.py import`: takes a checkpoint of the constant phase into a store, for runs to start from."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from gepa_core.bounded import MAX_JSON_BYTES, read_bytes
 from gepa_core.config import RunConfig, digest
-from gepa_core.errors import CheckpointError, ConfigError
+from gepa_core.errors import ConfigError
+from sweeps.kinds.kind import FINAL_STATE
+from sweeps.kinds.table import SEGMENT
 from sweeps.plan.planner import trunk_id
 from sweeps.spec.sweep import Sweep
-from sweeps.store.journal import objects
+from sweeps.store.journal import reports_of_training
 from sweeps.store.schema import TRAJECTORY, to_parquet
-from sweeps.store.store import FINAL_STATE, Outcome, Store, checksums, new_attempt, sha256
+from sweeps.store.store import Outcome, Store, checksums, new_attempt, sha256
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,20 @@ class Adopted:
     """Runs of the sweep that can start from it."""
 
 
-def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, int]) -> Adopted:
+def adopt(store: Store, sweep: Sweep, checkpoint: Path) -> Adopted:
     """Copies the checkpoint into the store and commits it as a finished trunk segment from step 0.
 
     `checkpoint`: its folder, or an output folder of gepa_core.train, whose newest one is meant.
-    `shard_tokens`: tokens of the training shards, by fingerprint. Raises CheckpointError for a damaged
-    checkpoint, ConfigError for one that no run of the sweep could have passed through.
+    Raises CheckpointError for a damaged checkpoint, ConfigError for one that no run of the sweep could have
+    passed through.
     """
-    from gepa_core.training.trained import open_state
+    from gepa_core.training.trained import model_of, open_state, validate
 
     checkpoint, state = open_state(checkpoint)
-    meta = state.meta
-    step, config = _step_and_config(meta, checkpoint)
+    told = state.told(checkpoint)
+    step, config = told.step, validate(RunConfig, told.config, checkpoint)
+    for average in (False, True):  # both fit the model, or it is of no use
+        model_of(state, checkpoint, average=average)
     if step > config.peak_steps:
         raise ConfigError(
             f"{checkpoint}: at step {step} its learning rate is already decaying (the constant phase ends at "
@@ -57,20 +59,14 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, 
         "config": config.model_dump(mode="json"),
         "adopted": str(checkpoint.absolute()),
     }
-    result = {"step": step, "train_shard_tokens": shard_tokens.get(config.data.train)}
+    tokens = {data.config.train: data.train_tokens for data in sweep.data.values()}
+    result = {"step": step, "train_shard_tokens": tokens.get(config.data.train)}
     outcome = Outcome(
-        id_, new_attempt(), "segment", "finished", result=result, identity=identity, started_at=time.time()
+        id_, new_attempt(), SEGMENT, "finished", result=result, identity=identity, started_at=time.time()
     )
     if store.done(id_) is None:
         _commit(store, outcome, checkpoint, files)
     return Adopted(id_, step, runs)
-
-
-def _step_and_config(meta: dict[str, Any], checkpoint: Path) -> tuple[int, RunConfig]:
-    try:
-        return int(meta["step"]), RunConfig.model_validate_json(json.dumps(meta["config"]))
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{checkpoint}: not a training state of this version ({error})") from error
 
 
 def _why_not(config: RunConfig, sweep: Sweep) -> str:
@@ -116,7 +112,7 @@ def _trajectory(checkpoint: Path, step: int) -> list[dict[str, Any]]:
     for folder in (checkpoint.parent.parent, checkpoint.parent):
         journal = folder / "events.jsonl"
         if journal.is_file():
-            found = objects(journal.read_bytes())
-            rows = [row for row in found if row.get("step", step + 1) <= step and "lr_scale" in row]
+            found = reports_of_training(read_bytes(journal, MAX_JSON_BYTES), str(journal))
+            rows = [row for row in found if row["step"] <= step]
             return [{key: row.get(key) for key in TRAJECTORY.names} for row in rows]
     return []

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from gepa_core.config import RunConfig
-from sweeps.plan.speeds import quantized_fraction
+from sweeps.kinds.flops import quantized_fraction
 from sweeps.spec.sweep import Sweep
 
 LONG_WARMDOWN = 0.5

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
+from sweeps.kinds.table import STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.spec.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
 from sweeps.spec.source import DataSource
-from sweeps.spec.sweep import RESERVED_NAMES, STAGES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
+from sweeps.spec.sweep import RESERVED_NAMES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
 from sweeps.spec.yamlfile import Document, KeyPath, show
 
 
@@ -261,7 +262,9 @@ class Reader:
             return None
         size = math.prod(len(values) for values in grid.values())
         if size > MAX_CELLS:
-            self.document.report(("grid",), f"{size:,} combinations; at most {MAX_CELLS:,} are planned")
+            self.document.report(
+                ("grid",), f"{size:,} combinations; at most {MAX_CELLS:,} are planned in one sweep"
+            )
             return None
         expander = Expander(PRESETS[recipe], settings)
         made = [expander.run(cell) for cell in cells(grid, points)]
