@@ -150,6 +150,7 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
         raise AnalysisError(
             f"{source}: run {', '.join(map(repr, twice))} appears more than once; keep one row a run"
         )
+    counts = frame["status"].value_counts().to_dict() if "status" in frame else {}
     if "status" in frame:
         for status in _LEFT_OUT:
             dropped = frame["run_id"][frame["status"] == status]
@@ -157,6 +158,9 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
                 notes.append(f"{len(dropped)} runs left out as {status}: {', '.join(dropped)}")
         frame = frame[~frame["status"].isin(_LEFT_OUT)]
     if frame.empty:
+        ended = [f"{counts[status]} {status}" for status in ("failed", "diverged") if counts.get(status)]
+        if ended and not counts.get("pending"):
+            raise AnalysisError(f"{source}: nothing to report: {' and '.join(ended)}, no run finished")
         raise AnalysisError(f"{source}: no finished run yet; come back when one is done")
     return frame
 

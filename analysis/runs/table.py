@@ -15,7 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.errors import AnalysisError
+<<<<<<< HEAD
 from analysis.runs.schedule import observed_rate_at, rate_at
+=======
+from analysis.runs.schedule import lr_curve, observed_lr_curve
+from analysis.runs.units import STAGES
+>>>>>>> report
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -159,22 +164,22 @@ class Table:
 
 
 def default_metric(table: Table) -> str:
-    """val_bpb where there is one, else val_loss: the quantity of the trajectories, else of the finals.
+    """val_bpb where there is one, else val_loss: the quantity of the trajectories, else of the finals, and
+    where there is neither the last stage of the job that is known.
 
     Raises:
-        AnalysisError: neither is known for any run.
+        AnalysisError: none of them is known for any run.
     """
     candidates = ("val_bpb", "val_loss")
     for metric in candidates:
         if any(run.curve(metric) is not None for run in table.runs):
             return metric
-    for metric in candidates:
+    for metric in (*candidates, *reversed(STAGES)):
         if any(run.final(metric) is not None for run in table.runs):
             return metric
-    raise AnalysisError(
-        f"{table.source}: neither val_bpb nor val_loss is known for any run (columns: "
-        f"{', '.join(table.metrics())})"
-    )
+    wanted = ", ".join((*candidates, *STAGES))
+    known = f" (known: {', '.join(table.metrics())})" if table.metrics() else ""
+    raise AnalysisError(f"{table.source}: no run has a result; give one of the columns {wanted}{known}")
 
 
 def joined_trunks(runs: Iterable[Run]) -> list[Run]:
