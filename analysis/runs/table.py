@@ -15,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.errors import AnalysisError
-<<<<<<< HEAD
 from analysis.runs.schedule import observed_rate_at, rate_at
-=======
-from analysis.runs.schedule import lr_curve, observed_lr_curve
 from analysis.runs.units import STAGES
->>>>>>> report
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
