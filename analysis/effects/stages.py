@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from analysis.effects.repair import Repair, repair_sentences, repairs
 from analysis.effects.slopes import Estimate, fit_linear
 from analysis.runs.blocks import Effect, paired_effect, read_blocks
 from analysis.runs.settings import by_setting
@@ -73,10 +74,11 @@ class Decomposition:
     runs: tuple[RunStages, ...]
     ttt_on_base: tuple[
         Trend, ...
-    ]  # TTT effect (or the mixed one that ends in it) on the BPB before it, by setting
+    ]  # TTT effect (or the mixed one that ends in it) on the mean BPB before and after it, by setting
     bytes_on_steps: tuple[Trend, ...]  # artifact bytes on ln(steps), by setting
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
+    repairs: tuple[Repair, ...] = ()  # what TTT gains on float and mends of int6
 
     def effect_names(self) -> list[str]:
         return list(dict.fromkeys(step.name for run in self.runs for step in run.steps))
@@ -113,7 +115,10 @@ def decompose(table: Table, level: float = 0.9) -> Decomposition:
         if on_steps := _size_trend(part, prefix, level):
             size.append(on_steps)
             sentences.append(prefix + size_verdict(part, on_steps))
-    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), tuple(s for s in sentences if s))
+    mended = repairs(table)
+    sentences += repair_sentences(mended)
+    said = tuple(sentence for sentence in sentences if sentence)
+    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), said, mended)
 
 
 def _steps(run: Run, table: Table) -> tuple[Step, ...]:
@@ -154,8 +159,14 @@ def _ttt_trend(runs: list[RunStages], prefix: str, level: float) -> Trend | None
     if not last:
         return None
     name = last[0][1].name
-    rows = [(run, run.metrics[s.before], s.effect.value) for run, s in last if s.name == name]
-    return _trend(f"{prefix}{name} on {last[0][1].before}", rows, level)
+    # On the mean of both: a difference regressed on its own start has a slope by the start's noise alone
+    # (Oldham 1962).
+    rows = [
+        (run, (run.metrics[s.before] + run.metrics[s.after]) / 2, s.effect.value)
+        for run, s in last
+        if s.name == name
+    ]
+    return _trend(f"{prefix}{name} on the mean BPB before and after", rows, level)
 
 
 def _size_trend(table: Table, prefix: str, level: float) -> Trend | None:
@@ -191,7 +202,7 @@ def _ttt_sentence(trend: Trend) -> str:
     s = trend.slope
     if s.above(0) or s.below(0):
         word = "more" if s.value < 0 else "less"
-        text = f"{trend.what}: it gains {word} the worse the model before it"
+        text = f"{trend.what}: runs of higher BPB gain {word} from it"
     else:
         text = f"{trend.what}: no clear dependence"
     text += f" (slope {s} over {trend.points} points)"

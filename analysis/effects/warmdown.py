@@ -26,6 +26,8 @@ TAIL = 1 / 3  # of the constant phase: half of it is still visibly curved in the
 MAX_GAP = 0.1  # of the warmdown may lie after the last evaluation
 MIN_EVALUATIONS = 6  # in the warmdown: fewer leave a fifth without one
 LEVEL = 0.9
+CONFOUNDED = 0.8  # correlation of the logarithms of warmdown and run length
+ANOTHER_RUNS = "its training is another run's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class LengthLaw:
     warmdown_steps: Floats
     drop: Floats
     run_ids: tuple[str, ...]
+    confounded: bool = False  # the warmdown's length goes with the run's
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Warmdown:
     runs: tuple[RunWarmdown, ...]
     lengths: tuple[LengthLaw, ...]
     skipped: tuple[tuple[str, str], ...]  # (run_id, reason)
+    sparse: tuple[Run, ...] = ()  # of those: with too few evaluations in the warmdown
 
 
 def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
@@ -99,18 +103,26 @@ def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
 
     Runs that differ in what follows training only (quantizer, test-time training) count once.
     """
-    measured, skipped = [], []
+    measured, skipped, sparse = [], [], []
     once = trainings(table, metric)
     ids = {run.run_id for run in once}
-    skipped += [(r.run_id, "its training is another run's") for r in table.runs if r.run_id not in ids]
+    skipped += [(r.run_id, ANOTHER_RUNS) for r in table.runs if r.run_id not in ids]
     for run in once:
         result = _analyse_run(run, table, metric, level)
         if isinstance(result, str):
             skipped.append((run.run_id, result))
+            if not run.is_constant and 0 <= evaluations(run, metric) < MIN_EVALUATIONS:
+                sparse.append(run)
         else:
             measured.append(result)
     lengths = length_laws(replace(table, runs=once), metric, level)
-    return Warmdown(metric, tuple(measured), lengths, tuple(skipped))
+    return Warmdown(metric, tuple(measured), lengths, tuple(skipped), tuple(sparse))
+
+
+def evaluations(run: Run, metric: str) -> int:
+    """Evaluations of a metric after peak_steps; -1 without a trajectory."""
+    curve = run.curve(metric)
+    return -1 if curve is None else int((curve[0] > run.peak_steps).sum())
 
 
 def trainings(table: Table, metric: str) -> tuple[Run, ...]:
@@ -134,8 +146,8 @@ def _analyse_run(run: Run, table: Table, metric: str, level: float) -> RunWarmdo
     if run.steps - step[-1] > MAX_GAP * run.warmdown_steps:
         return f"its last evaluation is at step {step[-1]} of {run.steps}"
     inside = step >= run.peak_steps
-    if int((step > run.peak_steps).sum()) < MIN_EVALUATIONS:
-        return f"{int((step > run.peak_steps).sum())} evaluations in the warmdown, {MIN_EVALUATIONS} needed"
+    if (seen := int((step > run.peak_steps).sum())) < MIN_EVALUATIONS:
+        return f"{seen} evaluation{'s' * (seen != 1)} in the warmdown, {MIN_EVALUATIONS} needed"
     remaining = remaining_rate(run, step)
     if step[0] > run.peak_steps:
         return f"no evaluation at or before peak_steps {run.peak_steps}"
@@ -199,8 +211,7 @@ def _with_trunk(
 
 def remaining_rate(run: Run, step: NDArray[np.int64]) -> Floats:
     """Learning rate after `step` updates as a multiple of its peak: 0 at the end of a linear warmdown."""
-    end = max(2 * run.lr[-1] - run.lr[-2], 0.0) if run.steps > 1 else run.lr[-1]
-    return np.append(run.lr, end)[np.minimum(step, run.steps)]
+    return run.rate(np.minimum(step, run.steps))
 
 
 def segment_slopes(
@@ -293,8 +304,18 @@ def length_laws(table: Table, metric: str, level: float) -> tuple[LengthLaw, ...
             fit = fit_linear(np.stack([np.ones(len(lengths)), np.log(lengths)], axis=1), mean)
             a, b = (fit.combination(np.eye(2)[i], level) for i in (0, 1))
             ids = tuple(name for n in lengths for name, _ in drops[int(n)])
-            laws.append(LengthLaw(schedule, group, a, b, lengths, mean, ids))
+            totals = np.array(
+                [np.mean([members.run(name).steps for name, _ in drops[int(n)]]) for n in lengths]
+            )
+            laws.append(LengthLaw(schedule, group, a, b, lengths, mean, ids, _go_together(lengths, totals)))
     return tuple(laws)
+
+
+def _go_together(warmdown: Floats, steps: Floats) -> bool:
+    """Whether ln(warmdown steps) is all but a function of ln(steps) over the runs."""
+    if np.ptp(steps) < 0.05 * steps.max():
+        return False
+    return bool(np.corrcoef(np.log(warmdown), np.log(steps))[0, 1] > CONFOUNDED)
 
 
 def _end_value(run: Run, metric: str) -> float | None:

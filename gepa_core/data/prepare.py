@@ -28,6 +28,8 @@ TOKENIZER = "tokenizer.model"
 SHARD_TOKENS = 100_000_000
 """The challenge's shard size."""
 VAL_FRACTION = 0.01
+MAX_PIECES = 65_536
+MAX_WORKERS = 1024
 
 Documents = Callable[[], Iterable[str]]
 
@@ -60,8 +62,12 @@ def prepare(
     """
     if (tokenizer is None) == (vocab_size is None):
         raise DataError("give either a tokenizer or a vocabulary size to train one")
-    if shard_tokens < 1:
-        raise DataError(f"a shard of {shard_tokens} tokens: it must hold at least 1")
+    if not 1 <= shard_tokens < 1 << 31:  # its header counts in int32
+        raise DataError(f"a shard of {shard_tokens} tokens: it must hold at least 1, and less than 2**31")
+    if vocab_size is not None and not 1 <= vocab_size <= MAX_PIECES:
+        raise DataError(f"a vocabulary of {vocab_size} pieces: 1 to {MAX_PIECES:,}, to fill uint16 shards")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise DataError(f"{workers} workers: 1 to {MAX_WORKERS:,}")
     workers = workers or default_workers()
     with written_aside(out) as folder:
         model = folder / TOKENIZER

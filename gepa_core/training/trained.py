@@ -6,21 +6,26 @@ exec: {device: cpu}                                        # ExecConfig keys
 """
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
+from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
+from gepa_core.data.overlap import launch_warning
 from gepa_core.errors import CheckpointError, ConfigError, DataError
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
 from gepa_core.training import checkpoint
+from gepa_core.training.averages import averages_of, merged, prefix_of
 
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
@@ -40,12 +45,12 @@ def read_job(path: Path) -> Job:
     """Reads a YAML or JSON job file and opens its data. Raises ConfigError or DataError, naming the key."""
     try:
         # JSON first: YAML 1.1 reads numbers like 1e-3 as text.
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        text = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
+        raw = parse_json(text) if path.suffix == ".json" else load_yaml(text, _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: neither JSON nor YAML ({error})") from error
+        raise ConfigError(f"{path}: neither JSON nor YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(raw, dict) or not {"run", "data"} <= raw.keys() <= {"run", "data", "exec"}:
         raise ConfigError(f"{path}: must have the keys run and data, may have exec, and no others")
     if not isinstance(raw["run"], dict):
@@ -54,6 +59,8 @@ def read_job(path: Path) -> Job:
     dataset = _open(raw["data"], path)
     job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
+    if warning := launch_warning(dataset):
+        logging.getLogger(__name__).warning("%s: %s", path, warning)
     return job.model_copy(update={"run": _fingerprinted(job.run, dataset, path)})
 
 
@@ -107,12 +114,12 @@ def validate(model: type[_M], raw: Any, place: Path | str, prefix: str = "") -> 
     """Strict validation with one line per wrong key."""
     try:
         return model.model_validate_json(json.dumps(raw))
-    except (ValidationError, TypeError, ValueError) as error:
+    except (ValidationError, TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{place}: {error}") from error
         lines = [
             f"{place}: {prefix}{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            + (f" (got {fault['input']!r})" if fault["type"] != "missing" and fault["loc"] else "")
+            + (f" (got {repr(fault['input'])[:200]})" if fault["type"] != "missing" and fault["loc"] else "")
             for fault in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from error
@@ -124,7 +131,7 @@ def open_run(out: Path) -> Job:
     if not path.is_file():
         raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: unreadable ({error}); start afresh in another folder") from None
     return validate(Job, raw, path)
@@ -152,8 +159,9 @@ def open_trained(path: Path, *, average: bool) -> Trained:
     Raises ConfigError if it is neither, CheckpointError.
     """
     path, state = open_state(path)
-    run = validate(RunConfig, state.meta["config"], path)
-    return Trained(path, int(state.meta["step"]), run, model_of(state, path, average=average))
+    told = state.told(path)
+    run = validate(RunConfig, told.config, path)
+    return Trained(path, told.step, run, model_of(state, path, average=average))
 
 
 def open_state(path: Path) -> tuple[Path, checkpoint.State]:
@@ -171,22 +179,47 @@ def open_state(path: Path) -> tuple[Path, checkpoint.State]:
     return found
 
 
-def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
-    """The model of a checkpoint directory, with its averaged (EMA) or raw weights, and the checkpoint's meta.
+def load_model(path: Path, *, average: bool | Average) -> tuple[GEPA, dict[str, Any]]:
+    """The model of a checkpoint directory, with averaged (EMA) or raw weights, and the checkpoint's meta.
 
+    average: False for the raw weights, True for the average of the run that wrote it, or the one wanted.
     Raises CheckpointError.
     """
     state = checkpoint.load(path)
     return model_of(state, path, average=average), state.meta
 
 
-def model_of(state: checkpoint.State, path: Path, *, average: bool) -> GEPA:
-    """The model of a state read from `path`. Raises CheckpointError."""
-    model = GEPA(validate(ModelConfig, state.meta["config"]["model"], path))
-    prefix = "average/" if average else "model/"
+def model_of(state: checkpoint.State, path: Path, *, average: bool | Average) -> GEPA:
+    """The model of a state read from `path`, see `load_model`. Raises CheckpointError."""
+    told = state.told(path)
+    run = validate(RunConfig, told.config, path)
+    prefix = "model/"
+    if average:
+        wanted = run.average if isinstance(average, bool) else average
+        constant = told.step <= run.peak_steps
+        prefix = prefix_of(wanted, averages_of(state, path), path, constant=constant)
     tensors = {
         name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)
     }
+    return _filled(run.model, tensors, path)
+
+
+def merged_model(config: ModelConfig, paths: Iterable[Path], weights: Sequence[float]) -> GEPA:
+    """The weighted mean of the raw weights of several checkpoints, one read at a time.
+
+    Raises CheckpointError.
+    """
+    return _filled(config, merged((checkpoint.load(path) for path in paths), weights), "the merged states")
+
+
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path | str) -> GEPA:
+    model = GEPA(config)
+    extra = tensors.keys() - model.state_dict().keys()
+    if extra == {"ve_shared.proj.weight"}:
+        raise CheckpointError(
+            f"{path}: has a ve_shared.proj though ve_dim is the width of the values; only earlier versions "
+            "trained such models, the published code does not; train it again"
+        )
     try:
         model.load_state_dict(tensors)  # an average is fp32; copying rounds where the model stores bf16
     except RuntimeError as error:

@@ -59,7 +59,12 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         max_gpu_hours=args.max_gpu_hours,
         max_parallel=args.max_parallel,
     )
-    result = run_sweep(plan, args.output, options, record={"data": data_record(sweep)})
+    record = {"data": data_record(sweep)}
+    result = run_sweep(plan, args.output, options, record)
+    while result.ending == "damaged":  # what was damaged does not count any more: nor will it the next time
+        say(f"{result.fault}: set aside; going on from what is whole")
+        plan = over_store(sweep, args.output)
+        result = run_sweep(plan, args.output, replace(options, fresh=False), record)
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
     plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
@@ -185,6 +190,7 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
     Raises DataError.
     """
     from gepa_core.data.folder import check_launch
+    from gepa_core.data.overlap import launch_warning
 
     found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
@@ -193,6 +199,8 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
         found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
             check_launch(found[source], vocab_size=vocab_size, seq_len=seq_len)
+        if warning := launch_warning(found[source]):
+            say(f"warning: {source}: {warning}")
     return sweep.with_data(found)
 
 
@@ -217,6 +225,8 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     from sweeps.plan.history import History, read_history
 
     history = read_history(store)
+    for fault in history.faults:
+        say(f"{fault}: what needs it starts from the next earlier state")
     speeds = speeds.measured(history.on(gpu=on_gpu))
     known = History() if fresh else history
     return make_plan(sweep, known.segments, known.stages, speeds=speeds)
@@ -227,9 +237,13 @@ def changed(plan: Plan, output: str) -> list[str]:
     if "://" not in output and not Path(output, plan.sweep.name, "sweep.json").is_file():
         return []
     from sweeps.plan.history import changes
+    from sweeps.store.records import RecordError
     from sweeps.store.store import Store
 
-    old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    try:
+        old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    except RecordError as error:
+        return [f"unknown: {error}"]
     return changes(old, plan.sweep.document or {}, plan.runs) if old else []
 
 

@@ -1,5 +1,6 @@
 """Carries a plan out: the sweep's lease, Ray where there is anything to do, the driver, the records."""
 
+import contextlib
 import fnmatch
 import platform
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
-from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
+from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
@@ -24,6 +25,7 @@ from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease, LeaseLostError
+from sweeps.store.records import RecordError
 from sweeps.store.store import Store
 
 
@@ -67,6 +69,8 @@ class SweepResult:
     """Of this launch, attempts that came to nothing included."""
     executed: int
     """Segments and stages that were done in this launch."""
+    fault: str = ""
+    """What was found damaged and set aside, where `ending` is "damaged": a new plan does without it."""
     identity_breaks: dict[str, list[str]] = field(default_factory=dict)
     """Segment -> in what its execution differs from that of the state it started from."""
 
@@ -161,8 +165,15 @@ def _carry_out(
         )
         try:
             ending = driver.run()
+        except (ClusterError, RecordError) as error:
+            if not driver.started:
+                raise
+            raise StoppedError(f"{error}; what was finished is kept, the same command continues") from error
         finally:
-            recorder.write_runs()
+            with contextlib.suppress(*([StorageError] if driver.fault else [])):  # of a full disk
+                recorder.write_runs()
+    if ending is Ending.DISK_FULL:
+        raise StoppedError(driver.fault)
     return ending, driver
 
 
@@ -171,11 +182,11 @@ def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     left: set[str] = set()
     needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    for node in needed:
-        at: str | None = node
-        while at is not None and at not in done and at not in left:
+    while needed:
+        at = needed.pop()
+        if at not in done and at not in left:
             left.add(at)
-            at = plan.nodes[at].after
+            needed.update(plan.nodes[at].needs)
     return left
 
 
@@ -207,6 +218,7 @@ def _result(
         seconds=seconds,
         device_seconds=driver.device_seconds if driver else 0.0,
         executed=driver.executed if driver else 0,
+        fault=driver.fault if driver else "",
         identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
     )
 

@@ -1,5 +1,6 @@
 """What a running sweep shows: a live tree on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from rich.tree import Tree
 from sweeps.kinds.table import KINDS
 from sweeps.plan.tree import Node, Plan
 from sweeps.store.journal import reports
+from sweeps.store.records import RecordError
+from sweeps.store.redact import redacted
 from sweeps.store.store import Outcome, Store
 
-_LOG_TAIL_LINES = 15
+_LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 14
 _READ_SECONDS = 2.0
 _MAX_RUNNING = 40
 
@@ -76,13 +79,15 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
             return f"diverged {name}: {error}"
         case "fail":
             return f"failed   {name}: {error}"
-        case "leave":
+        case "leave" | "stop":
             return f"stopped  {name}"
         case "draining":
             reasons = {
                 "interrupted": "interrupted: saving what runs (again to stop at once)",
                 "budget": "the budget of GPU-hours is spent: saving what runs",
                 "fail_fast": "stopping at the first failure: saving what runs",
+                "damaged": "something to start from is damaged: saving what runs",
+                "disk_full": "the disk is full: stopping what runs",
             }
             return reasons.get(facts["why"], facts["why"])
         case "lease_lost":
@@ -94,8 +99,8 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
 
 def log_tail(store: Store, node: str, attempt: str) -> list[str]:
     """The last lines an attempt printed."""
-    data = store.files.read(f"{store.attempt_path(node, attempt)}/log.txt") or b""
-    return data.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    data = store.files.read_end(f"{store.attempt_path(node, attempt)}/log.txt", _LOG_TAIL_BYTES)
+    return str(redacted(data.decode(errors="replace"))).splitlines()[-_LOG_TAIL_LINES:]
 
 
 @dataclass
@@ -150,7 +155,8 @@ class LiveView:
             for node, state in self.running.items():
                 if self.plan.nodes[node].trains:
                     path = f"{self.store.attempt_path(node, state['attempt'])}/events.jsonl"
-                    state["reports"] = reports(self.store.files.read(path) or b"")
+                    with contextlib.suppress(RecordError):  # not ours to judge: only shown
+                        state["reports"] = reports(self.store.files.read(path) or b"")
         self.live.refresh()
 
     def close(self) -> None:

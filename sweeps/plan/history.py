@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gepa_core.config import RunConfig
-from sweeps.kinds.flops import forward_flops
+from gepa_core.config import RunConfig, digest
+from gepa_core.sizes import training_flops_per_token
 from sweeps.kinds.table import KINDS
 from sweeps.plan.speeds import Measurement
 from sweeps.plan.tree import KnownSegment
@@ -24,6 +24,8 @@ class History:
     stages: frozenset[str] = frozenset()
     measurements: tuple[tuple[str, Measurement], ...] = ()
     """Device ("cpu" or a GPU's name) and what was timed on it."""
+    faults: tuple[str, ...] = ()
+    """States that are there and of no use."""
 
     def on(self, *, gpu: bool) -> list[Measurement]:
         return [timed for device, timed in self.measurements if (device != "cpu") == gpu]
@@ -34,13 +36,17 @@ def read_history(store: Store) -> History:
     done = store.all_done()
     segments = [outcome for outcome in done.values() if trains(outcome)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        kept = list(pool.map(lambda outcome: store.final_state(outcome) is not None, segments))
-    known = tuple(known_segment(outcome, kept=here) for outcome, here in zip(segments, kept, strict=True))
+        looked = list(pool.map(store.look_at_state, segments))
+    known = tuple(
+        known_segment(outcome, kept=path is not None)
+        for outcome, (path, _) in zip(segments, looked, strict=True)
+    )
     timed = ((str(o.execution.get("device", "cpu")), measurement(o)) for o in done.values())
     return History(
         segments=known,
         stages=frozenset(id_ for id_, outcome in done.items() if not trains(outcome)),
         measurements=tuple((device, m) for device, m in timed if m is not None),
+        faults=tuple(fault for _, fault in looked if fault),
     )
 
 
@@ -51,7 +57,11 @@ def trains(outcome: Outcome) -> bool:
 
 def known_segment(outcome: Outcome, *, kept: bool) -> KnownSegment:
     identity = outcome.identity
+    config = _config(identity.get("config"))
+    held = identity.get("averages") or ([[config.ema_decay]] if config else [])
     return KnownSegment(
+        observed=digest(config.unaveraged()) if config else "",
+        decays=tuple(sorted({average[0] for average in held})),
         id=outcome.id,
         parent=identity["parent"],
         trunk_id=identity["trunk_id"],
@@ -72,7 +82,7 @@ def measurement(outcome: Outcome) -> Measurement | None:
     if kind.trains:
         if not (rate := result.get("tokens_per_second")):
             return None
-        flops = 3.0 * forward_flops(config.model, config.batch.seq_len) * rate * seconds
+        flops = training_flops_per_token(config.model, config.batch.seq_len) * rate * seconds
         return Measurement("train", flops, seconds, devices)
     if not (tokens := result.get("tokens")):
         return None

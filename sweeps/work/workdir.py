@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gepa_core import files
 from sweeps.store.files import StorageError
 from sweeps.store.journal import reports_up_to
 from sweeps.store.store import Store
@@ -36,12 +37,7 @@ class Workdir:
 
     def write(self, name: str, data: bytes) -> None:
         """A small result file, whole or not at all."""
-        aside = self.path / f".{name}.tmp"
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(self.path / name)
+        files.write(self.path / name, data)
 
     def adopt(self, saved: Sequence[str]) -> int | None:
         """Take over the furthest checkpoints of earlier attempts, and the events up to there.
@@ -72,8 +68,10 @@ class Workdir:
         return max(steps, default=None)
 
     def _adopt_events(self, attempt_path: str, step: int) -> None:
-        journal = self.store.files.read(f"{attempt_path}/events.jsonl") or b""
-        (self.path / "events.jsonl").write_bytes(reports_up_to(journal, step))
+        path = f"{attempt_path}/events.jsonl"
+        journal = self.store.files.read(path) or b""
+        kept = reports_up_to(journal, step, self.store.files.describe(path))
+        (self.path / "events.jsonl").write_bytes(kept)
 
     def fetch(self, path: str) -> Path:
         """A local copy of a file or folder of the store, kept for what follows on this worker."""

@@ -14,7 +14,7 @@ ROOMS = {
         "model": {""},
         "data": {""},
         "evaluation": {"", "model", "data"},
-        "training": {"", "model", "data", "evaluation"},
+        "training": {"", "model", "data", "evaluation", "quantization"},
         "quantization": {"", "model"},
         "submission": {"", "model", "data", "evaluation", "training", "quantization"},
         "commands": {"", "model", "data", "evaluation", "training", "quantization", "submission"},
@@ -34,6 +34,7 @@ ROOMS = {
         "laws": {"runs"},
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
+        "logs": {"runs"},
         "report": {"runs", "laws", "forecast", "effects"},
     },
 }

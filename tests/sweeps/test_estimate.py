@@ -8,16 +8,8 @@ import pytest
 
 from gepa_core.config import RunConfig
 from gepa_core.device import ProductSpeeds
+from gepa_core.sizes import measure_flops, num_params, parameter_numels, step_flops
 from sweeps.commands.sweep import capacity, emulated, unused_gpus
-from sweeps.kinds.flops import (
-    forward_flops,
-    num_params,
-    parameter_numels,
-    plain_flops,
-    sliding_flops,
-    step_flops,
-    ttt_flops,
-)
 from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.advice import advise
 from sweeps.plan.estimate import Machine, places, refusal, summary
@@ -43,11 +35,12 @@ def test_arithmetic_of_the_reference_size() -> None:
     assert num_params(REFERENCE.model) == 27_030_107
     large = [n for n in parameter_numels(REFERENCE.model).values() if n > 65_536]
     assert len(large) == 69
-    assert forward_flops(REFERENCE.model, 2048) == pytest.approx(76.2e6, rel=0.001)
     assert step_flops(REFERENCE) == pytest.approx(179.9e12, rel=0.001)
-    assert sliding_flops(REFERENCE, PUBLISHED_VAL_TOKENS) == pytest.approx(151e15, rel=0.005)
-    assert ttt_flops(REFERENCE, PUBLISHED_VAL_TOKENS) == pytest.approx(287e15, rel=0.005)
-    assert plain_flops(REFERENCE, PUBLISHED_VAL_TOKENS) * 32 == sliding_flops(REFERENCE, PUBLISHED_VAL_TOKENS)
+    plain, sliding, ttt = (
+        measure_flops(way, REFERENCE, PUBLISHED_VAL_TOKENS) for way in ("plain", "sliding", "ttt")
+    )
+    assert sliding == pytest.approx(151e15, rel=0.005) == plain * 32
+    assert ttt == pytest.approx(287e15, rel=0.005)
 
 
 def test_published_speeds_give_back_the_published_times() -> None:
@@ -222,7 +215,7 @@ def test_validations_of_a_warmdown_are_counted_with_its_branch() -> None:
     cost = KINDS[SEGMENT].cost
     for start, stop, more in ((0, 60, 0), (60, 100, 8), (60, 80, 4), (40, 80, 4)):
         found = cost(seen, 1000, start, stop)["evaluate"] - cost(plain, 1000, start, stop)["evaluate"]
-        assert found == pytest.approx(more * plain_flops(plain, 1000)), (start, stop)
+        assert found == pytest.approx(more * measure_flops("plain", plain, 1000)), (start, stop)
 
 
 def test_a_cpu_sweep_on_a_machine_with_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs.trainlog import read_log
+from analysis.logs.importing import read_log
 from gepa_core.config import CAP_BYTES
 from launch import main
 from sweeps.store.store import Store
