@@ -232,3 +232,11 @@ def test_emulated_bf16_is_told_where_it_would_be_used(monkeypatch: pytest.Monkey
     assert "30 times as long" in said
     assert not emulated(asking("{gpus_per_run: 1}"), options())
     assert not emulated(read_sweep("recipe: gepa-nano\ngrid: {steps: [9], warmdown_ratio: [.5]}"), options())
+
+
+def test_equal_parts_of_a_warmdown_are_enough_to_measure_it() -> None:
+    grid = "grid: {steps: [100, 200, 400], warmdown_ratio: [.5]}\nset: {ema_decay: .9, eval.every: 100"
+    plain, seen = (read_sweep(f"{grid}{more}}}") for more in ("", ", eval.warmdown_points: 6"))
+    said = [line for line in advise(plain) if "fewer than 6 evaluations" in line]
+    assert said and "or eval.warmdown_points: 6" in said[0]
+    assert not [line for line in advise(seen) if "evaluations" in line]
