@@ -159,7 +159,8 @@ def test_advice_is_given_where_it_is_due_and_only_there(change: str, advice: str
 
 def test_ema_advice_fits_the_run_it_is_given_for() -> None:
     """The decay that is proposed leaves less than 1 % of the initial weights: 41 % of .997 over 300 steps."""
-    (advice,) = advise(read_sweep(SOUND, ["steps=[300, 9000, 12000]", "muon_momentum_warmup_steps=0"]))
+    settings = ["steps=[300, 9000, 12000]", "muon_momentum_warmup_steps=0", "eval.every=10"]
+    (advice,) = advise(read_sweep(SOUND, settings))
     assert "41% of the EMA is still the initial weights" in advice
     proposed = float(advice.rpartition("ema_decay ")[2].split()[0])
     assert proposed**300 <= 0.01 < (proposed + 0.002) ** 300
