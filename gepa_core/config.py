@@ -416,8 +416,8 @@ class RunConfig(_Frozen):
 
     def tail(self) -> dict[str, Any]:
         """What a state after peak_steps depends on besides, in a fixed order."""
-        kept = self.identity()
-        return {key: kept[key] for key in _TAIL if key in kept}
+        kept = {key: getattr(self, key) for key in _TAIL}
+        return {key: value for key, value in kept.items() if key not in LATER or value != LATER[key]}
 
     @property
     def probe_quant(self) -> QuantConfig:
