@@ -85,16 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true")
     compare.set_defaults(run=_compare)
 
-    read = commands.add_parser(
-        "import", help="training logs of the challenge -> CSV of runs and trajectories"
-    )
-    read.add_argument("logs", nargs="+", type=Path)
+    read = commands.add_parser("import", help="anyone's training logs -> CSV of runs and trajectories")
+    read.add_argument("logs", nargs="+", type=Path, help="logs, also gzipped, or folders of them")
+    read.add_argument("--glob", metavar="PATTERN", help="which files of a folder (default: *.log, *.txt)")
     read.add_argument(
-        "--out", type=Path, required=True, help="trajectories CSV; runs go beside it as *_runs.csv"
+        "--out",
+        type=Path,
+        required=True,
+        help="trajectories CSV; beside it *_runs.csv, and *_import.json with every reason",
     )
     read.add_argument(
-        "--warmdown", type=int, nargs="+", default=[], help="warmdown steps: one for all, or one a log"
+        "--warmdown",
+        type=int,
+        nargs="+",
+        default=[],
+        help="warmdown steps, where logs do not state them: one for all, or one a log",
     )
+    read.add_argument("--json", action="store_true", help="print the contents of *_import.json")
     read.set_defaults(run=_import)
     return parser
 
@@ -199,22 +206,29 @@ def _compare(options: argparse.Namespace) -> None:
     from analysis.effects.compare import compare
     from analysis.runs.load import load
 
-    result = compare(load(options.before), load(options.after))
+    before, after = (load(source, schedules=False) for source in (options.before, options.after))
+    result = compare(before, after)
     if options.json:
         print(strictjson.dumps(result.as_json()))
         return
     print(result.table().markdown())
+    for note in result.notes:
+        print(f"note: {note}")
     if result.unpaired:
         print(f"without a counterpart: {', '.join(result.unpaired)}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    from analysis.runs.trainlog import import_logs
+    from analysis.logs.importing import import_logs
+    from analysis.logs.summary import summary_lines
 
-    runs, trajectories = import_logs(options.logs, options.out, options.warmdown)
-    print(f"{runs}\n{trajectories}")
-    if not options.warmdown:
-        print(f"logs do not tell the warmdown: give --warmdown, or fill warmdown_steps in {runs}")
+    done = import_logs(options.logs, options.out, options.warmdown, options.glob)
+    for log in done.refused:
+        print(f"refused {log.refused}", file=sys.stderr)
+    if options.json:
+        print(done.summary.read_text(encoding="utf-8"), end="")
+        return
+    print("\n".join([*summary_lines(done), f"{done.runs}\n{done.trajectories}\n{done.summary}"]))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ ROOMS = {
         "laws": {"runs"},
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
+        "logs": {"runs"},
         "report": {"runs", "laws", "forecast", "effects"},
     },
 }
