@@ -41,7 +41,7 @@ def read_bytes(path: Path, limit: int, error: type[UserError] = ConfigError) -> 
 
 
 def read_stream(stream: Any, limit: int) -> bytes | None:
-    """All of a stream, piece by piece, for a reader may reserve what it is asked for; None if over `limit`."""
+    """All of a stream; None if over `limit`. By pieces: a reader may reserve all it is asked for."""
     pieces, length = [], 0
     while piece := stream.read(_PIECE):
         pieces.append(piece)
