@@ -29,8 +29,8 @@ _MAX_COUNT = 1_000_000_000
 _MAX_TOKENS = 1 << 40
 _MAX_PLACE = 8 * MAX_TEXT
 """Of a fingerprint; one not known yet holds the names of all it is of."""
-_MAX_REAL = 1e6
-"""Of a learning rate, a decay, a clip."""
+_MAX_REAL = 1e38
+"""Of a learning rate, a decay, a clip: what float32 holds."""
 
 CAP_BYTES = 16_000_000
 """The challenge's limit on code + compressed model, decimal bytes."""

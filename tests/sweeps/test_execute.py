@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
+from sweeps.drive.launch import StoppedError
 from sweeps.kinds.table import KINDS
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
@@ -466,11 +467,11 @@ def test_a_crash_is_retried_and_then_given_up_with_the_log(
     )
 
 
-def test_a_disk_that_is_full_for_a_while_fails_no_run(
+def test_a_full_disk_stops_the_sweep_at_once_and_fails_no_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As safetensors tells it, more often than a crash would be forgiven."""
-    real, failures = checkpoint.save_file, iter(range(3))
+    """As safetensors tells it: nothing is trained again for nothing, and the same command goes on."""
+    real, failures = checkpoint.save_file, iter(range(1))
 
     def full(*args: Any) -> None:
         if next(failures, None) is not None:
@@ -480,7 +481,10 @@ def test_a_disk_that_is_full_for_a_while_fails_no_run(
     monkeypatch.setattr(checkpoint, "save_file", full)
     text = sweep_text(data, {"steps": [2], "warmdown_ratio": [0.0]}, stages=[])
     cluster = InThisProcess()
-    assert launch_here(text, tmp_path, cluster=cluster).exit_code == 0 and len(cluster.jobs) == 4
+    with pytest.raises(StoppedError, match=r"^disk full: .*; free some space, then give the same command"):
+        launch_here(text, tmp_path, cluster=cluster)
+    assert len(cluster.jobs) == 1
+    assert launch_here(text, tmp_path).exit_code == 0
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -491,7 +495,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), Observed.STORAGE),
+        (OSError(errno.ENOSPC, "No space left on device"), Observed.DISK_FULL),
         (OSError(errno.ESTALE, "Stale file handle"), Observed.STORAGE),
         (caused(CheckpointError("unreadable"), OSError(errno.EIO, "Input/output error")), Observed.STORAGE),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), Observed.CRASHED),
