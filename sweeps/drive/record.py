@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.config import DataPaths, RunConfig, canonical_json
+from gepa_core.sizes import num_params
 from sweeps.drive.progress import View, log_tail
 from sweeps.drive.scripts import OUTPUT_PREFIX, ReadLog, script_how, script_row, with_figures
-from sweeps.kinds.flops import num_params
 from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
@@ -64,7 +64,7 @@ class SweepRecorder:
             if id_ in self.plan.done or not needs_state or self.store.final_state(outcome):
                 self.done[id_] = outcome
         for node in self.plan.nodes.values():
-            if node.id not in known and (node.after is None or node.after in self.done):
+            if node.id not in known and self.plan.can_start(node.id, self.done):
                 self._commit_unseen(node.id)
         for outcome in self.done.values():
             self._publish(outcome, missing_only=True)
@@ -110,6 +110,8 @@ class SweepRecorder:
             exec=exec_cfg,
             identity=work.identity(),
             start=self._start(work.after) if work.after else None,
+            sources=tuple(self._start(source) for source in work.sources),
+            averages=work.averages,
             until=work.stop,
             final=work.final,
             resume=self._resumable(node, exec_cfg.micro_batch_seqs) if resumes else (),

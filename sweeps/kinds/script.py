@@ -6,12 +6,12 @@ of the machine (`{port}`, `{out}`, ...) when it is started.
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gepa_core.config import Length, digest
+from gepa_core.config import Average, Length, digest
 
 SCRIPT_VERSION = 1
 """Raised when what a script is given changes, so that results made before are not taken for the same."""
@@ -138,6 +138,8 @@ class ScriptRun(Length):
     """Fingerprint of the data that the sweep file names."""
     ranks: int | None = None
     """Only where a template has {ranks}."""
+    ema_decay: ClassVar[float] = 0.0
+    """As far as the plan knows there is one average."""
 
     def __hash__(self) -> int:
         return hash(self.digest())
@@ -151,10 +153,25 @@ class ScriptRun(Length):
         seed = "" if self.seed is None else f"-s{self.seed}"
         return f"{self.steps}-{self.warmdown_steps}-{self.schedule}{seed}-{self.digest()[:10]}"
 
-    def trunk(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def trunk(self, decays: Sequence[float] = ()) -> dict[str, Any]:
         """What a shared state may depend on, besides its step."""
-        kept = self.model_dump(mode="json")
-        return {key: value for key, value in kept.items() if key not in LENGTHS}
+        return {key: value for key, value in self.identity().items() if key not in LENGTHS}
+
+    def unaveraged(self) -> dict[str, Any]:
+        """The same: averages are the script's own affair."""
+        return self.trunk()
+
+    def tail(self) -> dict[str, Any]:
+        """What its own part depends on besides."""
+        keys = ("schedule", "steps", "warmdown_steps", "final_lr_fraction")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def average(self) -> Average:
+        return Average(self.ema_decay)
 
     def value(self, axis: str) -> Scalar:
         """Its value on an axis of the grid."""

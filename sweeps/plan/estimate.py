@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gepa_core.config import CAP_BYTES, RunConfig
-from sweeps.kinds.flops import num_params, state_bytes
+from gepa_core.sizes import num_params, state_bytes
 from sweeps.kinds.kind import ARTIFACT, Rate
 from sweeps.plan.tree import Node, Plan
 from sweeps.spec.sweep import Resources, Sweep
@@ -52,7 +52,11 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
 def disk_bytes(plan: Plan, leases: int) -> int:
     """States on trunks and artifacts, which stay, and three states for each lease at work; 0 for a script."""
     models = {n.id: n.config.model for n in plan.nodes.values() if isinstance(n.config, RunConfig)}
-    sizes = {id_: state_bytes(models[id_]) for id_ in plan.segments if id_ in models}
+    sizes = {
+        id_: state_bytes(models[id_], len(node.averages) or 1)
+        for id_, node in plan.segments.items()
+        if id_ in models
+    }
     states = sum(sizes[id_] for id_ in sizes if plan.nodes[id_].trunk)
     states += 3 * leases * max(sizes.values(), default=0)
     artifacts = (id_ for id_ in models if plan.kind(id_).gives == ARTIFACT)
@@ -106,7 +110,7 @@ def eta_seconds(plan: Plan, leases: int) -> float:
     """Wall time of what is left on `leases` leases, the longest remaining path first."""
     devices = plan.sweep.devices
     left = plan.nodes.keys() - plan.done
-    waiting = [(-plan.priority[id_], id_) for id_ in left if plan.nodes[id_].after not in left]
+    waiting = [(-plan.priority[id_], id_) for id_ in left if left.isdisjoint(plan.nodes[id_].needs)]
     heapq.heapify(waiting)
     running: list[tuple[float, str]] = []
     now = 0.0
@@ -115,8 +119,9 @@ def eta_seconds(plan: Plan, leases: int) -> float:
             _, node = heapq.heappop(waiting)
             heapq.heappush(running, (now + plan.seconds[node] / devices, node))
         now, finished = heapq.heappop(running)
+        left.discard(finished)
         for child in plan.children.get(finished, ()):
-            if child in left:
+            if child in left and left.isdisjoint(plan.nodes[child].needs):
                 heapq.heappush(waiting, (-plan.priority[child], child))
     return now
 

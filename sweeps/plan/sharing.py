@@ -1,13 +1,16 @@
 """Whether a script's runs may share their trunks: a check, a node of its own, that is made once a script."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from gepa_core.config import digest
 from sweeps.kinds.script import ScriptRun
 from sweeps.kinds.table import SHARING_CHECK
 from sweeps.plan.tree import Node, Plan
 from sweeps.spec.sweep import Sweep
-from sweeps.store.store import Outcome
+
+if TYPE_CHECKING:
+    from sweeps.store.store import Outcome
 
 
 def check_node(sweep: Sweep) -> Node | None:
@@ -33,7 +36,7 @@ def with_check(plan: Plan, node: Node) -> Plan:
     return replace(plan, nodes={node.id: node, **plan.nodes})
 
 
-def answer(done: Outcome | None) -> tuple[bool | None, str]:
+def answer(done: "Outcome | None") -> tuple[bool | None, str]:
     """Whether sharing was found exact (None: not asked yet), and a line about it."""
     if done is None:
         return (

@@ -88,7 +88,7 @@ class _Expander:
                     f"no value for {{{missing[0]}}}: give {missing[0]} under grid, points or set"
                 )
             length: dict[str, Any] = {k: values[k] for k in ("steps", "schedule", "seed") if k in values}
-            length |= warmdown_of(cell, values, length)
+            length["warmdown_steps"] = warmdown_of(cell, values, length)["warmdown_steps"]
             return ScriptRun(
                 **length,
                 final_lr_fraction=values.get("final_lr_fraction", 0.0),
