@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
+from sweeps.kinds.stages import MEASURED
 from sweeps.kinds.table import KINDS, SHARING_CHECK
 from sweeps.plan.tree import Node, Plan
 from sweeps.store.journal import reports
@@ -21,6 +22,7 @@ from sweeps.store.store import Outcome, Store
 
 _LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 14
 _READ_SECONDS = 2.0
+_BPB = tuple(kind.name + "_bpb" for kind in MEASURED)
 _MAX_RUNNING = 40
 
 
@@ -59,8 +61,7 @@ def result_text(outcome: Outcome) -> str:
     figures = (
         ("train_loss_final", "train_loss {:.4f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
-        (kind.column, "{:.4f} bpb"),
-        ("float_bpb", "{:.4f} bpb"),
+        (kind.column or next((name for name in _BPB if result.get(name) is not None), None), "{:.4f} bpb"),
         ("artifact_bytes", "{:,} bytes"),
     )
     known = [form.format(result[key]) for key, form in figures if key and result.get(key) is not None]

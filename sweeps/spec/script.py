@@ -362,7 +362,7 @@ class ScriptReader(Reader):
         warmdown = {"warmdown_steps", "warmdown_ratio", "peak_steps"}
         for name, different in values.items():
             needed = warmdown if name in warmdown else {name, "peak_steps"} if name == "steps" else {name}
-            if name in (*_LENGTH_KEYS,) and not needed & used and (len(different) > 1 or name == "steps"):
+            if name in _LENGTH_KEYS and not needed & used and len(different) > 1:
                 path: KeyPath = ("grid", name) if name in grid else ("points",)
                 example = name if name not in warmdown else "warmdown_steps"
                 variable = {"steps": "ITERATIONS", "warmdown_steps": "WARMDOWN_ITERS"}.get(
@@ -399,6 +399,8 @@ def _words(command: str | tuple[str, ...]) -> list[str]:
 
 def _notices(script: Script, files: ScriptFiles, varying: Iterable[str], settings: Cell) -> Iterator[str]:
     """Variables that no file of the script mentions: perhaps misspelt."""
+    if not {"steps", "peak_steps"} & _used(script, {}, []):
+        yield "neither command nor env of the script has {steps}: it is taken to make as many by itself"
     named = {*script.env, *(k.removeprefix("env.") for k in (*varying, *settings) if k.startswith("env."))}
     texts = [
         _text(files.root / file.name) for file in files.files if file.link is None and file.size < 2_000_000

@@ -223,7 +223,8 @@ class SweepRecord(_OpenRecord):
     runs: dict[Name, Text]
     argv: list[Text] = Field(default_factory=list)
     commit: Text | None = None
-    dirty: bool | None = None
+    dirty: bool | Literal[""] | None = None
+    """Whether the checkout had changes; "" in records of earlier versions = none."""
     data: list[DataRecord] = Field(default_factory=list)
 
 

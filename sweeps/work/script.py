@@ -318,7 +318,7 @@ def _verdict(
         return ended.why, ended.error
     if curve.diverged or (curve.ends_broken and not is_trunk):
         return Observed.DIVERGED, f"not finite: {(curve.diverged or 'its last losses')[:200]}"
-    last = _last_line(ended)
+    last = last_line(ended)
     if ended.code == 0:
         if not missing:
             return None
@@ -326,10 +326,10 @@ def _verdict(
     measured = bool(curve.finals) and curve.last_step >= stop
     if not missing and (is_trunk or measured):
         return None  # complete: what went wrong did so while it ended
-    return _failed(ended, last)
+    return failure(ended, last)
 
 
-def _failed(ended: Ended, last: str) -> tuple[Observed, str]:
+def failure(ended: Ended, last: str) -> tuple[Observed, str]:
     """What an exit code and the last lines say."""
     text = "\n".join(ended.tail)
     number = -ended.code if ended.code < 0 else ended.code - 128 if 128 < ended.code < 160 else 0
@@ -345,7 +345,7 @@ def _failed(ended: Ended, last: str) -> tuple[Observed, str]:
     return Observed.CRASHED, f"exit code {ended.code}: {last}"
 
 
-def _last_line(ended: Ended) -> str:
+def last_line(ended: Ended) -> str:
     return f"its last line: {ended.tail[-1].strip()[:300]}" if ended.tail else "it printed nothing"
 
 

@@ -10,10 +10,13 @@ from typing import Any
 from sweeps.kinds.script import ScriptRun
 from sweeps.store.store import Outcome
 from sweeps.work.job import Attempt
+from sweeps.work.policy import Observed
 from sweeps.work.script import (
     copied,
     differences,
     execution,
+    failure,
+    last_line,
     pack_state,
     placed_state,
     saved_state,
@@ -78,8 +81,12 @@ def _failed(which: str, ended: Ended, at: Attempt) -> Outcome | None:
         return replace(at.outcome, status=ended.why)
     if ended.why is None and ended.code == 0:
         return None
-    last = ended.tail[-1].strip()[:200] if ended.tail else "it printed nothing"
-    return _said(at, f"{which} failed ({ended.error or f'exit code {ended.code}: {last}'})", 0)
+    if ended.error:
+        return _said(at, f"{which} failed ({ended.error})", 0)
+    status, error = failure(ended, last_line(ended))
+    if status is Observed.LOST:  # killed from outside: no answer either
+        return replace(at.outcome, status=status, error=error)
+    return _said(at, f"{which} failed ({error})", 0)
 
 
 def _said(at: Attempt, reason: str | None, compared: int) -> Outcome:

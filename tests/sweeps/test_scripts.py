@@ -104,6 +104,22 @@ def test_why_trunks_are_not_shared(source: str, reason: str, tmp_path: Path, cap
     assert re.search(f"no trunks are shared: .*{reason}", capsys.readouterr().err)
 
 
+def test_a_check_that_is_killed_is_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "mark"
+    source = f"""
+    if not os.path.exists({str(mark)!r}):
+        open({str(mark)!r}, "w")
+        os.kill(os.getpid(), 9)
+    first = int(open(os.environ["FROM"]).read()) + 1 if "FROM" in os.environ else 1
+    curve(first, int(os.environ.get("SAVE_AT", steps)))
+    "SAVE_AT" in os.environ and open(os.environ["SAVE_TO"], "w").write(os.environ["SAVE_AT"])
+    """
+    folder = write_script(tmp_path / "work", source)
+    state = {"save": {"SAVE_AT": "{stop}", "SAVE_TO": "{state}"}, "load": {"FROM": "{state}"}}
+    assert launch(sweep_text(folder, {"state": state}), tmp_path / "out").exit_code == 0
+    assert "sharing trunks was checked: 4 figures alike" in capsys.readouterr().err
+
+
 COMPLETE = 'curve(); print("final_int6_roundtrip_exact val_loss:1.0 val_bpb:0.5000"); '
 
 
