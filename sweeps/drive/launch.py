@@ -21,6 +21,7 @@ from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupt
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.session import remove_dead
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
@@ -123,6 +124,7 @@ def run_sweep(
         return _result(recorder, selected, ending, driver, time.monotonic() - begun)
     finally:
         lease.release()
+        remove_dead()
 
 
 def _carry_out(
