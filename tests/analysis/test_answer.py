@@ -221,7 +221,7 @@ WEIRD = "<script>alert(1)</script> $\\frac{a$ 日本"
     "name, columns, says",
     [
         ("one", {"run_id": ["a"], "steps": [1000], "ttt_bpb": [1.2]}, "Undetermined, how long"),
-        ("html", {"run_id": [WEIRD, "b"], "steps": [1000, 2000], "float_bpb": [2.1, 2.0], "ttt_bpb": [2, 1]},
+        ("html", {"run_id": [WEIRD, "b"], "steps": [1000, 2000], "float_bpb": [2.1, 2], "ttt_bpb": [2, 1.9]},
          "The longest runs, 2,000 steps, were best"),
         ("partly", {"run_id": list("abc"), "steps": [1, 2, 3], "val_bpb": [3.0, 2.9, 2.8],
                     "ttt_bpb": [2.0, None, None]}, "c, best of 3: 2.8000"),
