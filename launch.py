@@ -1,6 +1,7 @@
 """Plan, run, resume and report a sweep of training runs: `python launch.py sweeps/quickstart.yaml`."""
 
 import argparse
+import contextlib
 import signal
 import sys
 
@@ -55,6 +56,11 @@ def command(argv: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a path that no file can have, say
+        print(f"{str(error.filename or '')[:300]}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -155,10 +161,12 @@ class positive:  # noqa: N801 - an argparse type, named as it shows in messages
         self.__name__ = f"positive {kind.__name__}"
 
     def __call__(self, text: str) -> float:
-        value = self.kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError(text)
-        return value
+        limit = 1_000_000_000
+        with contextlib.suppress(ValueError):
+            value = self.kind(text[:40])
+            if 0 < value <= limit:
+                return value
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0, {limit:,} at most")
 
 
 if __name__ == "__main__":

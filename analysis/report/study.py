@@ -14,8 +14,8 @@ from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import Warmdown
 from analysis.effects.warmdown import analyse as analyse_warmdowns
 from analysis.forecast.advise import Advice, advise
-from analysis.forecast.folds import last_known
 from analysis.forecast.surface import Forecast, forecast
+from analysis.laws.plans import last_known
 from analysis.report.residuals import fitted_metric, residuals, rms
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Run, Table, default_metric

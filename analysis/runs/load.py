@@ -5,18 +5,21 @@ Everything that cannot be read as it stands is one AnalysisError; what can be le
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from analysis.runs.checks import refuse_mixed_units, refuse_signs
+from analysis.runs import strictjson
+from analysis.runs.checks import diverged, refuse_mixed_units, refuse_signs, refuse_two_texts
 from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
 from analysis.runs.rows import CURVES, METRICS, UnknownScheduleError, run_of
 from analysis.runs.table import Run, Table, joined_trunks
 
+_MAX_CSV_BYTES = 128 << 20
 _BOOKKEEPING = {
     "run_id", "sweep", "status", "error", "seed", "steps", "peak_steps", "warmdown_steps", "warmdown_ratio",
     "schedule", "final_lr_fraction", "warmup_steps", "first_step", "ranks", "device", "torch_version",
@@ -24,6 +27,8 @@ _BOOKKEEPING = {
 }  # fmt: skip
 
 _LEFT_OUT = ["pending", "failed", "diverged", "unfinished"]
+
+_SAME_MODEL = 1e-3  # relative difference in parameters
 
 
 def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
@@ -54,9 +59,11 @@ def load(path: str | Path, trajectories: str | Path | None = None, schedules: bo
     groups = {} if curves is None else {str(name): one for name, one in curves.groupby("run_id", sort=False)}
     runs = _runs(frame, groups, axes, str(source), notes, schedules)
     runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
+    runs = _without_diverged(_one_model(runs), str(source), notes)
     runs = _finals_from_trajectories(runs)
     table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
     refuse_signs(table)
+    refuse_two_texts(table)
     if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
         refuse_mixed_units(table)
     return table
@@ -87,10 +94,12 @@ def _runs(
 def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise AnalysisError(f"{path}: no such file or results folder")
+    if path.stat().st_size > _MAX_CSV_BYTES:
+        raise AnalysisError(f"{path}: over {_MAX_CSV_BYTES >> 20} MiB; leave out rows that no law needs")
     try:
         frame = pd.read_csv(path, dtype={"run_id": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"{path}: not a readable CSV ({error})") from None
+    except Exception as error:  # pandas raises many types for a damaged file
+        raise AnalysisError(f"{path}: not a readable CSV ({' '.join(str(error).split())[:300]})") from None
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise AnalysisError(
@@ -109,8 +118,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     frame = read_parquet(file)
     if "final_lr_fraction" not in frame and "config_json" in frame:
         frame["final_lr_fraction"] = [
-            json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
-            for config in frame["config_json"]
+            _final_lr_fraction(config) if isinstance(config, str) else None for config in frame["config_json"]
         ]
     axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
     made_of = _segments_of_runs(folder / "plan.json")
@@ -124,15 +132,31 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     return frame, pd.concat(curves) if curves else None, axes, trunks
 
 
+def _final_lr_fraction(config: str) -> float | None:
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        fraction = json.loads(config).get("final_lr_fraction")
+        return float(fraction) if isinstance(fraction, int | float) else None
+    return None
+
+
 def _segments_of_runs(plan: Path) -> dict[str, list[str]]:
     """run_id -> its segments in order, as plan.json says."""
     if not plan.is_file():
         return {}
-    content = json.loads(plan.read_text())
-    runs = content.get("runs", [])
-    if isinstance(runs, dict):
-        return {run_id: list(run["segments"]) for run_id, run in runs.items()}
-    return {run["run_id"]: list(run.get("segments", ())) for run in runs if isinstance(run, dict)}
+    content = strictjson.read(plan)
+    try:
+        runs = content.get("runs", [])
+        if isinstance(runs, dict):
+            made_of = {run_id: run["segments"] for run_id, run in runs.items()}
+        else:
+            made_of = {run["run_id"]: run.get("segments", []) for run in runs if isinstance(run, dict)}
+        if all(
+            isinstance(names, list) and all(isinstance(n, str) for n in names) for names in made_of.values()
+        ):
+            return made_of
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise AnalysisError(f"{plan}: damaged, its runs name no segments; resuming the sweep writes it anew")
 
 
 def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:
@@ -175,6 +199,38 @@ def _check_trajectory_ids(
     without = [run_id for run_id in frame["run_id"] if run_id not in known]
     if without:
         notes.append(f"runs without a trajectory, used by their final values: {', '.join(without)}")
+
+
+def _one_model(runs: list[Run]) -> list[Run]:
+    """Runs whose parameter counts agree within .1 % get the same one: logs count a scalar more or less."""
+    counts = {float(str(v)): v for run in runs for axis, v in run.group if axis == "params"}
+    same: dict[float, object] = {}
+    near = 0.0
+    for count in sorted(counts):
+        if count > near * (1 + _SAME_MODEL):
+            near = count
+        same[count] = counts[near]
+    return [
+        replace(
+            run,
+            group=tuple((axis, same[float(str(v))] if axis == "params" else v) for axis, v in run.group),
+        )
+        for run in runs
+    ]
+
+
+def _without_diverged(runs: list[Run], source: str, notes: list[str]) -> list[Run]:
+    """The runs whose curves hold to their ends; others are noted.
+
+    Raises:
+        AnalysisError: none is left.
+    """
+    reasons = {run.run_id: reason for run in runs if (reason := diverged(run)) is not None}
+    notes += [f"run '{run_id}' left out as diverged: {reason}" for run_id, reason in reasons.items()]
+    kept = [run for run in runs if run.run_id not in reasons]
+    if not kept:
+        raise AnalysisError(f"{source}: every run has diverged; {notes[-1]}")
+    return kept
 
 
 def _finals_from_trajectories(runs: list[Run]) -> list[Run]:

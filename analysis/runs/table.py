@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.errors import AnalysisError
-from analysis.runs.schedule import lr_curve, observed_lr_curve
+from analysis.runs.schedule import observed_rate_at, rate_at
 from analysis.runs.units import STAGES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+MAX_STEPS = 100_000_000
+"""Longer runs are a slip of the pen."""
 
 TRAJECTORY_OF = {
     "float_bpb": "val_bpb",
@@ -79,18 +81,21 @@ class Run:
         mine = dict(self.group)
         return all(mine.get(axis) == value for axis, value in axes.items())
 
-    @cached_property
-    def lr(self) -> Floats:
-        """Multiplier of the peak learning rate at steps 0 .. steps-1, [steps]."""
+    def rate(self, step: Ints | Floats) -> Floats:
+        """Multiplier of the peak learning rate at 0-based steps 0 .. steps, [n].
+
+        Raises:
+            AnalysisError: neither a schedule nor logged rates are known.
+        """
         if self.schedule == "observed":
             if self.trajectory is None:
                 raise AnalysisError(
                     f"run '{self.run_id}' has neither a schedule nor a trajectory with lr_scale"
                 )
-            return observed_lr_curve(
-                self.steps, self.trajectory.step, self.trajectory.lr_scale, self.warmup_steps
-            )
-        return lr_curve(self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps)
+            curve = self.trajectory
+            return observed_rate_at(step, curve.step, curve.lr_scale, self.warmup_steps)
+        plan = (self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps)
+        return rate_at(step, *plan)
 
     def final(self, metric: str) -> float | None:
         """The final value of a metric or of a trajectory column, None where it is unknown.

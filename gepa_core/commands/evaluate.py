@@ -5,22 +5,25 @@ artifact does not say its model: without a job file at hand it is taken for one 
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
 
 from gepa_core.commands.train import torchrun_group
 from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import open_folder
-from gepa_core.data.shards import load_tokens, open_shards
-from gepa_core.data.tokenizer import ByteTable, byte_table
+from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
 from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
-from gepa_core.evaluation.scoring import Evaluation, evaluate_plain, evaluate_sliding
-from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.segment import prepare
@@ -37,8 +40,7 @@ class Subject:
     """Of training; an artifact does not say."""
     run: RunConfig
     exec_cfg: ExecConfig
-    tokens: Any
-    table: ByteTable
+    text: Text
 
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
@@ -77,10 +79,9 @@ def open_subject(args: argparse.Namespace) -> Subject:
         exec_cfg = exec_cfg.model_copy(update={"device": args.device})
     paths = _data_paths(args.data, job, run)
     limit = run.data.val_tokens if args.tokens is None else args.tokens
-    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
-    table = byte_table(paths.tokenizer, run.model.vocab_size)
+    text = open_text(paths.val, paths.tokenizer, run.model.vocab_size, limit)
     model.to(prepare(exec_cfg))
-    return Subject(model, weights, step, run, exec_cfg, tokens, table)
+    return Subject(model, weights, step, run, exec_cfg, text)
 
 
 def _job(given: Path | None, path: Path) -> Job | None:
@@ -94,30 +95,35 @@ def _job(given: Path | None, path: Path) -> Job | None:
 
 
 def _open_artifact(path: Path, job: Job | None) -> tuple[GEPA, RunConfig]:
-    """The job's model with an artifact's weights; without a job, of the published recipe in either variant,
-    whose artifacts need its rotary tables.
-    """
-    runs = [job.run] if job else [_published(bigram) for bigram in ("poly", "xor")]
-    models = [GEPA(run.model) for run in runs]
-    state = read_artifact(path, max(num_weights(model.state_dict()) for model in models))
-    for model, run in zip(models, runs, strict=True):
-        try:
-            check_fits(state, model.state_dict())
-        except ArtifactError as error:
-            if job:
-                raise ArtifactError(f"{path}: {error}") from None
-            continue
-        model.load_state_dict(state)
-        return model, run
+    """The job's model with an artifact's weights; without a job, the published recipe's."""
+    largest = GEPA(job.run.model if job else ModelConfig(ve_dim=256))
+    state = read_artifact(path, num_weights(largest.state_dict()))
+    run = job.run if job else _published_run(path, state)
+    model = GEPA(run.model)
+    try:
+        check_fits(state, model.state_dict())
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    model.load_state_dict(state)
+    return model, run
+
+
+def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
+    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
+    bigram, value = state.get("bigram_emb.embed.weight"), state.get("ve_shared.embed.weight")
+    variant: dict[str, Any] = {"bigram": "xor" if "bigram_emb.scale" in state else "poly"}
+    variant |= {"ve_layers": ()} if value is None else {"ve_dim": value.shape[-1]}
+    if bigram is not None and bigram.ndim == 2:
+        variant |= {"bigram_buckets": len(bigram), "bigram_dim": bigram.shape[1]}
+    with contextlib.suppress(ArtifactError, ValidationError, IndexError):
+        model = ModelConfig(**variant, rope_precision="bf16_published")
+        with torch.device("meta"):
+            check_fits(state, GEPA(model).state_dict())
+        return RunConfig(steps=1, warmdown_steps=0, model=model)
     raise ConfigError(
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"
     )
-
-
-def _published(bigram: str) -> RunConfig:
-    model = ModelConfig.model_validate({"bigram": bigram, "rope_precision": "bf16_published"})
-    return RunConfig(steps=1, warmdown_steps=0, model=model)
 
 
 def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:
@@ -131,34 +137,22 @@ def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPat
     return data.paths
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
+def _figures(way: str, subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    found = measure(way, subject.model, subject.text, run.eval, run.ttt, subject.exec_cfg)
     return {
-        "val_bpb": evaluation.bpb,
-        "val_loss": evaluation.loss,
-        "tokens": evaluation.tokens,
-        "bytes": evaluation.bytes,
-        "seconds": evaluation.seconds,
+        "stage": way,
+        "val_bpb": found.bpb,
+        "val_loss": found.loss,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "seconds": found.seconds,
+        **(asdict(found.adaptation) if found.adaptation else {}),
     }
 
 
-def _evaluate(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    evaluate = evaluate_sliding if args.sliding else evaluate_plain
-    run = subject.run
-    result = evaluate(subject.model, subject.tokens, subject.table, run.eval, subject.exec_cfg)
-    return {"stage": "sliding" if args.sliding else "plain"} | _figures(result)
-
-
-def _ttt(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    run = subject.run
-    result = test_time_train(
-        subject.model, subject.tokens, subject.table, run.eval, run.ttt, subject.exec_cfg
-    )
-    cost = ("tokens_scored", "tokens_trained", "updates", "score_seconds", "train_seconds")
-    return {"stage": "ttt"} | _figures(result.evaluation) | {key: getattr(result, key) for key in cost}
-
-
 def _command(
-    parser: argparse.ArgumentParser, measure: Callable[..., dict[str, Any]], argv: list[str] | None
+    parser: argparse.ArgumentParser, way: Callable[[argparse.Namespace], str], argv: list[str] | None
 ) -> int:
     """Exit codes: 0 done, 2 bad input, 3 the model's scores are not finite."""
     args = parser.parse_args(argv)
@@ -166,7 +160,7 @@ def _command(
         with torchrun_group():
             subject = open_subject(args)
             names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
-            figures = names | measure(args, subject)
+            figures = names | _figures(way(args), subject)
             if rank_and_world()[0] == 0:
                 print(json.dumps(figures) if args.json else _line(figures))
     except UserError as error:
@@ -193,8 +187,8 @@ def evaluate_command(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--sliding", action="store_true", help="overlapping windows instead of plain sequences"
     )
-    return _command(parser, _evaluate, argv)
+    return _command(parser, lambda args: "sliding" if args.sliding else "plain", argv)
 
 
 def ttt_command(argv: list[str] | None = None) -> int:
-    return _command(_parser("ttt", "Legal, score-first test-time training."), _ttt, argv)
+    return _command(_parser("ttt", "Legal, score-first test-time training."), lambda args: "ttt", argv)

@@ -21,6 +21,7 @@ from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupt
 from sweeps.drive.fresh import forget
 from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.session import remove_dead
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
@@ -123,6 +124,7 @@ def run_sweep(
         return _result(recorder, selected, ending, driver, time.monotonic() - begun)
     finally:
         lease.release()
+        remove_dead()
 
 
 def _carry_out(
@@ -182,11 +184,11 @@ def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     left: set[str] = set()
     needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    for node in needed:
-        at: str | None = node
-        while at is not None and at not in done and at not in left:
+    while needed:
+        at = needed.pop()
+        if at not in done and at not in left:
             left.add(at)
-            at = plan.nodes[at].after
+            needed.update(plan.nodes[at].needs)
     return left
 
 

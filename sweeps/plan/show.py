@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.kinds.flops import num_params
+from gepa_core.sizes import num_params
 from sweeps.plan.tree import Node, Plan
 
 MAX_TREE_LINES = 60
