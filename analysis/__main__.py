@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from analysis.runs import strictjson
 from analysis.runs.errors import AnalysisError
+from analysis.runs.invocation import python
 
 if TYPE_CHECKING:
     from analysis.runs.table import Table  # numpy and pandas load only where a command needs them
 
+JSON = "one JSON object instead of lines"
 COMMANDS = ("predict", "backtest", "compare", "import")
 
 
@@ -56,9 +58,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="folder to write to (default: DIR/report, or ./report for a CSV)"
     )
 
+    report.add_argument(
+        "--serve",
+        action="store_true",
+        help="show the sweep's curves as they grow, on a page of this machine, until Ctrl-C",
+    )
+    report.add_argument(
+        "--port", type=int, default=0, metavar="N", help="of that page (default: one that is free)"
+    )
+
     predict = source("predict", "final value of a run that was not made", _predict)
-    predict.add_argument("--steps", type=int, required=True)
-    predict.add_argument("--warmdown", type=int, required=True, help="warmdown steps among them")
+    predict.add_argument("--steps", type=int, required=True, metavar="N", help="steps of the run")
+    predict.add_argument("--warmdown", type=int, required=True, metavar="M", help="warmdown steps among them")
     predict.add_argument("--metric", help="e.g. ttt_bpb, val_loss (default: the last stage measured)")
     predict.add_argument("--schedule", help="shape of the warmdown (default: the commonest of the runs)")
     predict.add_argument(
@@ -69,26 +80,26 @@ def _parser() -> argparse.ArgumentParser:
         help="keep these runs, if an axis varies",
     )
     predict.add_argument("--level", type=float, default=0.9, help="of the interval (default 0.9)")
-    predict.add_argument("--json", action="store_true")
+    predict.add_argument("--json", action="store_true", help=JSON)
 
     backtest = source(
         "backtest", "fit on the rows a column calls train, predict those it calls test", _backtest
     )
-    backtest.add_argument("--split", required=True, help="the column")
-    backtest.add_argument("--metric")
+    backtest.add_argument("--split", required=True, metavar="COLUMN", help="says train or test")
+    backtest.add_argument("--metric", help="e.g. val_loss (default: that of the trajectories)")
     backtest.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
-    backtest.add_argument("--json", action="store_true")
+    backtest.add_argument("--json", action="store_true", help=JSON)
 
     compare = commands.add_parser("compare", help="two sweeps, paired by configuration")
-    compare.add_argument("before")
-    compare.add_argument("after")
-    compare.add_argument("--json", action="store_true")
+    compare.add_argument("before", help="results folder of a sweep, or a CSV of runs")
+    compare.add_argument("after", help="the same of the other")
+    compare.add_argument("--json", action="store_true", help=JSON)
     compare.set_defaults(run=_compare)
 
     read = commands.add_parser(
         "import", help="training logs of the challenge -> CSV of runs and trajectories"
     )
-    read.add_argument("logs", nargs="+", type=Path)
+    read.add_argument("logs", nargs="+", type=Path, help="training logs, one a run")
     read.add_argument(
         "--out", type=Path, required=True, help="trajectories CSV; runs go beside it as *_runs.csv"
     )
@@ -100,16 +111,59 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from analysis.report.report import make_report
+    if options.serve:
+        from analysis.live.server import serve
 
-    path, notes = make_report(options.source, options.trajectories, options.out, _command(options))
+        serve(options.source, options.port)
+        return
+    path, _, notes = make_report(options.source, options.trajectories, options.out, _command(options))
     for note in notes:
         print(f"note: {note}")
     print(path)
 
 
+def make_report(
+    source: str, trajectories: str | None, out: Path | None, command: str
+) -> tuple[str, list[str], tuple[str, ...]]:
+    """The report of a folder, a CSV or a URL: (its path or URL, the answer in sentences, notes).
+
+    A URL's report is made here and written back.
+
+    Raises:
+        AnalysisError: the input carries no analysis, or cannot be read.
+    """
+    from analysis.report.report import best_run, write_report
+    from analysis.report.study import study
+    from analysis.runs.load import load
+    from analysis.runs.remote import at_hand, is_url, upload
+
+    with at_hand(source) as found:
+        table = load(found, trajectories)
+        made = study(table)
+        folder = out or (table.folder / "report" if table.folder else Path("report"))
+        path = str(write_report(made, folder, command))
+        if is_url(source) and out is None:
+            upload(folder, f"{source.rstrip('/')}/report")
+            path = f"{source.rstrip('/')}/report/report.html"
+    answer = [made.headline or made.verdict[0], best_run(made)]
+    return path, [sentence for sentence in answer if sentence], table.notes
+
+
+def report_on(folder: str) -> tuple[str, list[str]]:
+    """The report of a sweep, for launch.py: where it is, and the verdict.
+
+    Raises:
+        AnalysisError: as `make_report`.
+    """
+    command = shlex.join([*shlex.split(python()), "-m", "analysis", folder])
+    path, answer, notes = make_report(folder, None, None, command)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return path, answer[:1]
+
+
 def _command(options: argparse.Namespace) -> str:
-    words = ["python", "-m", "analysis", options.source]
+    words = [*shlex.split(python()), "-m", "analysis", options.source]
     if options.trajectories:
         words += ["--trajectories", options.trajectories]
     if options.out:

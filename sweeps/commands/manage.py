@@ -8,21 +8,9 @@ from typing import Any
 
 from gepa_core.config import CAP_BYTES, DataPaths
 from gepa_core.errors import ConfigError, DataError
+from sweeps.commands.look import find_run
 from sweeps.commands.sweep import open_data, say
 from sweeps.spec.load import load_sweep
-
-
-def status_command(args: argparse.Namespace) -> int:
-    """`launch.py status DIR`."""
-    from sweeps.store.status import locate, status_lines, sweep_status
-
-    store, names = locate(args.dir)
-    found = [sweep_status(store, name) for name in names]
-    if args.json:
-        print(json.dumps({"sweeps": found}, allow_nan=False))
-    else:
-        print("\n".join(line for status in found for line in status_lines(status)))
-    return 0
 
 
 def gc_command(args: argparse.Namespace) -> int:
@@ -52,7 +40,9 @@ def export_command(args: argparse.Namespace) -> int:
     from sweeps.store.status import locate
 
     store, names = locate(args.output)
-    found = find(store, names, args.run_id)
+    sweep, row = find_run(store, names, args.run_id)
+    args.run_id = row["run_id"]
+    found = find(store, [sweep, *names], args.run_id)
     to = Path(args.to or Path(SUBMISSIONS, args.run_id))
     check_folder(to)
     data, reason = _data_to_verify(args, found)

@@ -42,6 +42,8 @@ class RunOptions:
     fresh: bool = False
     max_gpu_hours: float | None = None
     max_parallel: int | None = None
+    workers: int = 1
+    """How many will work at a time, as far as is known: for the time left."""
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
 
@@ -111,7 +113,7 @@ def run_sweep(
     try:
         if options.fresh:
             forget(store, plan)
-        view = make_view(plan, store, plain=options.plain)
+        view = make_view(plan, store, plain=options.plain, runs=selected, workers=options.workers)
         recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
         try:
             ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)

@@ -34,6 +34,8 @@ ROOMS = {
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
         "report": {"runs", "laws", "forecast", "effects"},
+        "live": {"runs"},
+        "face": {"runs", "laws", "forecast", "effects", "report"},
     },
 }
 """Each room, and the rooms of its package that it may import; "" is the package's own files."""
