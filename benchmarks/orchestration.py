@@ -23,10 +23,12 @@ from sweeps.commands.sweep import open_data, over_store
 from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, run_sweep
 from sweeps.drive.ray_cluster import RayCluster
+from sweeps.kinds.table import SEGMENT
+from sweeps.plan.planner import make_plan
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep
 from sweeps.store.store import Store
-from sweeps.work.execute import SEGMENT, Job
+from sweeps.work.job import Job
 
 
 class TimedCluster(RayCluster):
@@ -84,6 +86,7 @@ def sweep_text(data: Path, lengths: int) -> str:
 
 
 def measure(nodes: int, lengths: int, data: Path) -> dict[str, Any]:
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
     sweep = read_sweep(sweep_text(data, lengths), [], "orchestration.yaml")
@@ -96,6 +99,7 @@ def measure(nodes: int, lengths: int, data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="o", dir="/tmp") as folder:
         arguments: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
         head = {"include_dashboard": False, "temp_dir": f"{folder}/r"}
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # Cluster expects it
         ray_nodes = Cluster(initialize_head=True, head_node_args={**arguments, **head})
         try:
             for _ in range(nodes - 1):
@@ -144,15 +148,31 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
+def plan_seconds() -> dict[str, float]:
+    """Processor seconds to plan a thousand runs, and ten thousand, with their ratio."""
+    seconds: dict[str, float] = {}
+    for name, lengths in (("1000_runs", 10), ("10000_runs", 100)):
+        sweep = read_sweep(
+            f"grid: {{steps: {[1000 + 100 * i for i in range(lengths)]}, "
+            f"warmdown_ratio: {[round(0.05 + 0.04 * i, 2) for i in range(20)]}, seed: [0, 1, 2, 3, 4]}}"
+        )
+        begun = time.process_time()
+        assert make_plan(sweep).priority
+        seconds[name] = time.process_time() - begun
+    return seconds | {"ratio": seconds["10000_runs"] / seconds["1000_runs"]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--lengths", type=int, default=20, help="two segments each")
+    parser.add_argument("--plan", action="store_true", help="time the plan of 1,000 and 10,000 runs instead")
     parser.add_argument("--data", type=Path, default=Path("data/quickstart"), help="prepared on first use")
     args = parser.parse_args()
-    print(json.dumps(measure(args.nodes, args.lengths, args.data), indent=1))
+    figures = plan_seconds() if args.plan else measure(args.nodes, args.lengths, args.data)
+    print(json.dumps(figures, indent=1))
     return 0
 
 

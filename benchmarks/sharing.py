@@ -27,10 +27,10 @@ from benchmarks import harness
 from gepa_core.errors import ConfigError, UserError
 from gepa_core.training.trained import Job
 from sweeps.commands.sweep import open_data, say
+from sweeps.kinds.table import SEGMENT
 from sweeps.spec.load import load_sweep
 from sweeps.spec.sweep import Sweep
 from sweeps.store.store import Store
-from sweeps.work.execute import SEGMENT
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("shared", "alone", "tune_grid")
@@ -97,7 +97,7 @@ def timed(command: list[str]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    sweep = open_data(load_sweep(args.sweep, args.overrides), say).sweep
+    sweep = open_data(load_sweep(args.sweep, args.overrides), say)
     jobs = jobs_of(sweep)
     run: dict[str, Callable[[Path], tuple[float, int, Figures]]] = {
         "shared": lambda folder: launch(args, folder, "share=true"),

@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rays_root() -> Iterator[Path]:
+    """An empty default place of Ray: what Ray left on this machine neither helps a test nor is touched."""
+    path = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets may lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(path))
+        yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

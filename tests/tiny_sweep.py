@@ -10,14 +10,18 @@ from typing import Any
 
 import yaml
 
-from sweeps.commands.sweep import Prepared, data_record, open_data, over_store
+from gepa_core.config import DataConfig, DataPaths
+from gepa_core.data.folder import Dataset
+from gepa_core.data.shards import ShardSet
+from sweeps.commands.sweep import data_record, open_data, over_store
 from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, SweepResult, run_sweep
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep
 from sweeps.store.store import Outcome, Store
-from sweeps.work.execute import Job, execute
+from sweeps.work.execute import execute
+from sweeps.work.job import Job
 from sweeps.work.policy import Observed
 
 VOCAB = 300
@@ -85,17 +89,23 @@ def sweep_text(data: Path, grid: dict[str, list[Any]], **top: Any) -> str:
 
 def plan_of(text: str, output: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """The plan of a sweep file over a store."""
-    return over_store(_prepared(text, overrides), str(output))
+    return over_store(_opened(text, overrides), str(output))
 
 
-def _prepared(text: str, overrides: Sequence[str]) -> Prepared:
+def _opened(text: str, overrides: Sequence[str]) -> Sweep:
     return open_data(read_sweep(text, list(overrides), "tiny.yaml"), _silent)
+
+
+def opened(paths: DataPaths, config: DataConfig) -> Dataset:
+    """Data that is said to be there, of no tokens."""
+    return Dataset(paths, config, ShardSet(()), ShardSet(()), None)
 
 
 def launch(text: str, output: str | Path, overrides: Sequence[str] = (), **options: Any) -> SweepResult:
     """On Ray: a local one, or the one at `address`."""
-    prepared = _prepared(text, overrides)
-    plan, record = over_store(prepared, str(output)), {"data": data_record(prepared)}
+    sweep = _opened(text, overrides)
+    plan = over_store(sweep, str(output), fresh=options.get("fresh", False))
+    record = {"data": data_record(sweep)}
     return run_sweep(plan, str(output), RunOptions(plain=True, **options), record)
 
 
@@ -159,8 +169,9 @@ def launch_here(
     **options: Any,
 ) -> SweepResult:
     """Without Ray."""
-    prepared = _prepared(text, overrides)
-    plan, record = over_store(prepared, str(output)), {"data": data_record(prepared)}
+    sweep = _opened(text, overrides)
+    plan = over_store(sweep, str(output), fresh=options.get("fresh", False))
+    record = {"data": data_record(sweep)}
     return run_sweep(plan, str(output), RunOptions(plain=True, **options), record, cluster or InThisProcess())
 
 

@@ -29,7 +29,7 @@ class Watcher:
         self._committed: dict[str, list[list[float | None]]] = {}
 
     def state(self) -> dict[str, Any]:
-        """Everything the page shows. A file that is being replaced, or is damaged, counts as not there yet."""
+        """Everything the page shows. A file that is being replaced, or is damaged, is not there yet."""
         plan = _read_json(self.folder / "plan.json")
         segments = {
             id_: {

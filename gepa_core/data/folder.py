@@ -54,6 +54,15 @@ class Dataset:
     """The manifest of a prepared folder; None for bare patterns."""
 
     @property
+    def train_tokens(self) -> int:
+        return self.train.total
+
+    @property
+    def val_tokens(self) -> int:
+        """Target tokens of a validation on all of it: the first token is no target."""
+        return self.val.total - 1
+
+    @property
     def val_text(self) -> Mapping[str, int] | None:
         """Of the validation text, if the manifest knows: text_bytes, zstd_22_bytes, xz_9e_bytes."""
         split = (self.manifest or {}).get("val", {})

@@ -15,14 +15,15 @@ from sweeps.spec.load import load_sweep
 
 def gc_command(args: argparse.Namespace) -> int:
     """`launch.py gc DIR`."""
-    from sweeps.store.gc import collect, find_waste
+    from sweeps.store.gc import all_leases, collect, find_waste
     from sweeps.store.status import locate
 
     store, _ = locate(args.dir)
-    waste = find_waste(store, states=args.states)
+    with all_leases(store):
+        waste = find_waste(store, states=args.states)
+        if not args.dry_run:
+            collect(store, waste)
     total = sum(item.bytes for item in waste)
-    if not args.dry_run:
-        collect(store, waste)
     if args.json:
         items = [vars(item) for item in waste]
         print(json.dumps({"bytes": total, "deleted": not args.dry_run, "items": items}))
@@ -107,11 +108,10 @@ def import_command(args: argparse.Namespace) -> int:
     from sweeps.exchange.adopt import adopt
     from sweeps.store.store import Store
 
-    prepared = open_data(load_sweep(args.sweep, args.overrides), say)
-    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
-    adopted = adopt(Store(args.output), prepared.sweep, Path(args.checkpoint), tokens)
-    name = prepared.sweep.name
-    print(f"adopted as {adopted.id}: {len(adopted.runs)} runs of {name} can start at step {adopted.step}")
+    sweep = open_data(load_sweep(args.sweep, args.overrides), say)
+    adopted = adopt(Store(args.output), sweep, Path(args.checkpoint))
+    runs = f"{len(adopted.runs)} runs of {sweep.name}"
+    print(f"adopted as {adopted.id}: {runs} can start at step {adopted.step}")
     return 0
 
 

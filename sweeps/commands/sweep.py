@@ -4,25 +4,31 @@ import argparse
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gepa_core.errors import ConfigError, DataError, UserError
+from gepa_core.invocation import launch, module
 from sweeps.plan.advice import advise, uneven_ranks
-from sweeps.plan.estimate import Node, places, refusal, summary
+from sweeps.plan.estimate import Machine, places, refusal, summary
+from sweeps.plan.figures import human_bytes
 from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS
+from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
-from sweeps.spec.source import DataSource, Resolved, resolve
+from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
 
 if TYPE_CHECKING:
+    from gepa_core.data.folder import Dataset
+    from sweeps.drive.launch import SweepResult
     from sweeps.store.store import Store
 
 
@@ -31,33 +37,25 @@ def plan_or_run(args: argparse.Namespace) -> int:
     return print_plan(sweep, args) if args.plan else run(sweep, args)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A sweep with what is known of its data."""
-
-    sweep: Sweep
-    data: dict[DataSource, Resolved]
-    unchecked: tuple[str, ...]
-
-    @property
-    def val_tokens(self) -> int:
-        return max((data.val_tokens for data in self.data.values()), default=PUBLISHED_VAL_TOKENS)
-
-
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Train, measure and report what is not done yet; exit code."""
     check_address(address_of(args))
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
-    prepared = open_data(sweep, say)
-    plan = over_store(prepared, args.output, fresh=args.fresh)
+    sweep = open_data(sweep, say)
+    plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
     for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
         say(notice)
     from sweeps.drive.launch import RunOptions, run_sweep
+    from sweeps.drive.notify import Notifier
 
+    notify = Notifier(args.notify, say) if args.notify else None
     options = RunOptions(
+        notify=notify,
+        plain=args.plain,
+        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
         address=address_of(args),
         only=args.only,
         retry_failed=args.retry_failed,
@@ -66,18 +64,63 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         max_gpu_hours=args.max_gpu_hours,
         max_parallel=args.max_parallel,
     )
-    result = run_sweep(plan, args.output, options, record={"data": data_record(prepared)})
+    ended: dict[str, Any] = {"sweep": sweep.name, "exit_code": 1}
+    try:
+        result = run_sweep(plan, args.output, options, record={"data": data_record(sweep)})
+        say(_ended(result))
+        for run_id, error in result.failures.items():
+            say(f"  {run_id}: {error}")
+        if result.dropped["states"] and result.exit_code == 0:
+            say(_deleted(result.dropped))
+        written = answer(args, result)
+        ended |= {"exit_code": result.exit_code, "report": written, "folder": result.folder}
+        ended |= {f"runs_{status}": number for status, number in result.runs.items()}
+        if args.json:
+            print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
+        return result.exit_code
+    except UserError as error:
+        ended["exit_code"], ended["error"] = getattr(error, "exit_code", 2), error
+        raise
+    finally:
+        if notify is not None:
+            notify("finished", wait=True, **ended)
+
+
+def _ended(result: "SweepResult") -> str:
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
     plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
-    say(f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}")
-    for run_id, error in result.failures.items():
-        say(f"  {run_id}: {error}")
-    wanted = result.runs["done"] and not args.no_report
-    written = report(args, result.sweep, result.executed) if wanted else None
-    if args.json:
-        print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
-    return result.exit_code
+    return f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}"
+
+
+def _deleted(dropped: Mapping[str, int]) -> str:
+    """What `keep: artifacts` took away, and what having it again would cost."""
+    return (
+        f"deleted the final states of {dropped['states']} runs ({human_bytes(dropped['bytes'])}); another "
+        f"quantizer or further stages would train {dropped['steps']:,} steps again: `keep: final` keeps them"
+    )
+
+
+def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
+    """Best run, verdict and report, or how to go on; the report's path. What fails here fails no sweep."""
+    if result.exit_code in (130, 4):  # a report would keep the user waiting for what is not finished
+        say(f"go on with: {launch()} {shlex.join(sys.argv[1:])}")
+        if result.runs["done"]:
+            say(f"a report of what is done: {module('analysis')} {shlex.quote(result.folder)}")
+        return None
+    if result.runs["failed"] or result.runs["diverged"]:
+        say("try them again: the same command with --retry-failed")
+    from sweeps.commands.look import best_row
+
+    store = existing_store(args.output)
+    rows = (store.sweep(result.sweep).read_runs() or []) if store else []
+    if best := best_row(rows):
+        row, metric = best
+        size = f", {row['artifact_bytes']:,} bytes" if row.get("artifact_bytes") is not None else ""
+        say(f"best: {row['run_id']}, {metric} {row[metric]:.4f}{size}")
+    if args.no_report or not result.runs["done"]:
+        return None
+    return report(args, result)
 
 
 def say(line: str) -> None:
@@ -103,13 +146,13 @@ def check_address(address: str | None) -> None:
         ) from None
 
 
-def data_record(prepared: Prepared) -> list[dict[str, Any]]:
+def data_record(sweep: Sweep) -> list[dict[str, Any]]:
     """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
     from sweeps.commands.baseline import compressed_sizes
 
     record = []
-    for source, data in prepared.data.items():
-        runs = [run for run in prepared.sweep.runs if run.data.train == data.config.train]
+    for source, data in sweep.data.items():
+        runs = [run for run in sweep.runs if run.data.train == data.config.train]
         limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
         text = dict(data.val_text) if data.val_text else None
         if limits != {data.val_tokens}:  # one part of it, or several
@@ -128,56 +171,57 @@ def data_record(prepared: Prepared) -> list[dict[str, Any]]:
     return record
 
 
-def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:
-    """The report's path; made again where work was done. A report that fails does not fail the sweep."""
-    if "://" in args.output:
-        say(f"no report: copy {args.output}/{sweep} to a disk and run `python -m analysis DIR` on it")
-        return None
-    folder = Path(args.output, sweep)
-    page = folder / "report" / "report.html"
-    if executed or not page.is_file():
+def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
+    """The report's path or URL; made again where work was done. One that fails does not fail the sweep."""
+    where = f"{args.output.rstrip('/')}/{result.sweep}"
+    page = f"{where}/report/report.html"
+    if result.executed or "://" in where or not Path(page).is_file():
         say("writing the report")
         try:
-            failed = args.write_report(str(folder)) != 0
-        except Exception:
-            traceback.print_exc()
-            failed = True
-        if failed:
-            say(f"the report failed, the results are complete: see `python -m analysis {folder}`")
+            page, verdict = args.write_report(where)
+            for sentence in verdict:
+                say(f"verdict: {sentence}")
+        except Exception as error:
+            if not type(error).__module__.startswith("analysis."):  # not one that says what is wrong
+                traceback.print_exc()
+            say(f"no report: {error or type(error).__name__}")
+            say(f"the results are complete; try again with: {module('analysis')} {shlex.quote(where)}")
             return None
     say(f"report: {page}")
-    return str(page)
+    return page
 
 
-def look_at_data(sweep: Sweep) -> Prepared:
-    """For `--plan`: the data as far as it is at hand."""
-    found: dict[DataSource, Resolved] = {}
+def look_at_data(sweep: Sweep) -> Sweep:
+    """For `--plan`: the sweep with its data as far as that is at hand."""
+    found: dict[DataSource, Dataset] = {}
     unchecked = []
     for source in sweep.sources:
         if not source.named:
             unchecked.append("the sweep names no data (set data.dir): run ids are provisional")
             continue
         try:
-            found[source] = resolve(source, prepare=False)
+            found[source] = open_source(source, prepare=False)
         except DataError as error:
             how = f"{source}: prepared on the first run" if source.corpus else f"not checked: {error}"
             unchecked.append(f"data {how}; run ids are provisional, finished work is not recognised")
-    return Prepared(sweep.with_data(found), found, tuple(unchecked))
+    return sweep.with_data(found, unchecked)
 
 
-def open_data(sweep: Sweep, say: Any) -> Prepared:
-    """For a run: all data, prepared where a corpus is missing, and checked. Raises DataError."""
-    from gepa_core.data.folder import check_launch, open_folder, open_patterns
+def open_data(sweep: Sweep, say: Any) -> Sweep:
+    """For a run: the sweep with all its data, prepared where a corpus is missing, and checked.
 
-    found: dict[DataSource, Resolved] = {}
+    Raises DataError.
+    """
+    from gepa_core.data.folder import check_launch
+
+    found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
         using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
         sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
-        found[source] = resolve(source, vocab_size=min(sizes)[0], prepare=True, say=say)
-        dataset = open_folder(source.dir) if source.dir else open_patterns(*source.patterns())
+        found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
-            check_launch(dataset, vocab_size=vocab_size, seq_len=seq_len)
-    return Prepared(sweep.with_data(found), found, ())
+            check_launch(found[source], vocab_size=vocab_size, seq_len=seq_len)
+    return sweep.with_data(found)
 
 
 def existing_store(output: str) -> "Store | None":
@@ -189,19 +233,21 @@ def existing_store(output: str) -> "Store | None":
     return Store(output)
 
 
-def over_store(prepared: Prepared, output: str, *, fresh: bool = False) -> Plan:
-    """The plan over what the store at `output` has, if there is one; it is not created."""
-    sweep = prepared.sweep
+def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
+    """The plan over what the store at `output` has, if there is one; it is not created.
+
+    `fresh`: only the store's speeds count, not what is done.
+    """
     on_gpu = sweep.resources.gpus_per_run > 0
     speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
     if (store := existing_store(output)) is None:
-        return make_plan(sweep, speeds=speeds, val_tokens=prepared.val_tokens)
+        return make_plan(sweep, speeds=speeds)
     from sweeps.plan.history import History, read_history
 
     history = read_history(store)
     speeds = speeds.measured(history.on(gpu=on_gpu))
     known = History() if fresh else history
-    return make_plan(sweep, known.segments, known.stages, speeds=speeds, val_tokens=prepared.val_tokens)
+    return make_plan(sweep, known.segments, known.stages, speeds=speeds)
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -216,13 +262,13 @@ def changed(plan: Plan, output: str) -> list[str]:
 
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
-    prepared = look_at_data(sweep)
+    sweep = look_at_data(sweep)
     if args.only:
-        prepared = replace(prepared, sweep=only(prepared.sweep, args.only))
-    plan = over_store(prepared, args.output, fresh=args.fresh)
+        sweep = only(sweep, args.only)
+    plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *prepared.unchecked, *epochs(plan, prepared), *cannot]
+    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -233,7 +279,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     notes += [f"changed since the last launch: {line}" for line in changed(plan, args.output)]
     advice = advise(plan.sweep)
     if args.json:
-        extra = {"unchecked": prepared.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
+        extra = {"unchecked": sweep.unchecked, "cannot_place": cannot, "notes": notes, "advice": advice}
         print(json.dumps(figures | extra, allow_nan=False))
         return 0
     from rich.console import Console
@@ -253,17 +299,16 @@ def only(sweep: Sweep, glob: str) -> Sweep:
     return replace(sweep, runs=runs)
 
 
-def epochs(plan: Plan, prepared: Prepared) -> list[str]:
+def epochs(plan: Plan) -> list[str]:
     """How often the longest run reads its data, where that is more than once."""
-    tokens = {data.config.train: data.train_tokens for data in prepared.data.values()}
-    passes = (
-        max(
+    tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
+    passes = max(
+        (
             (run.config.train_tokens / tokens[run.config.data.train], run_id)
             for run_id, run in plan.runs.items()
             if run.config.data.train in tokens
-        )
-        if tokens
-        else (0.0, "")
+        ),
+        default=(0.0, ""),
     )
     return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
 
@@ -297,7 +342,7 @@ def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str
     return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
 
 
-def local_node() -> Node:
+def local_node() -> Machine:
     """This machine, without asking Ray or torch."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -306,4 +351,4 @@ def local_node() -> Node:
     if visible is not None:
         gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Node({"CPU": cpus, "GPU": gpus, "memory": memory})
+    return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

@@ -43,7 +43,8 @@ def sweep_schema() -> dict[str, Any]:
     """
     from gepa_core.config import ExecConfig
     from gepa_core.recipes import PRESETS
-    from sweeps.spec.sweep import STAGES, TOP_KEYS, Resources
+    from sweeps.kinds.table import STAGES
+    from sweeps.spec.sweep import KEEPS, TOP_KEYS, Resources
 
     settings, axes = _run_keys()
     described: dict[str, dict[str, Any]] = {
@@ -57,7 +58,7 @@ def sweep_schema() -> dict[str, Any]:
         "exec": {**ExecConfig.model_json_schema(), "description": "how runs are executed: changes no result"},
         "share": {"type": "boolean", "description": "false: every run is trained alone"},
         "keep": {
-            "enum": ["artifacts", "final", "all"],
+            "enum": list(KEEPS),
             "description": "states that stay: those on trunks; also the runs' final ones; all checkpoints",
         },
     }

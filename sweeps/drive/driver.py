@@ -1,9 +1,9 @@
-"""The scheduling loop: which segment or stage goes on which lease, and what follows from how it ended.
+"""The scheduling loop: which node goes on which lease, and what follows from how it ended.
 
 It knows neither Ray nor the store: a Cluster runs things, a Recorder keeps what came of them, a clock tells
-the time. A lease is a set of workers that executes one segment or stage after another. The longest remaining
-path goes first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide
-when the sweep ends.
+the time. A lease is a set of workers that executes one node after another. The longest remaining path goes
+first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide when the
+sweep ends.
 """
 
 import heapq
@@ -35,7 +35,7 @@ class LeaseGone:
 
 @dataclass(frozen=True)
 class Ended:
-    """A segment or stage ended; `outcome` is None where its worker was lost, and the lease with it."""
+    """A node ended; `outcome` is None where its worker was lost, and the lease with it."""
 
     lease: str
     outcome: Outcome | None
@@ -71,7 +71,7 @@ class Recorder(Protocol):
     """What is kept of a sweep."""
 
     def job(self, node: str, micro_batch_seqs: int | None) -> Any:
-        """A new attempt at a segment or stage, for Cluster.start."""
+        """A new attempt at a node, for Cluster.start."""
 
     def commit(self, outcome: Outcome) -> None:
         """Make a finished attempt the result."""
@@ -87,6 +87,9 @@ class Recorder(Protocol):
 
     def tick(self) -> None:
         """Called a few times a second."""
+
+    def asked_to_stop(self) -> list[str]:
+        """Runs that a user wants ended, each once; they are given up already."""
 
 
 class ClusterError(UserError):
@@ -164,6 +167,8 @@ class Driver:
     """Leaves of what is left: no more leases than these can ever be busy."""
     _stillborn: int = 0
     _ending: Ending | None = None
+    _stopped: set[str] = field(default_factory=set)
+    """Runs that a user ended."""
 
     def run(self) -> Ending:
         """Until nothing is left, or an interrupt, a budget or a failure ends it.
@@ -172,9 +177,9 @@ class Driver:
         """
         wanted = set(self.wanted)
         self._left_seconds = sum(self.plan.seconds[node] for node in wanted - self.done)
-        for node, after in self.plan.nodes():
-            if node in wanted and node not in self.done and (after is None or after in self.done):
-                self._make_ready(node)
+        for node in self.plan.nodes.values():
+            if node.id in wanted and node.id not in self.done and (not node.after or node.after in self.done):
+                self._make_ready(node.id)
         self._wanted = wanted
         children = self.plan.children
         self._paths = sum(wanted.isdisjoint(children.get(node, ())) for node in wanted - self.done)
@@ -191,6 +196,8 @@ class Driver:
         running = any(lease.node for lease in self._leases.values())
         if self.interrupts.count > 1 or (self._ending and not running):
             return False
+        for run_id in self.recorder.asked_to_stop():
+            self._stop_run(run_id)
         if not self._ending:
             self._wake()
             if not (running or self._ready or self._later):
@@ -214,16 +221,40 @@ class Driver:
                 self._drain(Ending.BUDGET)
 
     def _drain(self, why: Ending) -> None:
-        """Start nothing more; training writes a checkpoint and ends, a stage has nothing to keep."""
+        """Start nothing more, and end what is at work."""
         self._ending = why
         if self._leases:
             self.recorder.note("draining", "", why=why.value)
         for name, lease in list(self._leases.items()):
-            if lease.node in self.plan.segments:
-                self.cluster.stop(name)
-            else:
-                self._account(lease)
-                self._close(name)
+            self._end_work(name, lease)
+
+    def _stop_run(self, run_id: str) -> None:
+        """Do no more of what only this run, and others that were stopped, need."""
+        self._stopped.add(run_id)
+        runs_of = self.plan.runs_of
+        over = {node for node in self.plan.nodes_of(run_id) if self._stopped.issuperset(runs_of[node])}
+        over &= self._wanted - self.done
+        self._wanted -= over
+        self._left_seconds -= sum(self.plan.seconds[node] for node in over)
+        children = self.plan.children
+        self._paths = sum(
+            self._wanted.isdisjoint(children.get(node, ())) for node in self._wanted - self.done
+        )
+        self._ready = [entry for entry in self._ready if entry[1] not in over]
+        self._later = [entry for entry in self._later if entry[1] not in over]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._later)
+        for name, lease in list(self._leases.items()):
+            if lease.node in over:
+                self._end_work(name, lease)
+
+    def _end_work(self, name: str, lease: _Lease) -> None:
+        """Training writes a checkpoint and ends, a stage has nothing to keep."""
+        if lease.node and self.plan.nodes[lease.node].trains:
+            self.cluster.stop(name)
+        else:
+            self._account(lease)
+            self._close(name)
 
     def _wake(self) -> None:
         now = self.clock()
@@ -262,18 +293,18 @@ class Driver:
             self._start(name, node)
 
     def _following(self, last: str | None) -> list[str]:
-        """What uses the output of the segment or stage before, or measures the same one."""
+        """What uses the output of the node before, or measures the same one."""
         if last is None:
             return []
-        stage = self.plan.stages.get(last)
-        beside = self.plan.children.get(stage.after, []) if stage else []
+        node = self.plan.nodes[last]
+        beside = [] if node.trains else self.plan.children.get(node.after or "", [])
         return [*self.plan.children.get(last, []), *beside]
 
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]
         lease.node, lease.since = node, self.clock()
         micro_batch = self._micro_batch.get(node)
-        if micro_batch is None and self._smallest is not None and node in self.plan.segments:
+        if micro_batch is None and self._smallest is not None and self.plan.nodes[node].trains:
             # A checkpoint is only good for the micro-batch it was made with.
             micro_batch = self._smallest if self.recorder.progress_step(node) is None else None
         job = self.recorder.job(node, micro_batch)
@@ -343,6 +374,9 @@ class Driver:
                 self._make_ready(child)
 
     def _failed(self, node: str, outcome: Outcome | None, error: str) -> None:
+        if node not in self._wanted:  # its runs were stopped
+            self.recorder.note(Action.LEAVE.value, node)
+            return
         observed = Observed(outcome.status) if outcome else Observed.LOST
         error = (outcome.error if outcome else None) or error
         micro_batch = outcome.execution.get("micro_batch_seqs") if outcome else None
@@ -356,7 +390,7 @@ class Driver:
             case Action.RESTART_SMALLER:
                 assert decision.micro_batch_seqs is not None
                 self._micro_batch[node] = decision.micro_batch_seqs
-                if node in self.plan.segments:  # what did not fit here will not fit elsewhere either
+                if self.plan.nodes[node].trains:  # what did not fit here will not fit elsewhere either
                     known = self._smallest or decision.micro_batch_seqs
                     self._smallest = min(known, decision.micro_batch_seqs)
                 self._make_ready(node)

@@ -21,7 +21,7 @@ def forget(store: Store, plan: Plan) -> None:
     if why := refusal(store, plan):
         raise ConfigError(why)
     earlier = _named(store, name)
-    own = {node for node, _ in plan.nodes()} | earlier
+    own = plan.nodes.keys() | earlier
     own -= {node for other in store.sweeps() if other != name for node in _named(store, other)}
     adopted = {id_ for id_, done in store.all_done(earlier).items() if done.identity.get("adopted")}
     for node in own - adopted:
@@ -33,7 +33,7 @@ def forget(store: Store, plan: Plan) -> None:
 
 def refusal(store: Store, plan: Plan) -> str | None:
     """Why the sweep cannot be trained again in this store; None if it can."""
-    there = set(store.ids()) & {node for node, _ in plan.nodes()}
+    there = plan.nodes.keys() & store.ids()
     shared = Counter(
         {other: len(there & _named(store, other)) for other in store.sweeps() if other != plan.sweep.name}
     )

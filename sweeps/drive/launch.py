@@ -15,18 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gepa_core import invocation
 from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
+from sweeps.drive.notify import Notifier, NotifyingView
 from sweeps.drive.progress import make_view
-from sweeps.drive.record import SweepRecorder, devices
+from sweeps.drive.record import SweepRecorder
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease, LeaseLostError
 from sweeps.store.store import Store
-
-_OBJECT_STORE_SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class RunOptions:
     max_parallel: int | None = None
     workers: int = 1
     """How many will work at a time, as far as is known: for the time left."""
+    notify: Notifier | None = None
+    """Called when a run fails."""
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
 
@@ -71,6 +73,8 @@ class SweepResult:
     """Of this launch, attempts that came to nothing included."""
     executed: int
     """Segments and stages that were done in this launch."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Final states that this launch deleted: their number, bytes, and the steps to make them again."""
     identity_breaks: dict[str, list[str]] = field(default_factory=dict)
     """Segment -> in what its execution differs from that of the state it started from."""
 
@@ -105,15 +109,16 @@ def run_sweep(
     if options.fresh:
         if options.only is not None:
             raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
-        plan = _without_history(plan)
-    lease_path = store.sweep(plan.sweep.name).lease_path
-    lease = Lease(store.files, lease_path, settle=0.0 if store.files.local else _OBJECT_STORE_SETTLE_SECONDS)
+        assert not plan.done, "a plan for --fresh is made without the store's history"
+    lease = Lease(store.files, store.sweep(plan.sweep.name).lease_path)
     selected = _selected(plan, options.only)
     lease.acquire()
     try:
         if options.fresh:
             forget(store, plan)
         view = make_view(plan, store, plain=options.plain, runs=selected, workers=options.workers)
+        if options.notify is not None:
+            view = NotifyingView(view, options.notify, plan.sweep.name)
         recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
         try:
             ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
@@ -140,10 +145,7 @@ def _carry_out(
     recorder.folder.write_json("plan.json", plan.record())
     recorder.write_runs()
     wanted = {
-        node
-        for run_id in selected
-        if run_id not in recorder.given_up
-        for node in (*plan.segments_of(run_id), *plan.runs[run_id].stages)
+        node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
     left = _left(plan, wanted, set(recorder.done))
     if not left:
@@ -162,7 +164,7 @@ def _carry_out(
                 max_parallel=options.max_parallel,
                 max_device_hours=options.max_gpu_hours,
                 fail_fast=options.fail_fast,
-                devices=devices(plan),
+                devices=plan.sweep.devices,
                 eager=options.address is None,
             ),
             interrupts=interrupts,
@@ -177,14 +179,13 @@ def _carry_out(
 def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     """What of `wanted` is not done and something not done depends on."""
     left: set[str] = set()
-    needed = {node for node in wanted if node in plan.stages}
+    needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    parent = dict(plan.nodes())
     for node in needed:
         at: str | None = node
         while at is not None and at not in done and at not in left:
             left.add(at)
-            at = parent[at]
+            at = plan.nodes[at].after
     return left
 
 
@@ -196,12 +197,6 @@ def _selected(plan: Plan, only: str | None) -> list[str]:
         names = ", ".join(list(plan.runs)[:8]) + (", ..." if len(plan.runs) > 8 else "")
         raise ConfigError(f"--only {only}: no run of {plan.sweep.name} matches; its runs are {names}")
     return found
-
-
-def _without_history(plan: Plan) -> Plan:
-    from sweeps.plan.planner import make_plan
-
-    return make_plan(plan.sweep, speeds=plan.speeds, val_tokens=plan.val_tokens)
 
 
 def _result(
@@ -222,8 +217,16 @@ def _result(
         seconds=seconds,
         device_seconds=driver.device_seconds if driver else 0.0,
         executed=driver.executed if driver else 0,
+        dropped=_price(recorder),
         identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
     )
+
+
+def _price(recorder: SweepRecorder) -> dict[str, int]:
+    """Of the states that were deleted: what they held, and what remaking them takes."""
+    sizes = (facts["bytes"] for o in recorder.dropped for name, facts in o.files.items() if "/" in name)
+    steps = sum(recorder.plan.nodes[outcome.id].steps for outcome in recorder.dropped)
+    return {"states": len(recorder.dropped), "bytes": sum(sizes), "steps": steps}
 
 
 @dataclass
@@ -280,7 +283,7 @@ def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
     """The command that makes this run again, alone."""
     where = store.files.describe("").rstrip("/")
     sweep = plan.sweep
-    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
+    parts = [*shlex.split(invocation.launch()), sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
     return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
 
 

@@ -95,7 +95,7 @@ class LiveView:
 
     def _facts(self, node: str, at: Running) -> str:
         seconds = clock(self.watched.tally.clock() - at.since)
-        if node not in self.watched.plan.segments:
+        if not self.watched.plan.nodes[node].trains:
             return seconds
         if at.step is None:
             return f"loading torch, {seconds}" if at.fresh else f"starting, {seconds}"

@@ -23,7 +23,7 @@ FIRST_HALF_MINUTE = (
 
 class View(Protocol):
     def show(self, what: str, node: str, **facts: Any) -> None:
-        """Something happened to a segment or stage (or, node "", to the sweep)."""
+        """Something happened to a node (or, node "", to the sweep)."""
 
     def refresh(self) -> None:
         """Called a few times a second."""
@@ -33,16 +33,16 @@ class View(Protocol):
 
 
 def label(plan: Plan, node: str, run_id: str = "", short: bool = False) -> str:
-    """A segment or stage by the name that `--plan` gives it. `run_id`: one that needs it."""
-    if segment := plan.segments.get(node):
-        words = f"{segment.start:,} → {segment.stop:,}"
-        if segment.trunk:
-            several = len({other.trunk_id for other in plan.segments.values()}) > 1
-            return f"{words}  trunk" + (f", seed {segment.config.seed}" if several else "")
-        shape = "" if short else f"{segment.config.schedule} over {segment.config.warmdown_steps:,}  "
-        return f"{words}  {shape}{_owner(segment.runs)}"
-    stage = plan.stages[node]
-    return f"{STAGE_NAMES.get(stage.kind, stage.kind)}  {run_id or stage.config.run_id}"
+    """A node by the name that `--plan` gives it. `run_id`: one that needs it."""
+    work = plan.nodes[node]
+    if not work.trains:
+        return f"{STAGE_NAMES.get(work.kind, work.kind)}  {run_id or work.runs[0]}"
+    words = f"{work.start:,} → {work.stop:,}"
+    if work.trunk:
+        several = len({other.trunk_id for other in plan.segments.values()}) > 1
+        return f"{words}  trunk" + (f", seed {work.config.seed}" if several else "")
+    shape = "" if short else f"{work.config.schedule} over {work.config.warmdown_steps:,}  "
+    return f"{words}  {shape}{_owner(work.runs)}"
 
 
 def _owner(runs: tuple[str, ...]) -> str:
@@ -81,6 +81,8 @@ def trouble(name: str, what: str, facts: Mapping[str, Any]) -> str | None:
             return reasons.get(facts["why"], facts["why"])
         case "lease_lost":
             return f"workers lost: {error}"
+        case "asked_to_stop":
+            return f"stopping {facts['run_id']}, as asked, and what only it needs"
         case "say":
             return str(facts["text"])
     return None
@@ -118,7 +120,9 @@ class Watched:
             return [f"again    {self.name(node)} (attempt {again + 1})"] if again else []
         if what == "finished":
             return self._finished(node, facts["outcome"])
-        if what in ("fail", "diverge"):
+        if what == "asked_to_stop":
+            tally.lost.add(facts["run_id"])
+        elif what in ("fail", "diverge"):
             tally.gave_up(node)
         elif node:
             tally.ended(node)
@@ -130,7 +134,7 @@ class Watched:
         complete = self.tally.finished(node, outcome)
         breaks = outcome.execution.get("breaks") or []
         note = f"; bit identity ends here ({'; '.join(breaks)})" if breaks else ""
-        if node in self.plan.segments or note:
+        if self.plan.nodes[node].trains or note:
             lines.append(f"done     {self.name(node)}: {segment_text(outcome)}{note}")
         return lines + [self.run_text(run_id) for run_id in complete]
 
@@ -149,7 +153,7 @@ class Watched:
         if now - self._read > _READ_SECONDS:
             self._read = now
             for node, at in self.tally.running.items():
-                if node in self.plan.segments:
+                if self.plan.nodes[node].trains:
                     path = f"{self.store.attempt_path(node, at.attempt)}/events.jsonl"
                     at.reports = reports(self.store.files.read(path) or b"")
 
@@ -223,9 +227,8 @@ def make_view(
     """The view that fits where standard error goes, which is where progress is shown."""
     console = Console(file=sys.stderr, highlight=False)
     watched = Watched(plan, store, Tally(plan, runs, workers))
-    earlier = [
-        s.id for s in plan.stages.values() if s.id in plan.done and s.kind == watched.tally.final_stage
-    ]
+    final = watched.tally.final_stage
+    earlier = [id_ for id_, stage in plan.stages.items() if id_ in plan.done and stage.kind == final]
     for outcome in store.all_done(earlier).values():
         watched.tally.measured(outcome)
     if plain or not console.is_terminal:

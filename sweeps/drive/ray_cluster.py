@@ -41,10 +41,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # n
 
 from sweeps.drive.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
 from sweeps.drive.service_thread import ServiceThread  # noqa: E402
-from sweeps.plan.estimate import Node, places, refusal  # noqa: E402
+from sweeps.plan.estimate import Machine, places, refusal  # noqa: E402
 from sweeps.spec.sweep import Sweep  # noqa: E402
 from sweeps.store.store import Outcome  # noqa: E402
-from sweeps.work.execute import Job  # noqa: E402
+from sweeps.work.job import Job  # noqa: E402
 from sweeps.work.policy import Observed  # noqa: E402
 from sweeps.work.worker import Worker  # noqa: E402
 
@@ -287,7 +287,7 @@ def _ray(folder: Path | None = None, **options: Any) -> ServiceThread:
     return ServiceThread.started(start, ray.shutdown, folder)
 
 
-def cluster_nodes(address: str) -> list[Node]:
+def cluster_nodes(address: str) -> list[Machine]:
     """The nodes of a running cluster. Raises ClusterError where none answers."""
     thread = _connect(address)
     try:
@@ -309,8 +309,8 @@ def _connect(address: str, **options: Any) -> ServiceThread:
         ) from error
 
 
-def _nodes() -> list[Node]:
-    return [Node(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
+def _nodes() -> list[Machine]:
+    return [Machine(n["Resources"], n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]]
 
 
 def _master(answers: list[Any]) -> tuple[str, int]:

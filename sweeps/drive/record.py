@@ -2,6 +2,7 @@
 
 Rule of deletion: checkpoints on the way go when their segment is committed; a run's final state goes when all
 stages that start from it are done (its artifact stays); states on a trunk stay, for a sweep to be extended.
+`keep: final` keeps the final states too, `keep: all` the checkpoints as well.
 """
 
 import contextlib
@@ -14,16 +15,19 @@ from typing import Any
 
 from gepa_core.config import DataPaths, canonical_json
 from sweeps.drive.progress import View, log_tail
-from sweeps.plan.speeds import num_params
-from sweeps.plan.tree import Plan, RunPlan, Segment
+from sweeps.kinds.flops import num_params
+from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, TRAJECTORY
+from sweeps.kinds.table import KINDS, STAGE_COLUMNS
+from sweeps.plan.tree import Plan, RunPlan
+from sweeps.store import requests
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease
 from sweeps.store.schema import from_parquet
 from sweeps.store.store import CommitError, Outcome, Store, new_attempt
-from sweeps.work.execute import ARTIFACT, SEGMENT, Job, differences
+from sweeps.work.job import Job, differences
 
 _WRITE_SECONDS = 5.0
-_BPB_STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
+_ASK_SECONDS = 2.0
 
 
 class SweepRecorder:
@@ -37,22 +41,27 @@ class SweepRecorder:
         self.given_up: dict[str, tuple[str, str]] = {}
         """Run -> status and error."""
         self.attempt_of: dict[str, str] = {}
-        self.runs_of = runs_by_node(plan)
+        self.runs_of = plan.runs_of
+        self.dropped: list[Outcome] = []
+        """Trainings whose final states this launch deleted."""
         self._dirty = True
-        self._written = float("-inf")
+        self._written = self._asked = float("-inf")
 
     def load(self, retry_failed: bool) -> None:
         """Take over what the store has: results, attempts that ended unseen, an earlier launch's failures."""
-        known = self.store.all_done(node for node, _ in self.plan.nodes())
+        for run_id in requests.asked_to_stop(self.store, self.folder.name):
+            requests.answer_stop(self.store, self.folder.name, run_id)  # of a driver that is gone
+        known = self.store.all_done(self.plan.nodes)
         for id_, outcome in known.items():
-            if id_ in self.plan.done or outcome.kind != SEGMENT or self.store.final_state(outcome):
+            needs_state = self.plan.kind(id_).gives == FINAL_STATE
+            if id_ in self.plan.done or not needs_state or self.store.final_state(outcome):
                 self.done[id_] = outcome
-        for node, after in self.plan.nodes():
-            if node not in known and (after is None or after in self.done):
-                self._commit_unseen(node)
+        for node in self.plan.nodes.values():
+            if node.id not in known and (node.after is None or node.after in self.done):
+                self._commit_unseen(node.id)
         for outcome in self.done.values():
             self._publish(outcome, missing_only=True)
-            if outcome.kind == SEGMENT:
+            if self.plan.nodes[outcome.id].trains:
                 self._drop_states(outcome)
         for run_id, run in self.plan.runs.items():
             if self.folder.block_stages(run_id) != {done.kind for done in self._measured(run)}:
@@ -70,57 +79,42 @@ class SweepRecorder:
 
     def job(self, node: str, micro_batch_seqs: int | None) -> Job:
         """A new attempt, which goes on from the furthest checkpoint of those with the same micro-batch."""
-        sweep = self.plan.sweep
-        segment = self.plan.segments.get(node)
+        sweep, work = self.plan.sweep, self.plan.nodes[node]
         exec_cfg = sweep.exec
         if micro_batch_seqs is not None:
             limit = {"micro_batch_seqs": micro_batch_seqs, "eval_batch_seqs": micro_batch_seqs}
             exec_cfg = exec_cfg.model_copy(update=limit)
-        item = segment or self.plan.stages[node]
+        resumes = self.plan.kind(node).resumes
         job = Job(
             id=node,
-            kind=SEGMENT,
+            kind=work.kind,
             attempt=new_attempt(),
             store=self.store,
-            config=item.config,
-            data=_absolute(sweep.paths_of(item.config)),
+            config=work.config,
+            data=_absolute(sweep.paths_of(work.config)),
             exec=exec_cfg,
-            identity={},
-            start=self._start(node),
+            identity=work.identity(),
+            start=self._start(work.after) if work.after else None,
+            until=work.stop,
+            final=work.final,
+            resume=self._resumable(node, exec_cfg.micro_batch_seqs) if resumes else (),
             launch={**self.facts, "gpus": sweep.resources.gpus_per_run},
         )
-        if segment is None:
-            stage = self.plan.stages[node]
-            config = stage.config.model_dump(mode="json")
-            identity = {"kind": stage.kind, "after": stage.after, "config": config}
-            job = replace(job, kind=stage.kind, identity=identity)
-        else:
-            job = replace(
-                job,
-                identity=segment_identity(segment),
-                until=segment.stop,
-                final=segment.final,
-                resume=self._resumable(node, exec_cfg.micro_batch_seqs),
-            )
         self.attempt_of[node] = job.attempt
         path = f"{self.store.attempt_path(node, job.attempt)}/attempt.json"
         self.store.files.put(path, canonical_json({"micro_batch_seqs": exec_cfg.micro_batch_seqs}).encode())
         return job
 
-    def _start(self, node: str) -> str | None:
-        """Path of the state or artifact that a node starts from."""
-        segment = self.plan.segments.get(node)
-        after = segment.parent if segment else self.plan.stages[node].after
-        if after is None:
-            return None
-        done = self.done[after]
-        if after in self.plan.segments:
-            if (state := self.store.final_state(done)) is None:
-                raise StorageError(
-                    f"the final state of {after} is gone; give the same command again to remake it"
-                )
-            return state
-        return f"{self.store.attempt_path(after, done.attempt)}/{ARTIFACT}"
+    def _start(self, after: str) -> str:
+        """Path of what the node `after` gives: a state, or an artifact."""
+        done, gives = self.done[after], self.plan.kind(after).gives
+        if gives != FINAL_STATE:
+            return f"{self.store.attempt_path(after, done.attempt)}/{gives}"
+        if (state := self.store.final_state(done)) is None:
+            raise StorageError(
+                f"the final state of {after} is gone; give the same command again to remake it"
+            )
+        return state
 
     def _resumable(self, node: str, micro_batch_seqs: int | None) -> tuple[str, ...]:
         wanted = canonical_json({"micro_batch_seqs": micro_batch_seqs}).encode()
@@ -138,7 +132,8 @@ class SweepRecorder:
         outcome = replace(outcome, execution={**outcome.execution, "breaks": list(breaks)})
         winner = self.store.commit(outcome)
         self.done[outcome.id] = winner
-        self.store.prune(winner)
+        if self.plan.sweep.keep != "all":
+            self.store.prune(winner)
         self._publish(winner)
         self._drop_states(winner)
         self._dirty = True
@@ -146,8 +141,8 @@ class SweepRecorder:
 
     def _breaks(self, outcome: Outcome) -> list[str]:
         """In what the execution differs from that of the state it started from: there bit identity ends."""
-        segment = self.plan.segments.get(outcome.id)
-        before = self.done.get(segment.parent or "") if segment else None
+        node = self.plan.nodes[outcome.id]
+        before = self.done.get(node.after or "") if node.trains else None
         if before is None:
             return []
         if not before.execution:
@@ -155,25 +150,22 @@ class SweepRecorder:
         return differences(before.execution, outcome.execution)
 
     def _publish(self, done: Outcome, missing_only: bool = False) -> None:
-        """Bring the sweep's folder up to date with a committed segment or stage."""
-        runs = self.runs_of[done.id]
-        if done.kind == SEGMENT:
-            if not (missing_only and self.folder.has(f"trajectory/{done.id}.parquet")):
-                owner = runs[0] if len(runs) == 1 and not self.plan.segments[done.id].trunk else None
-                rows = from_parquet(self.store.read_file(done, "trajectory.parquet"))
-                self.folder.write_trajectory(done.id, owner, rows)
-        elif done.kind == "quantize":
-            for run_id in runs:
-                if not (missing_only and self.folder.has(f"artifacts/{run_id}.int6")):
-                    self.folder.write_artifact(run_id, self.store.read_file(done, ARTIFACT))
-        elif not missing_only:
-            for run_id in runs:
+        """Bring the sweep's folder up to date with a committed node, by the files it has."""
+        runs, files = self.runs_of[done.id], done.files
+        if TRAJECTORY in files and not (missing_only and self.folder.has(f"trajectory/{done.id}.parquet")):
+            owner = runs[0] if len(runs) == 1 and not self.plan.nodes[done.id].trunk else None
+            rows = from_parquet(self.store.read_file(done, TRAJECTORY))
+            self.folder.write_trajectory(done.id, owner, rows)
+        for run_id in runs:
+            if ARTIFACT in files and not (missing_only and self.folder.has(f"artifacts/{run_id}.int6")):
+                self.folder.write_artifact(run_id, self.store.read_file(done, ARTIFACT))
+            if BLOCKS in files and not missing_only:
                 self._write_blocks(run_id)
 
     def _measured(self, run: RunPlan) -> list[Outcome]:
-        """The stages of a run that are done and have a BPB."""
+        """The stages of a run that are done and have blocks."""
         done = (self.done[stage] for stage in run.stages if stage in self.done)
-        return [outcome for outcome in done if outcome.kind in _BPB_STAGES]
+        return [outcome for outcome in done if BLOCKS in outcome.files]
 
     def _write_blocks(self, run_id: str) -> None:
         measured = self._measured(self.plan.runs[run_id])
@@ -182,15 +174,19 @@ class SweepRecorder:
 
     def _drop_states(self, done: Outcome) -> None:
         """Delete the final state that `done` needed and nothing else needs any more."""
-        stage = self.plan.stages.get(done.id)
-        segment = self.plan.segments.get(stage.after if stage else done.id)
-        if segment is None or segment.trunk or segment.id not in self.done:
+        node = self.plan.nodes[done.id]
+        owner = node if node.trains else self.plan.nodes[node.after or ""]
+        if owner.trunk or owner.id not in self.done or self.plan.kind(owner.id).gives != FINAL_STATE:
             return
-        if all(child in self.done for child in self.plan.children.get(segment.id, [])):
-            self.store.drop_state(self.done[segment.id])
+        if self.plan.sweep.keep != "artifacts":
+            return
+        if all(child in self.done for child in self.plan.children.get(owner.id, [])):
+            if self.store.final_state(self.done[owner.id]) is not None:
+                self.dropped.append(self.done[owner.id])
+            self.store.drop_state(self.done[owner.id])
 
     def progress_step(self, node: str) -> int | None:
-        if node not in self.plan.segments:
+        if not self.plan.kind(node).resumes:
             return None
         states = self.store.saved_states(node)
         return states[0].step if states else None
@@ -212,6 +208,21 @@ class SweepRecorder:
         self.view.refresh()
         if self._dirty and time.monotonic() - self._written > _WRITE_SECONDS:
             self.write_runs()
+
+    def asked_to_stop(self) -> list[str]:
+        """Runs of this sweep that a user asked to end since the last call; given up as they are heard of."""
+        if time.monotonic() - self._asked < _ASK_SECONDS:
+            return []
+        self._asked = time.monotonic()
+        heard = []
+        for run_id in requests.asked_to_stop(self.store, self.folder.name):
+            requests.answer_stop(self.store, self.folder.name, run_id)
+            if run_id in self.plan.runs and self.status(run_id) == "pending":
+                self.given_up[run_id] = "failed", "stopped, as asked for by `launch.py stop`"
+                self.view.show("asked_to_stop", "", run_id=run_id)
+                self._dirty = True
+                heard.append(run_id)
+        return heard
 
     def write_runs(self) -> None:
         self.lease.check()
@@ -249,7 +260,7 @@ class SweepRecorder:
             **self.facts,
         }
         for done in stages:
-            row |= {key: done.result[key] for key in _STAGE_COLUMNS if key in done.result}
+            row |= {key: done.result[key] for key in STAGE_COLUMNS if key in done.result}
         row |= _sums(stages)
         if last is not None:
             row["train_loss_final"] = last.result.get("train_loss_final")
@@ -273,10 +284,8 @@ class SweepRecorder:
         return sum(self._devices(o) * max(o.seconds, o.result.get("train_seconds", 0.0)) for o in done)
 
     def _devices(self, done: Outcome) -> float:
-        """That it occupied; those of this launch where its record, an old one, does not tell."""
-        if "gpus" not in done.execution:
-            return devices(self.plan)
-        return done.execution["gpus"] or float(done.execution["ranks"])
+        """Devices it occupied; those of this launch where its record, an old one, does not say."""
+        return self.plan.sweep.devices if done.devices is None else done.devices
 
 
 _CONFIG_COLUMNS = (
@@ -289,46 +298,12 @@ _CONFIG_COLUMNS = (
     "train_tokens",
 )
 _EXECUTION_COLUMNS = ("gpus", "ranks", "device", "torch_version", "commit")
-"""Of the run's last segment; where its record, an old one, does not tell, those of this launch."""
-_STAGE_COLUMNS = (
-    *(f"{stage}_bpb" for stage in _BPB_STAGES),
-    "artifact_bytes",
-    "code_bytes",
-    "quant_rows_at_floor",
-    "quant_rows",
-    "quantized_fraction",
-)
-
-
-def devices(plan: Plan) -> float:
-    """Devices a lease occupies: GPUs, or CPU workers where there are none."""
-    return plan.sweep.resources.gpus_per_run or float(plan.sweep.ranks)
-
-
-def segment_identity(segment: Segment) -> dict[str, Any]:
-    """What a DONE record says of a segment's place in the tree."""
-    return {
-        "parent": segment.parent,
-        "trunk_id": segment.trunk_id,
-        "start": segment.start,
-        "stop": segment.stop,
-        "trunk": segment.trunk,
-        "config": segment.config.model_dump(mode="json"),
-    }
-
-
-def runs_by_node(plan: Plan) -> dict[str, list[str]]:
-    """The runs that need each segment and stage."""
-    runs: dict[str, list[str]] = {node: [] for node, _ in plan.nodes()}
-    for run_id, run in plan.runs.items():
-        for node in (*plan.segments_of(run_id), *run.stages):
-            runs[node].append(run_id)
-    return runs
+"""From the record of the node that ended the training; this launch's where an old record does not say."""
 
 
 def _sums(stages: list[Outcome]) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for key in ("eval_seconds", "ttt_seconds"):
+    for key in filter(None, {KINDS[done.kind].seconds for done in stages}):
         values = [done.result[key] for done in stages if key in done.result]
         sums |= {key: sum(values)} if values else {}
     return sums

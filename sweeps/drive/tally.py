@@ -7,17 +7,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweeps.kinds.table import KINDS
 from sweeps.plan.tree import Plan
 from sweeps.store.store import Outcome
 
-_BPB_STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
+_LAST_STAGES = ("ttt", "int6_sliding", "int6", "ema", "float")
+"""What a run is judged by: the first of these that is measured."""
 _SIMULATED_NODES = 3000
 """Above that, time left is bounded by the work and the longest path, not played through."""
 
 
 @dataclass
 class Running:
-    """A segment or stage at work."""
+    """A node at work."""
 
     attempt: str
     worker: int
@@ -74,15 +76,14 @@ class Tally:
         """Run -> stage -> BPB, of this launch."""
         self._workers: dict[str, int] = {}
         wanted = plan.runs if self.runs is None else self.runs
-        self._nodes_of = {id_: (*plan.segments_of(id_), *plan.runs[id_].stages) for id_ in wanted}
+        self._nodes_of = {id_: plan.nodes_of(id_) for id_ in wanted}
         self.runs_of: dict[str, list[str]] = defaultdict(list)
         for run_id, nodes in self._nodes_of.items():
             for node in nodes:
                 self.runs_of[node].append(run_id)
         self._open = {id_: sum(n not in self.done for n in nodes) for id_, nodes in self._nodes_of.items()}
-        self._devices = plan.sweep.resources.gpus_per_run or float(plan.sweep.ranks)
-        stages = [stage for stage in _BPB_STAGES if stage in plan.sweep.stages]
-        self.final_stage = stages[-1] if stages else None
+        self._devices = plan.sweep.devices
+        self.final_stage = next((stage for stage in _LAST_STAGES if stage in plan.sweep.stages), None)
         self._took: dict[str, list[float]] = defaultdict(list)
         self._expected: dict[str, float] = defaultdict(float)
 
@@ -113,7 +114,7 @@ class Tally:
 
     def measured(self, outcome: Outcome) -> None:
         """A stage's figure, of this launch or an earlier one."""
-        value = outcome.result.get(f"{outcome.kind}_bpb")
+        value = outcome.result.get(KINDS[outcome.kind].column or "")
         runs = self.runs_of.get(outcome.id)
         if value is None or not runs:
             return
@@ -138,17 +139,17 @@ class Tally:
 
     @property
     def steps_all(self) -> int:
-        return sum(s.steps for s in self.plan.segments.values() if s.id in self.runs_of)
+        return sum(self.plan.nodes[node].steps for node in self.runs_of)
 
     @property
     def steps_done(self) -> int:
         both = self.done & self.runs_of.keys()
-        whole = sum(s.steps for s in self.plan.segments.values() if s.id in both)
+        whole = sum(self.plan.nodes[node].steps for node in both)
         return whole + sum(self._steps_under_way(node) for node in self.running)
 
     def _steps_under_way(self, node: str) -> int:
-        segment, step = self.plan.segments.get(node), self.running[node].step
-        return max(0, step - segment.start) if segment and step is not None else 0
+        work, step = self.plan.nodes[node], self.running[node].step
+        return max(0, step - work.start) if work.trains and step is not None else 0
 
     @property
     def cost_seconds(self) -> float:
@@ -167,8 +168,8 @@ class Tally:
 
     def share(self, node: str) -> float:
         """Of a running node that is done; of a stage by time, as nothing else tells."""
-        if segment := self.plan.segments.get(node):
-            return self._steps_under_way(node) / max(1, segment.steps)
+        if (work := self.plan.nodes[node]).trains:
+            return self._steps_under_way(node) / max(1, work.steps)
         expected = self._seconds(node)
         return min(0.95, (self.clock() - self.running[node].since) / expected) if expected else 0.0
 
@@ -196,13 +197,13 @@ class Tally:
 
     def _remaining(self, node: str) -> float:
         at = self.running[node]
-        whole, segment = self._seconds(node), self.plan.segments.get(node)
-        if segment is None:
+        whole, work = self._seconds(node), self.plan.nodes[node]
+        if not work.trains:
             return max(0.0, whole - (self.clock() - at.since))
         if at.step is None:
             return whole
-        left = segment.stop - at.step
-        return at.pace * left if at.pace is not None else whole * left / max(1, segment.steps)
+        left = work.stop - at.step
+        return at.pace * left if at.pace is not None else whole * left / max(1, work.steps)
 
     def _seconds(self, node: str) -> float:
         """Expected wall seconds of a node."""
@@ -216,7 +217,7 @@ class Tally:
     def _factor(self, group: str) -> float:
         if self._expected.get(group):
             return sum(self._took[group]) / self._expected[group]
-        if group == "train" and (pace := self._running_factor()) is not None:
+        if KINDS[group].trains and (pace := self._running_factor()) is not None:
             return pace
         every = sum(self._expected.values())
         return sum(map(sum, self._took.values())) / every if every else self._running_factor() or 1.0
@@ -224,14 +225,14 @@ class Tally:
     def _running_factor(self) -> float | None:
         """Of training that no segment has finished yet: its pace against the plan's."""
         for node, at in self.running.items():
-            segment = self.plan.segments.get(node)
-            expected = self.plan.seconds[node] / self._devices / max(1, segment.steps) if segment else 0.0
+            work = self.plan.nodes[node]
+            expected = self.plan.seconds[node] / self._devices / work.steps if work.steps else 0.0
             if at.pace is not None and expected > 0:
                 return at.pace / expected
         return None
 
     def _group(self, node: str) -> str:
-        return "train" if node in self.plan.segments else self.plan.stages[node].kind
+        return self.plan.nodes[node].kind
 
 
 def _play(
@@ -243,9 +244,8 @@ def _play(
 ) -> float:
     """Wall time of a schedule of `left` behind what runs: the longest remaining path first."""
     waiting_for = set(left)
-    parent = {child: node for node, children in plan.children.items() for child in children}
     blocked = waiting_for | remaining.keys()
-    ready = [(-plan.priority[node], node) for node in left if parent.get(node) not in blocked]
+    ready = [(-plan.priority[node], node) for node in left if plan.nodes[node].after not in blocked]
     heapq.heapify(ready)
     running = [(time_left, node) for node, time_left in remaining.items()]
     heapq.heapify(running)

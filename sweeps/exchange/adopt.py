@@ -10,11 +10,13 @@ from pydantic import ValidationError
 
 from gepa_core.config import RunConfig, digest
 from gepa_core.errors import CheckpointError, ConfigError
+from sweeps.kinds.kind import FINAL_STATE
+from sweeps.kinds.table import SEGMENT
 from sweeps.plan.planner import trunk_id
 from sweeps.spec.sweep import Sweep
 from sweeps.store.journal import objects
 from sweeps.store.schema import TRAJECTORY, to_parquet
-from sweeps.store.store import FINAL_STATE, Outcome, Store, checksums, new_attempt, sha256
+from sweeps.store.store import Outcome, Store, checksums, new_attempt, sha256
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Adopted:
     """Runs of the sweep that can start from it."""
 
 
-def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, int]) -> Adopted:
+def adopt(store: Store, sweep: Sweep, checkpoint: Path) -> Adopted:
     """Copies the checkpoint into the store and commits it as a finished trunk segment from step 0.
 
     `checkpoint`: its folder, or an output folder of gepa_core.train, whose newest one is meant.
-    `shard_tokens`: tokens of the training shards, by fingerprint. Raises CheckpointError for a damaged
-    checkpoint, ConfigError for one that no run of the sweep could have passed through.
+    Raises CheckpointError for a damaged checkpoint, ConfigError for one that no run of the sweep could have
+    passed through.
     """
     from gepa_core.training.trained import open_state
 
@@ -57,9 +59,10 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path, shard_tokens: dict[str, 
         "config": config.model_dump(mode="json"),
         "adopted": str(checkpoint.absolute()),
     }
-    result = {"step": step, "train_shard_tokens": shard_tokens.get(config.data.train)}
+    tokens = {data.config.train: data.train_tokens for data in sweep.data.values()}
+    result = {"step": step, "train_shard_tokens": tokens.get(config.data.train)}
     outcome = Outcome(
-        id_, new_attempt(), "segment", "finished", result=result, identity=identity, started_at=time.time()
+        id_, new_attempt(), SEGMENT, "finished", result=result, identity=identity, started_at=time.time()
     )
     if store.done(id_) is None:
         _commit(store, outcome, checkpoint, files)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
+from sweeps.kinds.stages import MEASURED
 from sweeps.store.curves import joined, segment_rows
 from sweeps.store.schema import RUNS
 from sweeps.store.store import Store
 
 FINALS = (
-    *(f"{stage}_bpb" for stage in ("float", "ema", "int6", "int6_sliding", "ttt")),
+    *(f"{kind.name}_bpb" for kind in MEASURED),
     *("artifact_bytes", "code_bytes", "quant_rows_at_floor", "quantized_fraction"),
     *("train_loss_final", "train_seconds", "gpu_seconds_own", "gpu_seconds_shared"),
 )

@@ -1,5 +1,6 @@
-"""What has to be done. A `Sweep` comes in; a tree of segments and stages, its cost and advice go out.
+"""What has to be done. A `Sweep` comes in; a tree of nodes, its cost and advice go out.
 
-`tree` builds the tree, `planner` what is left of it, `speeds`, `history` and `estimate` its time and price,
-`show` prints it. Needs neither data nor a cluster.
+`tree` has the `Node`, a stretch of training or a stage alike, and the `Plan`; `planner` builds it on what a
+store has; `speeds`, `history` and `estimate` give its time and price, `show` prints it. What a kind of node
+implies is not decided here but in `sweeps.kinds`. Needs neither data nor a cluster.
 """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from sweeps.plan.speeds import quantized_fraction
+from sweeps.kinds.flops import quantized_fraction
 from sweeps.spec.sweep import Sweep
 
 LONG_WARMDOWN = 0.5

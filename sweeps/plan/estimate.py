@@ -1,13 +1,15 @@
 """What a plan costs: device-hours with and without sharing, money, disk, and time. Pure."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gepa_core.config import CAP_BYTES
-from sweeps.plan.speeds import num_params, plain_flops, sliding_flops, state_bytes, ttt_flops
-from sweeps.plan.tree import Plan
+from sweeps.kinds.flops import num_params, state_bytes
+from sweeps.kinds.kind import ARTIFACT, Rate
+from sweeps.plan.tree import Node, Plan
 from sweeps.spec.sweep import Resources, Sweep
 
 HOUR = 3600.0
@@ -29,32 +31,22 @@ class Hours:
 
 def naive_hours(plan: Plan) -> Hours:
     """If every run were trained and measured alone."""
-    train = evaluate = ttt = 0.0
-    for run in plan.runs.values():
-        config, tokens = run.config, plan.tokens(run.config)
-        kinds = {plan.stages[stage].kind for stage in run.stages}
-        train += plan.train_seconds(config, config.steps)
-        evaluate += plan.validation_seconds(config, 0, config.steps)
-        flops = plain_flops(config, tokens) * len(kinds & {"float", "ema", "int6"})
-        flops += sliding_flops(config, tokens) * ("int6_sliding" in kinds)
-        evaluate += flops / plan.speeds.evaluate
-        ttt += ttt_flops(config, tokens) * ("ttt" in kinds) / plan.speeds.ttt
-    return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
+    return _hours(plan, (node for run_id in plan.runs for node in plan.alone(run_id)))
 
 
 def shared_hours(plan: Plan, *, left: bool = False) -> Hours:
     """As planned; `left`: without what the store already has."""
     skipped = plan.done if left else frozenset()
-    train = evaluate = ttt = 0.0
-    for segment in plan.segments.values():
-        if segment.id not in skipped:
-            train += plan.train_seconds(segment.config, segment.steps)
-            evaluate += plan.validation_seconds(segment.config, segment.start, segment.stop)
-    for stage in plan.stages.values():
-        if stage.id not in skipped:
-            ttt += plan.seconds[stage.id] if stage.kind == "ttt" else 0.0
-            evaluate += plan.seconds[stage.id] if stage.kind != "ttt" else 0.0
-    return Hours(train / HOUR, evaluate / HOUR, ttt / HOUR)
+    return _hours(plan, (node for node in plan.nodes.values() if node.id not in skipped))
+
+
+def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
+    seconds: Counter[Rate] = Counter()
+    for node in nodes:
+        seconds.update(plan.cost(node))
+    return Hours(
+        (seconds["train"] + seconds["steps"]) / HOUR, seconds["evaluate"] / HOUR, seconds["ttt"] / HOUR
+    )
 
 
 def disk_bytes(plan: Plan, leases: int) -> int:
@@ -63,22 +55,22 @@ def disk_bytes(plan: Plan, leases: int) -> int:
     states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
     states += 3 * leases * max(sizes.values(), default=0)
     artifacts = sum(
-        min(num_params(stage.config.model), CAP_BYTES)
-        for stage in plan.stages.values()
-        if stage.kind == "quantize"
+        min(num_params(node.config.model), CAP_BYTES)
+        for node in plan.nodes.values()
+        if plan.kind(node.id).gives == ARTIFACT
     )
     return states + artifacts
 
 
 @dataclass(frozen=True)
-class Node:
+class Machine:
     """A machine: its resources by Ray's names (CPU, GPU, memory, custom ones) and its labels."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def places(bundles: Sequence[Mapping[str, float]], resources: Resources, nodes: Iterable[Node]) -> int:
+def places(bundles: Sequence[Mapping[str, float]], resources: Resources, nodes: Iterable[Machine]) -> int:
     """How many leases of these (equal) bundles the nodes hold at once; a lease may span nodes."""
     bundle = {name: amount for name, amount in bundles[0].items() if amount > 0}
     wanted = resources.node_labels.items()
@@ -90,7 +82,7 @@ def places(bundles: Sequence[Mapping[str, float]], resources: Resources, nodes: 
     return fitting // len(bundles)
 
 
-def refusal(sweep: Sweep, nodes: Sequence[Node]) -> str | None:
+def refusal(sweep: Sweep, nodes: Sequence[Machine]) -> str | None:
     """Why these nodes could never run one lease of the sweep; None if they can."""
     bundles = sweep.bundles()
     if places(bundles, sweep.resources, nodes):
@@ -115,11 +107,9 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 def eta_seconds(plan: Plan, leases: int) -> float:
     """Wall time of what is left on `leases` leases, the longest remaining path first."""
-    devices = plan.sweep.resources.gpus_per_run or plan.sweep.exec.ranks
-    left = {node for node, _ in plan.nodes() if node not in plan.done}
-    waiting = [
-        (-plan.priority[node], node) for node, after in plan.nodes() if node in left and after not in left
-    ]
+    devices = plan.sweep.devices
+    left = plan.nodes.keys() - plan.done
+    waiting = [(-plan.priority[id_], id_) for id_ in left if plan.nodes[id_].after not in left]
     heapq.heapify(waiting)
     running: list[tuple[float, str]] = []
     now = 0.0
@@ -139,8 +129,8 @@ def summary(plan: Plan, *, leases: int, leases_basis: str) -> dict[str, Any]:
     naive, shared, left = naive_hours(plan), shared_hours(plan), shared_hours(plan, left=True)
     price = plan.sweep.resources.price_per_gpu_hour
     on_gpu = plan.sweep.resources.gpus_per_run > 0
-    devices = plan.sweep.resources.gpus_per_run or plan.sweep.exec.ranks
-    undone = [node for node, after in plan.nodes() if node not in plan.done]
+    devices = plan.sweep.devices
+    undone = plan.nodes.keys() - plan.done
     figures: dict[str, Any] = {
         "sweep": plan.sweep.name,
         "runs": len(plan.runs),

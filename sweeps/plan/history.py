@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from gepa_core.config import RunConfig
-from sweeps.plan.speeds import Measurement, forward_flops, plain_flops, sliding_flops, ttt_flops
+from sweeps.kinds.flops import forward_flops
+from sweeps.kinds.table import KINDS
+from sweeps.plan.speeds import Measurement
 from sweeps.plan.tree import KnownSegment
 from sweeps.store.store import Outcome, Store
 
@@ -30,16 +32,21 @@ class History:
 def read_history(store: Store) -> History:
     """Everything committed in the store, by any sweep."""
     done = store.all_done()
-    segments = [outcome for outcome in done.values() if outcome.kind == "segment"]
+    segments = [outcome for outcome in done.values() if trains(outcome)]
     with ThreadPoolExecutor(_THREADS) as pool:
         kept = list(pool.map(lambda outcome: store.final_state(outcome) is not None, segments))
     known = tuple(known_segment(outcome, kept=here) for outcome, here in zip(segments, kept, strict=True))
     timed = ((str(o.execution.get("device", "cpu")), measurement(o)) for o in done.values())
     return History(
         segments=known,
-        stages=frozenset(id_ for id_, outcome in done.items() if outcome.kind != "segment"),
+        stages=frozenset(id_ for id_, outcome in done.items() if not trains(outcome)),
         measurements=tuple((device, m) for device, m in timed if m is not None),
     )
+
+
+def trains(outcome: Outcome) -> bool:
+    """Whether it is a stretch of training; False for kinds this version does not know."""
+    return outcome.kind in KINDS and KINDS[outcome.kind].trains
 
 
 def known_segment(outcome: Outcome, *, kept: bool) -> KnownSegment:
@@ -56,24 +63,21 @@ def known_segment(outcome: Outcome, *, kept: bool) -> KnownSegment:
 
 
 def measurement(outcome: Outcome) -> Measurement | None:
-    """How fast a segment or stage went; None where its record does not tell."""
-    result, devices = outcome.result, float(outcome.execution.get("ranks", 1))
+    """How fast a node went; None where its record does not tell."""
+    kind, result = KINDS.get(outcome.kind), outcome.result
     config = _config(outcome.identity.get("config"))
-    if config is None:
+    if config is None or kind is None or kind.seconds is None or not (seconds := result.get(kind.seconds)):
         return None
-    if outcome.kind == "segment":
-        seconds, rate = result.get("train_seconds"), result.get("tokens_per_second")
-        if not seconds or not rate:
+    devices = outcome.devices or float(outcome.execution.get("ranks", 1))
+    if kind.trains:
+        if not (rate := result.get("tokens_per_second")):
             return None
         flops = 3.0 * forward_flops(config.model, config.batch.seq_len) * rate * seconds
         return Measurement("train", flops, seconds, devices)
-    tokens = result.get("tokens")
-    if outcome.kind == "ttt" and tokens and result.get("ttt_seconds"):
-        return Measurement("ttt", ttt_flops(config, tokens), result["ttt_seconds"], devices)
-    if tokens and result.get("eval_seconds"):
-        flops = (sliding_flops if outcome.kind == "int6_sliding" else plain_flops)(config, tokens)
-        return Measurement("evaluate", flops, result["eval_seconds"], devices)
-    return None
+    if not (tokens := result.get("tokens")):
+        return None
+    ((unit, amount),) = kind.cost(config, tokens, 0, 0).items()
+    return Measurement(unit, amount, seconds, devices)
 
 
 def _config(record: Mapping[str, Any] | None) -> RunConfig | None:

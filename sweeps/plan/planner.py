@@ -11,16 +11,14 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
 
 from pydantic import BaseModel
 
 from gepa_core.config import RunConfig, digest
+from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
-from sweeps.plan.tree import KnownSegment, Plan, RunPlan, Segment, Stage, StageKind
+from sweeps.plan.tree import KnownSegment, Node, Plan, RunPlan
 from sweeps.spec.sweep import Sweep
-
-__all__ = ["KnownSegment", "Plan", "RunPlan", "Segment", "Stage", "StageKind", "make_plan"]
 
 
 def make_plan(
@@ -29,12 +27,11 @@ def make_plan(
     done_stages: Collection[str] = (),
     *,
     speeds: Speeds | None = None,
-    val_tokens: int = PUBLISHED_VAL_TOKENS,
 ) -> Plan:
     """Plan `sweep.runs` over a store that has the `known` segments and the `done_stages`.
 
     A finished segment whose state is gone counts as done as long as nothing has to start from it.
-    `speeds` and `val_tokens` only serve the estimates of time.
+    `speeds` only serve the estimates of time.
     """
     planner = _Planner(sweep, known, done_stages)
     trunks: dict[str, list[_Run]] = {}
@@ -47,37 +44,16 @@ def make_plan(
     return Plan(
         sweep=sweep,
         runs={run_id: planner.runs[run_id] for members in trunks.values() for run_id, _ in members},
-        segments=planner.ordered(),
-        stages=planner.stages,
+        nodes=planner.ordered(),
         done=frozenset(planner.done),
         speeds=speeds or (PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER),
-        val_tokens=val_tokens,
+        val_tokens=sweep.val_tokens or PUBLISHED_VAL_TOKENS,
     )
 
 
 def trunk_id(config: RunConfig) -> str:
     """Names the constant phase that a run shares with all runs of the same name."""
     return digest(config.trunk())[:16]
-
-
-def stage_settings(config: RunConfig, kind: StageKind) -> dict[str, Any]:
-    """What a stage's result depends on besides the state (or artifact) it starts from."""
-    plain = {"block_tokens": config.eval.block_tokens}
-    sliding = plain | {"stride": config.eval.stride, "counting": config.eval.counting}
-    match kind:
-        case "float" | "ema" | "int6":
-            return plain
-        case "int6_sliding":
-            return sliding
-        case "ttt":
-            return sliding | config.ttt.model_dump(mode="json")
-        case "quantize":
-            quant = config.quant.model_dump(mode="json")
-            if config.quant.method != "rd":
-                del quant["budget_bytes"], quant["calibration_tokens"], quant["integer_bits"]
-            elif config.quant.budget_bytes is None:  # what the script leaves, and these settings are in it
-                quant["script"] = stage_settings(config, "ttt")
-            return quant
 
 
 def _segment_id(
@@ -99,8 +75,6 @@ def _tail(config: RunConfig) -> list[object]:
     return [config.schedule, config.steps, config.warmdown_steps, config.final_lr_fraction]
 
 
-AFTER_TRAINING: tuple[StageKind, ...] = ("float", "ema")
-AFTER_QUANTIZE: tuple[StageKind, ...] = ("int6", "int6_sliding", "ttt")
 _Run = tuple[str, RunConfig]
 
 
@@ -110,8 +84,8 @@ class _Planner:
         self.known = {segment.id: segment for segment in known}
         self.done_stages = frozenset(done_stages)
         self.runs: dict[str, RunPlan] = {}
-        self.segments: dict[str, Segment] = {}
-        self.stages: dict[str, Stage] = {}
+        self.segments: dict[str, Node] = {}
+        self.stages: dict[str, Node] = {}
         self.done: set[str] = set()
         self.runs_at: dict[str, list[str]] = {}
         self.settings: dict[tuple[object, ...], str] = {}
@@ -218,8 +192,8 @@ class _Planner:
         *,
         trunk: bool,
     ) -> None:
-        self.segments[segment_id] = Segment(
-            segment_id, parent, start, stop, config, (), trunk, trunk_id, False
+        self.segments[segment_id] = Node(
+            segment_id, SEGMENT, parent, config, (), start, stop, trunk, trunk_id
         )
 
     def _finish(self, trunk_id: str, state: str | None, point: int, run_id: str, config: RunConfig) -> None:
@@ -248,35 +222,34 @@ class _Planner:
             self.trunk_ids[key] = trunk_id(config)
         return self.trunk_ids[key]
 
-    def _settings(self, config: RunConfig, kind: StageKind) -> str:
-        """Digest of `stage_settings`, remembered for the sections that runs have in common."""
+    def _settings(self, config: RunConfig, kind: str) -> str:
+        """Digest of a stage's settings, remembered for the sections that runs have in common."""
         key = (kind, id(config.eval), id(config.quant), id(config.ttt))
         if key not in self.settings:
-            self.settings[key] = digest(stage_settings(config, kind))
+            self.settings[key] = digest(KINDS[kind].settings(config))
         return self.settings[key]
 
-    def _stages_of(self, run_id: str, last: str, config: RunConfig) -> list[Stage]:
-        stages: dict[str, Stage] = {}
+    def _stages_of(self, run_id: str, last: str, config: RunConfig) -> list[Node]:
+        """The stages that the sweep asks for, and those that they start from."""
+        stages: dict[str, Node] = {}
+        ids: dict[str, str] = {}
 
-        def add(kind: StageKind, after: str) -> str:
+        def add(kind: str) -> str:
+            if kind in ids:
+                return ids[kind]
+            needed = KINDS[kind].after
+            after = last if needed is None else add(needed)
             lineage = f"{kind} {after} {self._settings(config, kind)}"
-            stage_id = f"{kind}-{hashlib.sha256(lineage.encode()).hexdigest()[:16]}"
-            stages[stage_id] = Stage(stage_id, run_id, kind, after, config)
+            ids[kind] = stage_id = f"{kind}-{hashlib.sha256(lineage.encode()).hexdigest()[:16]}"
+            stages[stage_id] = Node(stage_id, kind, after, config, (run_id,))
             return stage_id
 
-        wanted = self.sweep.stages
-        for kind in AFTER_TRAINING:
-            if kind in wanted:
-                add(kind, last)
-        if not set(AFTER_QUANTIZE).isdisjoint(wanted):
-            quantized = add("quantize", last)
-            for kind in AFTER_QUANTIZE:
-                if kind in wanted:
-                    add(kind, quantized)
+        for kind in self.sweep.stages:
+            add(kind)
         return list(stages.values())
 
-    def ordered(self) -> dict[str, Segment]:
-        """Segments with their runs, parents first: trunk by trunk, branches after their trunk."""
+    def ordered(self) -> dict[str, Node]:
+        """Training with its runs, parents first: trunk by trunk, branches after their trunk; then stages."""
         ends = {run.last for run in self.runs.values()}
         rank = {
             trunk_id: i
@@ -285,6 +258,7 @@ class _Planner:
         in_order = sorted(
             self.segments.values(), key=lambda s: (rank[s.trunk_id], not s.trunk, s.start, s.stop, s.id)
         )
-        return {
+        training = {
             s.id: replace(s, runs=tuple(self.runs_at.get(s.id, ())), final=s.id in ends) for s in in_order
         }
+        return training | self.stages

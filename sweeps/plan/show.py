@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.plan.speeds import num_params
-from sweeps.plan.tree import Plan, Segment
+from sweeps.kinds.flops import num_params
+from sweeps.plan.figures import human_bytes, human_hours
+from sweeps.plan.tree import Node, Plan
 
 MAX_TREE_LINES = 60
 
@@ -50,7 +51,7 @@ def _count(number: int, noun: str) -> str:
 
 def _tree(plan: Plan) -> RenderableType:
     """Trunks with their branches; summed up, one line a trunk, where that would be too long."""
-    trunks: dict[str, list[Segment]] = {}
+    trunks: dict[str, list[Node]] = {}
     for segment in plan.segments.values():
         trunks.setdefault(segment.trunk_id, []).append(segment)
     if len(plan.segments) + len(trunks) <= MAX_TREE_LINES:
@@ -61,10 +62,10 @@ def _tree(plan: Plan) -> RenderableType:
     return Group(*lines)
 
 
-def _trunk(plan: Plan, segments: list[Segment]) -> Tree:
+def _trunk(plan: Plan, segments: list[Node]) -> Tree:
     """Branches hang where they leave the trunk; the trunk itself stays in one column."""
     tree = Tree(Text(_trunk_name(plan, segments), style="bold"))
-    for segment in (s for s in segments if not s.trunk and s.parent is None):
+    for segment in (s for s in segments if not s.trunk and s.after is None):
         tree.add(_segment_text(plan, segment))
     for segment in (s for s in segments if s.trunk):
         node = tree.add(_segment_text(plan, segment))
@@ -74,7 +75,7 @@ def _trunk(plan: Plan, segments: list[Segment]) -> Tree:
     return tree
 
 
-def _trunk_name(plan: Plan, segments: list[Segment]) -> str:
+def _trunk_name(plan: Plan, segments: list[Node]) -> str:
     config = segments[0].config
     axes = {"seed": config.seed, **plan.sweep.axis_values(config)}
     if not plan.sweep.share:
@@ -84,7 +85,7 @@ def _trunk_name(plan: Plan, segments: list[Segment]) -> str:
     return f"trunk ({', '.join(values)})"
 
 
-def _segment_text(plan: Plan, segment: Segment) -> Text:
+def _segment_text(plan: Plan, segment: Node) -> Text:
     config = segment.config
     words = f"{segment.start:,} → {segment.stop:,}"
     if segment.trunk:
@@ -98,7 +99,7 @@ def _segment_text(plan: Plan, segment: Segment) -> Text:
     return Text(words + ("  (done)" if done else ""), style="dim" if done else "")
 
 
-def _trunk_line(plan: Plan, segments: list[Segment]) -> Text:
+def _trunk_line(plan: Plan, segments: list[Node]) -> Text:
     trunk = [segment for segment in segments if segment.trunk]
     branches = len(segments) - len(trunk)
     words = _trunk_name(plan, segments)
@@ -146,19 +147,3 @@ def _totals(figures: Mapping[str, Any]) -> Text:
         lines.insert(0, f"left to do: {left}")
     lines.append(f"speed: {figures['speeds']}")
     return Text("\n".join(lines))
-
-
-def human_bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")
-
-
-def human_hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    if hours < 2:
-        return f"{hours * 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

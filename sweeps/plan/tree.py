@@ -1,56 +1,82 @@
-"""The tree of segments and stages that a sweep is planned as, and what can be read off it. Pure data.
+"""The tree of nodes that a sweep is planned as, and what can be read off it. Pure data.
 
-A segment joins two states of training; its id is a digest of its whole lineage, so equal ids mean equal
-numbers, in this sweep or any other over the same store. Stages (evaluations, quantization) hang below.
+A node is one piece of work: a stretch of training, which joins two states, or a stage (an evaluation,
+quantization) below one. Its id is a digest of its whole lineage, so equal ids mean equal numbers, in this
+sweep or any other over the same store. What its kind implies is in `sweeps.kinds`.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from gepa_core.config import RunConfig
-from sweeps.plan.speeds import (
-    PUBLISHED_A100,
-    PUBLISHED_VAL_TOKENS,
-    Speeds,
-    plain_flops,
-    sliding_flops,
-    step_flops,
-    ttt_flops,
-)
+from sweeps.kinds.kind import Kind, Rate
+from sweeps.kinds.table import KINDS
+from sweeps.plan.speeds import PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
 from sweeps.spec.sweep import Sweep
-
-StageKind = Literal["float", "ema", "quantize", "int6", "int6_sliding", "ttt"]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Training from the state at `start` to the state at `stop`, both counts of steps done."""
+class Node:
+    """A piece of work that is committed as a whole.
+
+    One that trains goes from the state after `start` steps to the state after `stop`; for stages both are 0.
+    """
 
     id: str
-    parent: str | None
-    """Segment whose final state this one starts from; None = the initial weights (or it was adopted)."""
-    start: int
-    stop: int
+    kind: str
+    """Its entry in `sweeps.kinds.table.KINDS`."""
+    after: str | None
+    """Node whose output it starts from; None = the initial weights."""
     config: RunConfig
-    """A run through this segment; on a trunk one that branches off (or ends) at `stop`."""
+    """Of a run that needs it; on a trunk one that branches off (or ends) at `stop`."""
     runs: tuple[str, ...]
-    """Runs that branch off or end at `stop`; all that pass through: `Plan.runs_through`."""
-    trunk: bool
-    trunk_id: str
-    """Digest of what the constant phase depends on; ties segments of different sweeps together."""
-    final: bool
+    """Training: runs that branch off or end at `stop`. Stages: the run that first asked for it.
+    All runs that need a node: `Plan.runs_of`."""
+    start: int = 0
+    stop: int = 0
+    trunk: bool = False
+    trunk_id: str = ""
+    """Digest of what the constant phase depends on; ties nodes of different sweeps together."""
+    final: bool = False
     """Some run ends at `stop`."""
 
     @property
     def steps(self) -> int:
         return self.stop - self.start
 
+    @property
+    def trains(self) -> bool:
+        return KINDS[self.kind].trains
+
+    def identity(self) -> dict[str, Any]:
+        """What its DONE record says of its place in the tree."""
+        config = self.config.model_dump(mode="json")
+        if not self.trains:
+            return {"kind": self.kind, "after": self.after, "config": config}
+        return {
+            "parent": self.after,
+            "trunk_id": self.trunk_id,
+            "start": self.start,
+            "stop": self.stop,
+            "trunk": self.trunk,
+            "config": config,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What plan.json says of it."""
+        if not self.trains:
+            return {"kind": self.kind, "after": self.after}
+        place = self.identity()
+        del place["config"]
+        return place
+
 
 @dataclass(frozen=True, slots=True)
 class KnownSegment:
-    """A finished segment in the store, of this sweep or another: what its DONE record must say."""
+    """A finished stretch of training in the store, of this sweep or another, as its DONE record says."""
 
     id: str
     parent: str | None
@@ -63,102 +89,94 @@ class KnownSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Evaluation or quantization of a finished run; shared by all runs that agree in what it depends on."""
-
-    id: str
-    run_id: str
-    """One of the runs it serves."""
-    kind: StageKind
-    after: str
-    """Segment or stage whose output it needs."""
-    config: RunConfig
-
-
-@dataclass(frozen=True, slots=True)
 class RunPlan:
     config: RunConfig
     last: str
-    """Segment that ends the run; `Plan.segments_of` gives the whole chain."""
+    """Node that ends its training; `Plan.segments_of` gives the whole chain."""
     stages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`segments` and `stages` are in an order in which they could be executed one by one."""
+    """`nodes` are in an order in which they could be executed one by one, training before stages."""
 
     sweep: Sweep
     runs: dict[str, RunPlan]
-    segments: dict[str, Segment]
-    stages: dict[str, Stage]
+    nodes: dict[str, Node]
     done: frozenset[str] = frozenset()
-    """Segments and stages that the store already has."""
+    """Nodes that the store already has."""
     speeds: Speeds = PUBLISHED_A100
     val_tokens: int = PUBLISHED_VAL_TOKENS
     """Target tokens of a validation, for the estimates of time."""
 
+    def kind(self, node: str) -> Kind:
+        return KINDS[self.nodes[node].kind]
+
+    @cached_property
+    def segments(self) -> dict[str, Node]:
+        """The nodes that train."""
+        return {id_: node for id_, node in self.nodes.items() if node.trains}
+
+    @cached_property
+    def stages(self) -> dict[str, Node]:
+        """The nodes that do not."""
+        return {id_: node for id_, node in self.nodes.items() if not node.trains}
+
     def segments_of(self, run_id: str) -> tuple[str, ...]:
-        """The chain of segments that makes up a run, from its first step to its last."""
+        """The chain of training nodes that makes up a run, from its first step to its last."""
         chain: list[str] = []
         at: str | None = self.runs[run_id].last
         while at is not None:
             chain.append(at)
-            at = self.segments[at].parent
+            at = self.nodes[at].after
         return tuple(reversed(chain))
 
-    def runs_through(self, node: str) -> tuple[str, ...]:
-        """Runs that need a segment or stage, in plan order."""
-        needed = self._below(node)
-        return tuple(
-            run_id
-            for run_id, run in self.runs.items()
-            if run.last in needed or not needed.isdisjoint(run.stages)
-        )
+    def nodes_of(self, run_id: str) -> tuple[str, ...]:
+        """All nodes that a run needs."""
+        return (*self.segments_of(run_id), *self.runs[run_id].stages)
 
-    def _below(self, node: str) -> set[str]:
-        below, waiting = {node}, [node]
-        while waiting:
-            fresh = [child for child in self.children.get(waiting.pop(), ()) if child not in below]
-            below.update(fresh)
-            waiting += fresh
-        return below
-
-    def nodes(self) -> Iterator[tuple[str, str | None]]:
-        """Every segment and stage with what it waits for, in executable order."""
-        for segment in self.segments.values():
-            yield segment.id, segment.parent
-        for stage in self.stages.values():
-            yield stage.id, stage.after
+    @cached_property
+    def runs_of(self) -> Mapping[str, list[str]]:
+        """The runs that need each node, in plan order."""
+        runs: dict[str, list[str]] = defaultdict(list)
+        for run_id in self.runs:
+            for node in self.nodes_of(run_id):
+                runs[node].append(run_id)
+        return runs
 
     @cached_property
     def children(self) -> dict[str, list[str]]:
-        """What becomes ready when a segment or stage is done."""
+        """What becomes ready when a node is done."""
         children: dict[str, list[str]] = {}
-        for node, after in self.nodes():
-            if after is not None:
-                children.setdefault(after, []).append(node)
+        for node in self.nodes.values():
+            if node.after is not None:
+                children.setdefault(node.after, []).append(node.id)
         return children
 
     def ready(self, done: Collection[str]) -> list[str]:
         """What could start now, the longest remaining path first."""
-        ids = [node for node, after in self.nodes() if node not in done and (after is None or after in done)]
+        nodes = self.nodes.values()
+        ids = [n.id for n in nodes if n.id not in done and (n.after is None or n.after in done)]
         return sorted(ids, key=lambda node: (-self.priority[node], node))
+
+    def cost(self, node: Node) -> dict[Rate, float]:
+        """Estimated device-seconds (GPU-seconds, or those of CPU workers), by what they are spent on."""
+        tokens = self.tokens(node.config)
+        return self.speeds.seconds(KINDS[node.kind].cost(node.config, tokens, node.start, node.stop))
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Estimated device-seconds of every segment and stage (GPU-seconds, or those of CPU workers)."""
-        return {segment.id: self._segment_seconds(segment) for segment in self.segments.values()} | {
-            stage.id: self._stage_seconds(stage) for stage in self.stages.values()
-        }
+        """Estimated device-seconds of every node."""
+        return {id_: sum(self.cost(node).values(), 0.0) for id_, node in self.nodes.items()}
 
     @cached_property
     def priority(self) -> dict[str, float]:
         """Device-seconds of the longest path from a node to a leaf, itself included."""
         longest: dict[str, float] = {}
-        for node, after in reversed(list(self.nodes())):
-            longest[node] = longest.get(node, 0.0) + self.seconds[node]
-            if after is not None:
-                longest[after] = max(longest.get(after, 0.0), longest[node])
+        for node in reversed(self.nodes.values()):
+            longest[node.id] = longest.get(node.id, 0.0) + self.seconds[node.id]
+            if node.after is not None:
+                longest[node.after] = max(longest.get(node.after, 0.0), longest[node.id])
         return longest
 
     @property
@@ -167,66 +185,42 @@ class Plan:
 
     @property
     def steps_shared(self) -> int:
-        return sum(segment.steps for segment in self.segments.values())
+        return sum(node.steps for node in self.nodes.values())
 
     @property
     def steps_left(self) -> int:
-        return sum(segment.steps for segment in self.segments.values() if segment.id not in self.done)
+        return sum(node.steps for node in self.nodes.values() if node.id not in self.done)
 
     @property
     def critical_path_steps(self) -> int:
         """Steps that must follow one another: however many machines, a sweep takes as long."""
         return max((run.config.steps for run in self.runs.values()), default=0)
 
-    def _segment_seconds(self, segment: Segment) -> float:
-        return self.train_seconds(segment.config, segment.steps) + self.validation_seconds(
-            segment.config, segment.start, segment.stop
-        )
-
-    def train_seconds(self, config: RunConfig, steps: int) -> float:
-        return steps * step_flops(config) / self.speeds.train
-
-    def validation_seconds(self, config: RunConfig, start: int, stop: int) -> float:
-        """Validations while training between two steps."""
-        times = sum(stop // every - start // every for every in (config.eval.every, config.eval.ema_every))
-        return times * plain_flops(config, self.tokens(config)) / self.speeds.evaluate
-
     def tokens(self, config: RunConfig) -> int:
+        """Target tokens of a validation of such a run."""
         return min(self.val_tokens, config.data.val_tokens or self.val_tokens)
 
-    def _stage_seconds(self, stage: Stage) -> float:
-        config, tokens = stage.config, self.tokens(stage.config)
-        match stage.kind:
-            case "ttt":
-                return ttt_flops(config, tokens) / self.speeds.ttt
-            case "int6_sliding":
-                return sliding_flops(config, tokens) / self.speeds.evaluate
-            case "quantize":
-                return 0.0  # seconds on one CPU core, whatever the data
-            case _:
-                return plain_flops(config, tokens) / self.speeds.evaluate
+    def alone(self, run_id: str) -> list[Node]:
+        """The nodes that a run would be made of if it were trained and measured alone."""
+        run = self.runs[run_id]
+        last = self.nodes[run.last]
+        return [replace(last, config=run.config, start=0), *(self.nodes[stage] for stage in run.stages)]
 
     def record(self) -> dict[str, Any]:
-        """What plan.json says: the segments and stages each run is made of, and their estimated seconds."""
+        """What plan.json says: the nodes each run is made of, and their estimated seconds."""
+
+        def of(nodes: Mapping[str, Node]) -> dict[str, Any]:
+            return {
+                id_: {**node.record(), "estimated_device_seconds": self.seconds[id_]}
+                for id_, node in nodes.items()
+            }
+
         return {
             "sweep": self.sweep.name,
             "steps_naive": self.steps_naive,
             "steps_shared": self.steps_shared,
-            "segments": {
-                s.id: {
-                    "parent": s.parent,
-                    "start": s.start,
-                    "stop": s.stop,
-                    "trunk": s.trunk,
-                    "trunk_id": s.trunk_id,
-                    "estimated_device_seconds": self.seconds[s.id],
-                }
-                for s in self.segments.values()
-            },
-            "stages": {
-                s.id: {"kind": s.kind, "after": s.after, "estimated_device_seconds": self.seconds[s.id]}
-                for s in self.stages.values()
-            },
+            "segments": of(self.segments),
+            "stages": of(self.stages),
             "runs": {
                 run_id: {"segments": list(self.segments_of(run_id)), "stages": list(run.stages)}
                 for run_id, run in self.runs.items()

@@ -4,10 +4,13 @@ import glob
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gepa_core.config import DataConfig, DataPaths, canonical_json
+from gepa_core.config import DataConfig, canonical_json
 from gepa_core.errors import DataError
+
+if TYPE_CHECKING:
+    from gepa_core.data.folder import Dataset
 
 SOURCE_KEYS = ("data.dir", "data.corpus", "data.train", "data.val", "data.tokenizer")
 HOW_TO_PREPARE = (
@@ -50,7 +53,7 @@ class DataSource:
         return bool(self.dir or self.train)
 
     def placeholder(self, val_tokens: int | None) -> DataConfig:
-        """Stands for the data's fingerprints until `resolve`; another one for every source."""
+        """Stands for the data's fingerprints until `open_source`; another one for every source."""
         name = UNRESOLVED + canonical_json(asdict(self))
         return DataConfig(train=name, val=name, tokenizer=name, val_tokens=val_tokens)
 
@@ -88,21 +91,9 @@ class DataSource:
         )
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Data that was looked at: where it lies, its fingerprints, and the sizes a plan can use."""
-
-    paths: DataPaths
-    config: DataConfig
-    train_tokens: int
-    val_tokens: int
-    val_text: Mapping[str, int] | None = None
-    """Sizes of the validation text, plain and compressed, where the data's manifest has them."""
-
-
-def resolve(
+def open_source(
     source: DataSource, *, vocab_size: int = 1024, prepare: bool, say: Callable[[str], None] = print
-) -> Resolved:
+) -> "Dataset":
     """Opens the data and reads its fingerprints; prepares a missing corpus if `prepare`.
 
     Raises DataError saying how to get the data.
@@ -112,13 +103,10 @@ def resolve(
     if source.dir:
         if source.corpus and prepare and not (Path(source.dir) / "manifest.json").is_file():
             _prepare_corpus(source, vocab_size, say)
-        dataset = open_folder(source.dir)
-    elif source.train:
-        dataset = open_patterns(*source.patterns())
-    else:
-        raise DataError(f"the sweep names no data: {HOW_TO_PREPARE}")
-    tokens = (dataset.train.total, dataset.val.total - 1)
-    return Resolved(dataset.paths, dataset.config, *tokens, dataset.val_text)
+        return open_folder(source.dir)
+    if source.train:
+        return open_patterns(*source.patterns())
+    raise DataError(f"the sweep names no data: {HOW_TO_PREPARE}")
 
 
 def _prepare_corpus(source: DataSource, vocab_size: int, say: Callable[[str], None]) -> None:

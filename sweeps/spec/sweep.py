@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
+from sweeps.kinds.lease import devices
 from sweeps.spec.grid import merge
-from sweeps.spec.source import SOURCE_KEYS, DataSource, Resolved
+from sweeps.spec.source import SOURCE_KEYS, DataSource
 from sweeps.spec.yamlfile import Problem
 
-STAGES = ("float", "ema", "int6", "int6_sliding", "ttt")
-TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share")
+if TYPE_CHECKING:
+    from gepa_core.data.folder import Dataset
+
+TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share", "keep")
+KEEPS = ("artifacts", "final", "all")
+"""States that stay: those on trunks; the runs' final ones too; every checkpoint."""
 RESERVED_NAMES = ("segments", "stages", "cache")
 STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
 """Axes that have a column in runs.parquet anyway."""
@@ -74,13 +79,17 @@ class Sweep:
     resources: Resources
     exec: ExecConfig
     share: bool
+    keep: str = "artifacts"
+    """One of KEEPS."""
     axes: tuple[str, ...] = ()
     """Dotted keys that vary besides the standard ones: a column each in runs.parquet."""
     sources: tuple[DataSource, ...] = ()
     origins: Mapping[Fingerprints, DataSource] = field(default_factory=dict)
     """What the file says of a run's data."""
-    paths: Mapping[Fingerprints, DataPaths] | None = None
-    """Where the data lies; None until `with_data`."""
+    data: Mapping[DataSource, "Dataset"] = field(default_factory=dict)
+    """The data that was opened, by what the file says of it."""
+    unchecked: tuple[str, ...] = ()
+    """What could not be looked at, for a plan to say."""
     document: Mapping[str, Any] | None = None
     """The file's typed values with the overrides in, for sweep.json."""
     notices: tuple[str, ...] = ()
@@ -89,11 +98,21 @@ class Sweep:
 
     @property
     def resolved(self) -> bool:
-        return self.paths is not None
+        """Whether all its data was opened, so that run ids are final."""
+        return all(source in self.data for source in self.sources)
+
+    def dataset_of(self, config: RunConfig) -> "Dataset":
+        """The opened data of a run."""
+        return self.data[self.origins[fingerprints(config.data)]]
 
     def paths_of(self, config: RunConfig) -> DataPaths:
-        assert self.paths is not None, "the sweep's data has not been looked at"
-        return self.paths[fingerprints(config.data)]
+        """Where a run's data lies."""
+        return self.dataset_of(config).paths
+
+    @property
+    def val_tokens(self) -> int | None:
+        """Target tokens of the longest validation text; None where no data was opened."""
+        return max((dataset.val_tokens for dataset in self.data.values()), default=None)
 
     def axis_values(self, config: RunConfig) -> dict[str, Any]:
         """A run's values on the further axes; data by what the file calls it."""
@@ -108,7 +127,13 @@ class Sweep:
 
     @property
     def ranks(self) -> int:
+        """Processes that train a run together: one a GPU, or one a CPU worker."""
         return self.exec.ranks
+
+    @property
+    def devices(self) -> float:
+        """Devices that a run occupies."""
+        return devices(self.resources.gpus_per_run, self.ranks)
 
     def bundles(self) -> list[dict[str, float]]:
         """What each rank asks for: one Ray bundle a rank."""
@@ -122,9 +147,9 @@ class Sweep:
         bundle |= {name: amount / ranks for name, amount in resources.custom.items()}
         return [dict(bundle) for _ in range(ranks)]
 
-    def with_data(self, resolved: Mapping[DataSource, Resolved]) -> "Sweep":
+    def with_data(self, opened: Mapping[DataSource, "Dataset"], unchecked: Sequence[str] = ()) -> "Sweep":
         """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
-        found = {fingerprints(source.placeholder(None)): data.config for source, data in resolved.items()}
+        found = {fingerprints(source.placeholder(None)): data.config for source, data in opened.items()}
         changed = {
             data: found[fingerprints(data)].model_copy(update={"val_tokens": data.val_tokens})
             for data in {run.data for run in self.runs}
@@ -134,9 +159,11 @@ class Sweep:
             run.model_copy(update={"data": changed[run.data]}) if run.data in changed else run
             for run in self.runs
         )
-        origins = {fingerprints(data.config): source for source, data in resolved.items()}
-        paths = {fingerprints(data.config): data.paths for data in resolved.values()}
-        complete = all(source in resolved for source in self.sources)
+        origins = {fingerprints(data.config): source for source, data in opened.items()}
         return replace(
-            self, runs=runs, origins={**self.origins, **origins}, paths=paths if complete else None
+            self,
+            runs=runs,
+            origins={**self.origins, **origins},
+            data=dict(opened),
+            unchecked=tuple(unchecked),
         )

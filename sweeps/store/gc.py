@@ -6,13 +6,14 @@ plan names any more. With `states`, also the states on the trunks of finished ru
 costs more.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gepa_core.errors import ConfigError
+from sweeps.kinds.kind import FINAL_STATE
 from sweeps.store.files import TEMPORARY_SUFFIX, StorageError
-from sweeps.store.lock import is_stale, read_lease
-from sweeps.store.store import FINAL_STATE, Outcome, Store
+from sweeps.store.lock import Lease
+from sweeps.store.store import Outcome, Store
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,22 @@ class Waste:
     why: str
 
 
+@contextlib.contextmanager
+def all_leases(store: Store) -> Iterator[None]:
+    """Holds the lease of every sweep, so that no driver starts on what is about to be deleted.
+
+    Raises LeaseHeldError while a driver works on one.
+    """
+    with contextlib.ExitStack() as stack:
+        for sweep in store.sweeps():
+            lease = Lease(store.files, store.sweep(sweep).lease_path)
+            lease.acquire()
+            stack.callback(lease.release)
+        yield
+
+
 def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
-    """Raises ConfigError while a driver works on a sweep of this store."""
-    for sweep in store.sweeps():
-        held = read_lease(store.files, store.sweep(sweep).lease_path)
-        if held and not is_stale(held):
-            who = f"process {held.get('pid')} on {held.get('host')}"
-            raise ConfigError(f"{sweep} is being worked on by {who}: wait for it, or stop it first")
+    """What could be deleted; to be asked while `all_leases` are held."""
     plans = [store.sweep(sweep).read_json("plan.json") or {} for sweep in store.sweeps()]
     named = {id_ for plan in plans for part in ("segments", "stages") for id_ in plan.get(part, {})}
     done = store.all_done()

@@ -19,6 +19,7 @@ from typing import Any
 from gepa_core.errors import UserError
 from sweeps.store.files import Files, StorageError
 
+_OBJECT_STORE_SETTLE_SECONDS = 1.0  # there is no exclusive put there
 _TAKEOVER_SECONDS = 1.0
 """Between writing over a record and checking it: others may have read the old one at the same moment."""
 
@@ -34,9 +35,10 @@ class LeaseLostError(UserError):
 class Lease:
     """Held from `acquire` to `release`; a background thread renews it."""
 
-    def __init__(self, files: Files, path: str, ttl: float = 60.0, settle: float = 0.0) -> None:
-        """`settle`: seconds between writing and checking the record, for stores without an exclusive put."""
-        self.files, self.path, self.ttl, self.settle = files, path, ttl, settle
+    def __init__(self, files: Files, path: str, ttl: float = 60.0, settle: float | None = None) -> None:
+        """`settle`: seconds between writing and checking the record; None = as the store's puts need it."""
+        self.files, self.path, self.ttl = files, path, ttl
+        self.settle = (0.0 if files.local else _OBJECT_STORE_SETTLE_SECONDS) if settle is None else settle
         self.driver = uuid.uuid4().hex[:12]
         self._renewed = float("-inf")
         self._lost: str | None = None

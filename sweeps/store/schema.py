@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweeps.kinds.stages import MEASURED
+
 SCHEMA_VERSION = 1
 
 
@@ -40,11 +42,7 @@ RUNS = _schema(
         _field("params", _int, "parameters", "elements of the model's tensors"),
         _field("train_tokens", _int, "tokens", "tokens trained on, repeats counted"),
         _field("epochs", _real, "passes", "train_tokens / tokens of the training shards"),
-        _field("float_bpb", _real, "bits/byte", "raw weights, plain evaluation"),
-        _field("ema_bpb", _real, "bits/byte", "EMA weights, plain evaluation"),
-        _field("int6_bpb", _real, "bits/byte", "decoded int6 artifact of the EMA weights, plain evaluation"),
-        _field("int6_sliding_bpb", _real, "bits/byte", "the same, sliding windows"),
-        _field("ttt_bpb", _real, "bits/byte", "the same, sliding windows and score-first test-time training"),
+        *(_field(f"{kind.name}_bpb", _real, "bits/byte", kind.what) for kind in MEASURED),
         _field("artifact_bytes", _int, "bytes", "the compressed model"),
         _field("code_bytes", _int, "bytes", "smallest standalone bundle that decodes and evaluates it"),
         _field("quant_rows_at_floor", _int, "rows", "rows whose scale was raised to the floor"),
@@ -85,7 +83,7 @@ TRAJECTORY = _schema(
 
 BLOCKS = _schema(
     [
-        _field("stage", _text, "", "float | ema | int6 | int6_sliding | ttt"),
+        _field("stage", _text, "", " | ".join(kind.name for kind in MEASURED)),
         _field("block", _int, "", "index of a block of consecutive validation tokens"),
         _field("tokens", _int, "tokens", "target tokens scored"),
         _field("bytes", _int, "bytes", "text bytes of those tokens"),

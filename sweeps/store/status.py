@@ -103,7 +103,7 @@ def _left_seconds(nodes: Mapping[str, Mapping[str, Any]], done: Mapping[str, Out
         return None
     left = sum(estimate for id_, estimate in estimates.items() if id_ not in done and estimate)
     expected = sum(estimates[id_] or 0.0 for id_ in done)
-    taken = sum(outcome.seconds * outcome.execution.get("ranks", 1) for outcome in done.values())
+    taken = sum(outcome.seconds * (outcome.devices or 1.0) for outcome in done.values())
     return left * (taken / expected) if expected and taken else left
 
 

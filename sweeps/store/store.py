@@ -21,12 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from sweeps.kinds.kind import FINAL_STATE
+from sweeps.kinds.lease import devices
 from sweeps.store.files import TEMPORARY_SUFFIX, Files, StorageError
 from sweeps.store.schema import BLOCKS, TRAJECTORY, from_parquet, runs_schema, to_parquet
 
 DONE_FORMAT = 1
-FINAL_STATE = "checkpoint"
-"""Folder of an attempt that holds the state at the segment's end."""
 _THREADS = 16
 
 
@@ -56,6 +56,13 @@ class Outcome:
     started_at: float = 0.0
     seconds: float = 0.0
     format: int = DONE_FORMAT
+
+    @property
+    def devices(self) -> float | None:
+        """Devices its attempt occupied; None where the record, an old one, does not say."""
+        if "gpus" not in self.execution or "ranks" not in self.execution:
+            return None
+        return devices(self.execution["gpus"], self.execution["ranks"])
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, allow_nan=False).encode()

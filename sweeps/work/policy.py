@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Limits:
-    """Failures in a row, without a step gained, after which a segment or stage is given up."""
+    """Failures in a row, without a step gained, after which a node is given up."""
 
     lost: int = 5
     preempted: int = 50

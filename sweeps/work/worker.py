@@ -9,8 +9,10 @@ import tempfile
 import threading
 from pathlib import Path
 
+from sweeps.kinds.table import KINDS
 from sweeps.store.store import Outcome
-from sweeps.work.execute import Job, execute, warm_up
+from sweeps.work.execute import execute, warm_up
+from sweeps.work.job import Job
 from sweeps.work.policy import Observed
 
 
@@ -47,7 +49,7 @@ class Worker:
     def run(self, job: Job) -> Outcome:
         """Executes a job; this rank's outcome."""
         self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
-        self._at_stage = job.kind != "segment"
+        self._at_stage = not KINDS[job.kind].trains
         try:
             return execute(job, self.rank, self.world, lambda: self._wish, own_scratch())
         finally:

@@ -1,6 +1,5 @@
 """The one fitting routine and the rows that it is given."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ from analysis.forecast.observations import BURN_IN, finals_are_apart, trajectory
 from analysis.laws import TRAJECTORY_LAWS, kappa_relax
 from analysis.laws.design import Design
 from analysis.laws.fit import fit
+from analysis.laws.law import Law
 from analysis.runs.errors import AnalysisError
-from analysis.runs.table import Table
+from analysis.runs.table import Floats, Table
 from benchmarks.synthetic import grid
 from tests.analysis.test_laws import GRID, LINEAR, planted, run
 
@@ -78,9 +78,15 @@ def test_no_trajectory_is_an_error_of_the_data() -> None:
         trajectory_rows(bare, "val_loss")
 
 
-def test_a_law_fits_thirty_runs_within_seconds() -> None:
-    data = trajectory_rows(grid(np.random.default_rng(0), runs=30, evaluations=100), "val_loss")
+def test_a_fit_of_thirty_runs_asks_for_the_terms_at_most_a_few_hundred_times() -> None:
+    data = trajectory_rows(grid(np.random.default_rng(0), runs=30, evaluations=30), "val_loss")
     for law in sorted(TRAJECTORY_LAWS, key=lambda law: -len(law.parameters))[:3]:
-        start = time.process_time()
-        fit(law, data)
-        assert time.process_time() - start < 3.0, law.name
+        asked = 0
+
+        def counted(theta: Floats, design: Design, law: Law = law) -> Floats:
+            nonlocal asked
+            asked += 1
+            return law.terms(theta, design)
+
+        fit(replace(law, terms=counted), data)
+        assert asked < 1000, law.name

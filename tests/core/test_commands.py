@@ -1,13 +1,15 @@
 """launch.py's commands beside a run: status, gc, import, and what a changed sweep file keeps."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from gepa_core.errors import ConfigError
 from launch import main
+from sweeps.commands.manage import gc_command
+from sweeps.store.gc import find_waste
 from sweeps.store.schema import from_parquet
 from sweeps.store.store import Store
 from sweeps.work.policy import Observed
@@ -130,18 +132,34 @@ def test_gc_of_states_makes_extensions_dearer_and_loses_no_result(text: str, sto
 
 
 def test_gc_leaves_a_sweep_at_work_alone(store: Path) -> None:
-    from sweeps.store.gc import find_waste
-    from sweeps.store.lock import Lease
+    from sweeps.store.lock import Lease, LeaseHeldError
 
     opened = Store(store)
     lease = Lease(opened.files, opened.sweep("tiny").lease_path)
     lease.acquire()
     try:
-        with pytest.raises(ConfigError, match="tiny is being worked on by process"):
-            find_waste(opened)
+        with pytest.raises(LeaseHeldError, match="another driver is working on this sweep: process"):
+            gc_command(argparse.Namespace(dir=str(store), states=False, dry_run=False, json=False))
     finally:
         lease.release()
     assert find_waste(opened) == []
+
+
+def test_no_driver_starts_on_what_gc_is_deleting(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.store.lock import Lease, LeaseHeldError
+
+    opened = Store(store)
+    path = opened.sweep("tiny").lease_path
+    tried = []
+
+    def collect(*args: object) -> None:
+        with pytest.raises(LeaseHeldError):
+            Lease(opened.files, path).acquire()
+        tried.append(True)
+
+    monkeypatch.setattr("sweeps.store.gc.collect", collect)
+    assert main(["gc", str(store)]) == 0 and tried
+    assert not opened.files.exists(path)
 
 
 def trunk_checkpoint(store: Path) -> Path:

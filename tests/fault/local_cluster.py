@@ -47,7 +47,11 @@ class LocalCluster:
             **self.node_args,
             **head,
         }
+        from ray._common.utils import get_default_ray_temp_dir
         from ray.cluster_utils import Cluster
+
+        # Cluster writes its address there whatever `temp_dir` says, and expects the folder to be there.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
 
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
         self.nodes: list[Any] = []

@@ -15,7 +15,7 @@ import pytest
 from sweeps.drive.launch import StoppedError
 from sweeps.store.lock import read_lease
 from sweeps.store.store import Store
-from sweeps.work.execute import Job
+from sweeps.work.job import Job
 from tests.fault.local_cluster import wait_until
 from tests.tiny_sweep import InThisProcess, launch_here, make_data, rows, sweep_text
 

@@ -71,7 +71,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blocks = re.findall(
         r"^```python\n# (append to|new file) (\S+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
     )
-    assert len(blocks) == text.count("```python") == 5
+    assert len(blocks) == text.count("```python") == 6
     for how, path, code in blocks:
         target = copy / path
         assert target.exists() == (how == "append to"), path
@@ -106,6 +106,15 @@ def test_schedule_and_recipe_examples(extended: Path) -> None:
         extended,
     )
     assert json.loads(multiplier) == [1.0, 0.25, 0.0625]
+
+
+def test_stage_example(extended: Path) -> None:
+    """It is planned once a run, after the training, and has its column."""
+    sweep = ["launch.py", "sweeps/quickstart.yaml", "stages=[raw_sliding]", "--plan", "--json"]
+    figures = json.loads(run(sweep, extended).splitlines()[-1])
+    assert figures["stages"] == figures["runs"] == 9 and figures["gpu_hours_eval_naive"] > 0
+    names = run(["-c", "from sweeps.store.schema import RUNS\nprint(RUNS.names)"], extended)
+    assert "raw_sliding_bpb" in names
 
 
 def test_law_and_figure_examples(extended: Path, tmp_path: Path) -> None:

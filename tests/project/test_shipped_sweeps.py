@@ -13,9 +13,9 @@ from gepa_core.config import RunConfig
 from gepa_core.evaluation.scoring import sliding_windows
 from gepa_core.model.gepa import GEPA
 from gepa_core.schedule import lr_multiplier
+from sweeps.kinds.flops import num_params, parameter_numels, quantized_fraction
 from sweeps.plan.advice import advise
 from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import num_params, parameter_numels, quantized_fraction
 from sweeps.spec.load import load_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,20 @@ import pytest
 
 from gepa_core.config import ExecConfig, RunConfig
 from sweeps.drive.driver import ClusterError, Driver, Ended, Ending, Event, LeaseGone, LeaseReady, Options
+from sweeps.kinds.table import STAGES
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import Plan
-from sweeps.spec.sweep import STAGES, Resources, Sweep
+from sweeps.spec.sweep import Resources, Sweep
 from sweeps.store.store import CommitError, Outcome
 from sweeps.work.policy import Limits
 
 # Measured with ray 2.60.0 on 2 cores: starting a lease (actor, imports), and a segment besides its work.
 LEASE_SECONDS, JOB_SECONDS = 3.0, 0.3
+
+
+def links(plan: Plan) -> list[tuple[str, str | None]]:
+    """Every node and what it comes after, in the plan's order."""
+    return [(node.id, node.after) for node in plan.nodes.values()]
 
 
 @dataclass
@@ -120,6 +126,9 @@ class Memory:
     def note(self, what: str, node: str, **facts: Any) -> None:
         self.notes.append((what, node))
 
+    def asked_to_stop(self) -> list[str]:
+        return []
+
     def tick(self) -> None:
         pass
 
@@ -137,7 +146,7 @@ def drive(
     plan: Plan, cluster: SimCluster, *, recorder: Memory | None = None, **options: Any
 ) -> tuple[Ending, Driver, Memory]:
     recorder = recorder or Memory()
-    wanted = [node for node, _ in plan.nodes()]
+    wanted = list(plan.nodes)
     driver = Driver(
         plan, cluster, recorder, lambda: cluster.now, wanted, set(plan.done), Options(**options), Limits()
     )
@@ -146,9 +155,9 @@ def drive(
 
 def lower_bound(plan: Plan, machines: int, seconds: Callable[[str], float]) -> float:
     """No list schedule is shorter: the work shared out evenly, or the longest chain, after one start-up."""
-    cost = {node: seconds(node) + JOB_SECONDS for node, _ in plan.nodes()}
+    cost = {node: seconds(node) + JOB_SECONDS for node in plan.nodes}
     longest: dict[str, float] = {}
-    for node, after in plan.nodes():
+    for node, after in links(plan):
         longest[node] = cost[node] + (longest[after] if after else 0.0)
     return LEASE_SECONDS + max(sum(cost.values()) / machines, max(longest.values()))
 
@@ -164,7 +173,7 @@ def test_1000_runs_on_64_machines_take_at_most_5_percent_more_than_the_bound(wro
     ]
     plan = plan_of(configs)
     rng = random.Random(0)
-    error = {node: wrong_by ** rng.uniform(-1, 1) for node, _ in plan.nodes()}
+    error = {node: wrong_by ** rng.uniform(-1, 1) for node in plan.nodes}
 
     def seconds(node: str) -> float:
         return plan.seconds[node] * error[node]
@@ -173,7 +182,7 @@ def test_1000_runs_on_64_machines_take_at_most_5_percent_more_than_the_bound(wro
     ending, _, recorder = drive(plan, cluster)
     assert ending is Ending.COMPLETE
     assert len(plan.runs) == 1000
-    assert sorted(recorder.committed) == sorted(node for node, _ in plan.nodes())
+    assert sorted(recorder.committed) == sorted(plan.nodes)
     share = lower_bound(plan, 64, seconds) / cluster.now
     print(f"{share:.3f} of what no schedule can beat")
     assert share >= 0.95
@@ -184,7 +193,7 @@ def test_nothing_starts_before_what_it_needs() -> None:
     cluster = SimCluster(plan.seconds.__getitem__, 3)
     _, _, recorder = drive(plan, cluster)
     order = {node: i for i, node in enumerate(recorder.committed)}
-    assert all(order[after] < order[node] for node, after in plan.nodes() if after)
+    assert all(order[after] < order[node] for node, after in links(plan) if after)
 
 
 def test_a_run_keeps_its_lease() -> None:
@@ -198,7 +207,7 @@ def test_a_run_keeps_its_lease() -> None:
 
 def test_done_work_is_not_repeated_and_nothing_left_opens_no_lease() -> None:
     plan = small_plan()
-    everything = {node for node, _ in plan.nodes()}
+    everything = set(plan.nodes)
     cluster = SimCluster(plan.seconds.__getitem__, 2)
     driver = Driver(plan, cluster, Memory(), lambda: cluster.now, everything, everything)
     assert driver.run() is Ending.COMPLETE
@@ -214,7 +223,7 @@ def test_lost_workers_are_replaced() -> None:
     ending, _, recorder = drive(plan, cluster)
     assert ending is Ending.COMPLETE and not recorder.given_up
     assert cluster.starts[trunk] == 4
-    assert set(recorder.committed) == {node for node, _ in plan.nodes()}
+    assert set(recorder.committed) == set(plan.nodes)
 
 
 def test_a_diverged_branch_leaves_its_siblings_alone() -> None:
@@ -227,7 +236,7 @@ def test_a_diverged_branch_leaves_its_siblings_alone() -> None:
     assert recorder.given_up == {branch: "diverged"}
     lost = {branch, *plan.children.get(branch, [])}
     lost |= {child for node in lost for child in plan.children.get(node, [])}
-    assert set(recorder.committed) == {node for node, _ in plan.nodes()} - lost
+    assert set(recorder.committed) == set(plan.nodes) - lost
 
 
 def test_out_of_memory_halves_the_micro_batch_for_this_and_every_later_segment() -> None:
@@ -328,7 +337,7 @@ def test_an_interrupt_drains() -> None:
             driver.interrupts.count = 1
 
     recorder = Interrupting()
-    wanted = [node for node, _ in plan.nodes()]
+    wanted = list(plan.nodes)
     driver = Driver(plan, cluster, recorder, lambda: cluster.now, wanted, set())
     assert driver.run() is Ending.INTERRUPTED
     assert len(recorder.committed) == 1 and not cluster.leases and not recorder.given_up

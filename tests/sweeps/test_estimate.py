@@ -8,14 +8,7 @@ import pytest
 
 from gepa_core.config import RunConfig
 from sweeps.commands.sweep import capacity
-from sweeps.plan.advice import advise
-from sweeps.plan.estimate import Node, places, refusal, summary
-from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import (
-    CPU_WORKER,
-    PUBLISHED_A100,
-    PUBLISHED_VAL_TOKENS,
-    Measurement,
+from sweeps.kinds.flops import (
     forward_flops,
     num_params,
     parameter_numels,
@@ -23,6 +16,15 @@ from sweeps.plan.speeds import (
     sliding_flops,
     step_flops,
     ttt_flops,
+)
+from sweeps.plan.advice import advise
+from sweeps.plan.estimate import Machine, places, refusal, summary
+from sweeps.plan.planner import make_plan
+from sweeps.plan.speeds import (
+    CPU_WORKER,
+    PUBLISHED_A100,
+    PUBLISHED_VAL_TOKENS,
+    Measurement,
 )
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep
@@ -88,8 +90,8 @@ def asking(resources: str, execution: str = "") -> Sweep:
     )
 
 
-A100 = Node({"CPU": 64, "GPU": 8, "memory": 512e9}, {"gpu": "A100"})
-H100 = Node({"CPU": 16, "GPU": 8, "memory": 512e9}, {"gpu": "H100"})
+A100 = Machine({"CPU": 64, "GPU": 8, "memory": 512e9}, {"gpu": "A100"})
+H100 = Machine({"CPU": 16, "GPU": 8, "memory": 512e9}, {"gpu": "H100"})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ H100 = Node({"CPU": 16, "GPU": 8, "memory": 512e9}, {"gpu": "H100"})
         ("{}", [A100], 64),
     ],
 )
-def test_places(resources: str, nodes: list[Node], leases: int) -> None:
+def test_places(resources: str, nodes: list[Machine], leases: int) -> None:
     sweep = asking(resources)
     assert places(sweep.bundles(), sweep.resources, nodes) == leases
     assert (refusal(sweep, nodes) is None) == (leases > 0)
@@ -180,9 +182,32 @@ def test_a_finished_sweep_tells_its_own_speed(tmp_path: Path) -> None:
     assert {timed.kind for timed in history.on(gpu=False)} == {"train", "evaluate", "ttt"}
     assert history.on(gpu=True) == []
     plan = plan_of(text, tmp_path / "results")
-    assert plan.done == {node for node, _ in plan.nodes()}
+    assert plan.done == set(plan.nodes)
     assert plan.speeds.source == "measured in this store (train, evaluate, ttt)"
     trained = [done for done in Store(tmp_path / "results").all_done().values() if done.kind == "segment"]
     seconds = sum(done.result["train_seconds"] for done in trained)
-    estimate = sum(plan.train_seconds(s.config, s.steps) for s in plan.segments.values())
+    estimate = sum(plan.cost(segment)["train"] for segment in plan.segments.values())
     assert estimate == pytest.approx(seconds, rel=0.05)
+
+
+def test_a_measurement_that_took_as_long_as_estimated_changes_no_estimate() -> None:
+    """Runs that share a GPU hold a share of one; whole GPUs, one a rank; CPU workers, one a rank."""
+    from sweeps.plan.history import measurement
+    from sweeps.store.store import Outcome
+
+    for resources in ("{gpus_per_run: 0.25}", "{gpus_per_run: 4}", "{}"):
+        plan = make_plan(asking(resources, "ranks: 2" if resources == "{}" else ""))
+        devices = {"gpus": plan.sweep.resources.gpus_per_run, "ranks": plan.sweep.ranks}
+        node = next(iter(plan.segments.values()))
+        seconds = plan.cost(node)["train"] / plan.sweep.devices
+        tokens = node.steps * node.config.batch.tokens_per_step
+        result = {"train_seconds": seconds, "tokens_per_second": tokens / seconds}
+        done = Outcome(
+            node.id, "a", node.kind, "finished", result=result, execution=devices, identity=node.identity()
+        )
+        timed = measurement(done)
+        assert timed is not None
+        speeds = plan.speeds.measured([timed])
+        assert make_plan(plan.sweep, speeds=speeds).cost(node)["train"] == pytest.approx(
+            plan.cost(node)["train"]
+        )

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
-from sweeps.drive.record import devices
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
 from sweeps.store.schema import RUNS
 from sweeps.store.store import Outcome, Store
-from sweeps.work.execute import Job, observed
+from sweeps.work.execute import observed
+from sweeps.work.job import Job
 from sweeps.work.policy import Observed
 from sweeps.work.workdir import Workdir
 from tests.tiny_sweep import NUMBERS, InThisProcess, launch_here, make_data, plan_of, rows, states, sweep_text
@@ -77,7 +77,7 @@ def test_runs_parquet_has_every_column_and_the_sum_of_the_work(data: Path, share
         assert 0 < row["train_seconds"] < row["gpu_seconds_own"] + row["gpu_seconds_shared"]
         assert row["started_at"] < row["finished_at"]
         assert row["epochs"] == pytest.approx(row["train_tokens"] / 11_000, rel=0.5)
-    assert devices(plan) == 1.0
+    assert plan.sweep.devices == 1.0
 
 
 def test_trajectories_join_to_whole_curves(data: Path, shared: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
     first, plan = rows(tmp_path), plan_of(text, tmp_path)
     branch = next(s for s in plan.segments.values() if s.start == 4)
     shutil.rmtree(tmp_path / "segments" / branch.id)
-    shutil.rmtree(next((tmp_path / "segments" / str(branch.parent)).glob("attempts/*/checkpoint")))
+    shutil.rmtree(next((tmp_path / "segments" / str(branch.after)).glob("attempts/*/checkpoint")))
     for stage in (s.id for s in plan.stages.values() if s.after == branch.id):
         shutil.rmtree(tmp_path / "segments" / stage)
     cluster = InThisProcess()

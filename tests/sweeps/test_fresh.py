@@ -40,7 +40,7 @@ def test_segments_of_an_earlier_plan_are_forgotten_too(data: Path, tmp_path: Pat
     assert launch_here(short, tmp_path).exit_code == launch_here(longer, tmp_path).exit_code == 0
     assert launch_here(only_16, tmp_path, fresh=True).exit_code == 0
     fresh = make_plan(plan_of(only_16, tmp_path / "none").sweep)
-    assert set(Store(tmp_path).ids()) == {node for node, _ in fresh.nodes()}
+    assert set(Store(tmp_path).ids()) == set(fresh.nodes)
     cluster = InThisProcess()
     assert launch_here(only_16, tmp_path, cluster=cluster).exit_code == 0 and not cluster.jobs
 
@@ -61,7 +61,7 @@ def test_other_sweeps_of_the_store_are_left_alone(data: Path, tmp_path: Path) ->
     mine = sweep_text(data, GRID, stages=["ema"])
     theirs = sweep_text(data, {**GRID, "seed": [7]}, stages=["ema"], name="other")
     assert launch_here(mine, tmp_path).exit_code == launch_here(theirs, tmp_path).exit_code == 0
-    named = {node for node, _ in plan_of(theirs, tmp_path).nodes()}
+    named = set(plan_of(theirs, tmp_path).nodes)
 
     def of_others() -> dict[str, bytes]:
         there = files(tmp_path)
@@ -79,3 +79,19 @@ def test_runs_that_are_not_asked_for_are_not_forgotten(data: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="--fresh forgets the whole sweep"):
         launch_here(text, tmp_path, fresh=True, only="8-*")
     assert files(tmp_path) == before
+
+
+def test_fresh_plans_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.commands import sweep as command
+
+    text = sweep_text(data, GRID, stages=[])
+    planned = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        planned.append(1)
+        return make_plan(*args, **options)
+
+    monkeypatch.setattr(command, "make_plan", counted)
+    monkeypatch.setattr("sweeps.plan.planner.make_plan", counted)
+    assert launch_here(text, tmp_path, fresh=True).exit_code == 0
+    assert len(planned) == 1

@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gepa_core.config import RunConfig
+from gepa_core.data.folder import Dataset
 from gepa_core.recipes import PRESETS
 from sweeps.spec.grid import BadCell, Expander, cells
 from sweeps.spec.load import read_sweep
+from tests.tiny_sweep import opened
 
 
 def test_cells_are_the_product_then_the_points() -> None:
@@ -115,15 +117,14 @@ def test_a_grid_too_large_to_plan_is_refused_at_once() -> None:
 
 def test_data_can_be_an_axis() -> None:
     from gepa_core.config import DataConfig, DataPaths
-    from sweeps.spec.source import Resolved
 
     sweep = read_sweep("grid: {steps: [10], warmdown_ratio: [.5], data.dir: [one, two]}")
     assert [str(source) for source in sweep.sources] == ["one", "two"]
     assert len({run.run_id for run in sweep.runs}) == 2
 
-    def found(name: str) -> Resolved:
+    def found(name: str) -> Dataset:
         paths = DataPaths(train=name, val=name, tokenizer=name)
-        return Resolved(paths, DataConfig(train=name, val=name, tokenizer=name), 1000, 1000)
+        return opened(paths, DataConfig(train=name, val=name, tokenizer=name))
 
     resolved = sweep.with_data({source: found(f"sha256:{source}") for source in sweep.sources})
     assert [resolved.paths_of(run).train for run in resolved.runs] == ["sha256:one", "sha256:two"]
@@ -138,7 +139,6 @@ def test_data_can_be_an_axis() -> None:
 @pytest.mark.parametrize("key", ["data.tokenizer", "data.val"])
 def test_any_part_of_the_data_can_be_an_axis(key: str) -> None:
     from gepa_core.config import DataConfig, DataPaths
-    from sweeps.spec.source import Resolved
 
     sweep = read_sweep(
         f"grid: {{steps: [10], warmdown_ratio: [.5], {key}: [a, b]}}\nset: {{data.train: x_train_*}}"
@@ -148,7 +148,7 @@ def test_any_part_of_the_data_can_be_an_axis(key: str) -> None:
     found = {}
     for source in sweep.sources:
         named = {"train": "x", "val": "y", "tokenizer": "z", part: getattr(source, part)}
-        found[source] = Resolved(DataPaths(**named), DataConfig(**named), 1000, 1000)
+        found[source] = opened(DataPaths(**named), DataConfig(**named))
     resolved = sweep.with_data(found)
     assert [getattr(run.data, part) for run in resolved.runs] == ["a", "b"]
     assert [getattr(resolved.paths_of(run), part) for run in resolved.runs] == ["a", "b"]

@@ -1,20 +1,28 @@
 """The tree of segments: exact, minimal, and built upon what a store has."""
 
-import time
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gepa_core.config import EvalConfig, ExecConfig, QuantConfig, RunConfig, TTTConfig
+from gepa_core.config import EvalConfig, ExecConfig, QuantConfig, RunConfig, TTTConfig, digest
 from gepa_core.schedule import lr_multiplier
+from sweeps.kinds.table import STAGES
 from sweeps.plan.estimate import eta_seconds, naive_hours, shared_hours
-from sweeps.plan.planner import KnownSegment, Plan, make_plan
-from sweeps.spec.load import read_sweep
-from sweeps.spec.sweep import STAGES, Resources, Sweep
+from sweeps.plan.planner import make_plan
+from sweeps.plan.tree import KnownSegment, Plan
+from sweeps.spec.load import load_sweep, read_sweep
+from sweeps.spec.sweep import Resources, Sweep
 
 PUBLISHED = [(9000, 4000), (12000, 5000), (15000, 6000), (20000, 8000), (25000, 13000)]
+
+
+def links(plan: Plan) -> list[tuple[str, str | None]]:
+    """Every node and what it comes after, in the plan's order."""
+    return [(node.id, node.after) for node in plan.nodes.values()]
 
 
 def sweep_of(*runs: RunConfig, share: bool = True, stages: tuple[str, ...] = STAGES) -> Sweep:
@@ -24,7 +32,7 @@ def sweep_of(*runs: RunConfig, share: bool = True, stages: tuple[str, ...] = STA
 
 def known_of(plan: Plan, kept: bool = True, ids: set[str] | None = None) -> list[KnownSegment]:
     return [
-        KnownSegment(s.id, s.parent, s.trunk_id, s.start, s.stop, s.trunk, kept)
+        KnownSegment(s.id, s.after, s.trunk_id, s.start, s.stop, s.trunk, kept)
         for s in plan.segments.values()
         if ids is None or s.id in ids
     ]
@@ -63,11 +71,11 @@ def check_coherent(plan: Plan) -> None:
             at = segment.stop
             for step in range(segment.start, segment.stop):
                 assert multiplier(config, step) == multiplier(segment.config, step)
-            assert run_id in plan.runs_through(segment.id)
+            assert run_id in plan.runs_of[segment.id]
         assert at == config.steps
         assert plan.segments[run.last].final and run_id in plan.segments[run.last].runs
     seen: set[str] = set()
-    for node, after in plan.nodes():
+    for node, after in links(plan):
         assert after is None or after in seen
         seen.add(node)
 
@@ -124,13 +132,13 @@ def test_what_is_left_is_minimal_whatever_states_were_kept(
     done: set[str] = set()
     known = []
     for segment in old.segments.values():
-        if (segment.parent is None or segment.parent in done) and data.draw(st.booleans()):
+        if (segment.after is None or segment.after in done) and data.draw(st.booleans()):
             done.add(segment.id)
             known += [replace_kept(s, data.draw(st.booleans())) for s in known_of(old, ids={segment.id})]
     plan = make_plan(sweep_of(*more), known)
     check_coherent(plan)
     kept = {s.id for s in known if s.kept}
-    for node, after in plan.nodes():
+    for node, after in links(plan):
         if node not in plan.done:
             assert after is None or after not in plan.done or after in kept, "starts from a deleted state"
             assert node not in {s.id for s in known}, "a result would be replaced"
@@ -183,7 +191,7 @@ def test_everything_can_be_executed_in_ready_order(runs: list[RunConfig]) -> Non
             (plan.priority[node] for node in ready), reverse=True
         )
         done.add(ready[0])
-    assert done == {node for node, _ in plan.nodes()}
+    assert done == set(plan.nodes)
 
 
 def test_published_points_and_a_longer_one() -> None:
@@ -263,7 +271,7 @@ def test_more_test_time_training_needs_the_artifact_only() -> None:
     # What a finished sweep leaves: the trunk's state, and no state of the run itself.
     known = [replace(s, kept=s.trunk) for s in known_of(old)]
     plan = make_plan(sweep_of(run.model_copy(update={"ttt": TTTConfig(epochs=2)})), known, old.stages)
-    assert [plan.stages[node].kind for node, _ in plan.nodes() if node not in plan.done] == ["ttt"]
+    assert [plan.stages[node].kind for node in plan.nodes if node not in plan.done] == ["ttt"]
 
 
 def test_eta_is_between_the_critical_path_and_all_work_in_turn() -> None:
@@ -272,17 +280,43 @@ def test_eta_is_between_the_critical_path_and_all_work_in_turn() -> None:
     assert eta_seconds(plan, 1) == pytest.approx(total)
     assert eta_seconds(plan, 1000) == pytest.approx(max(plan.priority.values()))
     assert max(plan.priority.values()) < eta_seconds(plan, 2) < total
-    assert eta_seconds(replace(plan, done=frozenset(node for node, _ in plan.nodes())), 1) == 0.0
+    assert eta_seconds(replace(plan, done=frozenset(plan.nodes)), 1) == 0.0
 
 
-def test_ten_thousand_runs_are_planned_in_seconds() -> None:
-    text = (
-        f"grid: {{steps: {[1000 + 100 * i for i in range(100)]}, "
-        f"warmdown_ratio: {[round(0.05 + 0.04 * i, 2) for i in range(20)]}, seed: [0, 1, 2, 3, 4]}}"
+def calls_to_plan(lengths: int, ratios: int) -> tuple[int, int]:
+    """(runs, calls of Python functions, resumed generators among them) of a grid's plan."""
+    sweep = read_sweep(
+        f"grid: {{steps: {[1000 + 100 * i for i in range(lengths)]}, "
+        f"warmdown_ratio: {[round(0.05 + 0.04 * i, 2) for i in range(ratios)]}}}"
     )
-    began = time.process_time()
-    plan = make_plan(read_sweep(text))
-    priority = plan.priority
-    seconds = time.process_time() - began
-    assert len(plan.runs) == 10_000 and len(priority) == len(plan.segments) + len(plan.stages)
-    assert seconds < 5
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        plan = make_plan(sweep)
+        priority = plan.priority
+    finally:
+        sys.setprofile(None)
+    assert len(priority) == len(plan.segments) + len(plan.stages)
+    return len(plan.runs), calls
+
+
+def test_the_work_of_a_plan_grows_with_its_runs() -> None:
+    """Ten thousand runs take seconds (benchmarks.orchestration --plan says how many)."""
+    few, many = calls_to_plan(10, 10), calls_to_plan(40, 10)
+    assert many[0] == 4 * few[0]
+    assert many[1] < 5 * few[1]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "ids"),
+    [("published", "c7834a8c4f591f1f"), ("schedules", "271895f9e49e981f"), ("quantizer", "da9cc2df00082b1f")],
+)
+def test_ids_are_those_of_stores_made_before(sweep: str, ids: str) -> None:
+    """Ids name results on disk. Where one has to move, raise `numerics_version` and say so."""
+    folder = Path(__file__).parents[2] / "sweeps"
+    assert digest(sorted(make_plan(load_sweep(folder / f"{sweep}.yaml")).nodes))[:16] == ids

@@ -9,6 +9,7 @@ from gepa_core.errors import ConfigError
 from sweeps.spec.load import load_sweep, read_sweep
 from sweeps.spec.sweep import TOP_KEYS, Resources, SpecError, Sweep
 from sweeps.spec.yamlfile import parse
+from tests.tiny_sweep import opened
 
 GRID = "grid: {steps: [100, 200], warmdown_ratio: [.5]}\n"
 
@@ -248,14 +249,13 @@ def test_document_reads_back_as_the_same_sweep() -> None:
 
 def test_with_data_puts_fingerprints_in_and_keeps_the_rest() -> None:
     from gepa_core.config import DataConfig, DataPaths
-    from sweeps.spec.source import Resolved
 
     sweep = read_sweep(GRID + "set: {data.dir: corpus, data.val_tokens: 4000}")
     assert not sweep.resolved
     (source,) = sweep.sources
     paths = DataPaths(train="corpus/train_*.bin", val="corpus/val_*.bin", tokenizer="corpus/tokenizer.model")
     config = DataConfig(train="sha256:1", val="sha256:2", tokenizer="sha256:3")
-    found: Sweep = sweep.with_data({source: Resolved(paths, config, 10_000, 5_000)})
+    found: Sweep = sweep.with_data({source: opened(paths, config)})
     assert found.resolved
     for run in found.runs:
         assert run.data == DataConfig(train="sha256:1", val="sha256:2", tokenizer="sha256:3", val_tokens=4000)

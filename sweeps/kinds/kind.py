@@ -1,0 +1,104 @@
+"""What is to be known of a kind of work; stages that measure are made of weights and an evaluation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from gepa_core.config import RunConfig
+from sweeps.kinds.flops import plain_flops, sliding_flops, ttt_flops
+
+Rate = Literal["train", "evaluate", "ttt", "steps"]
+"""What a cost is counted in: FLOPs at one of three speeds, or steps of a training script."""
+RATES: tuple[Rate, ...] = get_args(Rate)
+Weights = Literal["raw", "average", "int6"]
+Evaluation = Literal["plain", "sliding", "ttt"]
+
+FINAL_STATE = "checkpoint"
+"""Folder of an attempt that holds the state at the end of a training."""
+ARTIFACT = "model.int6"
+"""File of an attempt that holds the compressed model."""
+BLOCKS = "blocks.parquet"
+TRAJECTORY = "trajectory.parquet"
+
+Cost = Mapping[Rate, float]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work; see the package's docstring for how to add one."""
+
+    name: str
+    work: str
+    """Module of sweeps.work that executes it."""
+    files: tuple[str, ...]
+    """Files and folders of an attempt that its commit vouches for."""
+    cost: Callable[[Any, int, int, int], Cost]
+    """(config, validation tokens, first step, last step) -> what it costs."""
+    after: str | None = None
+    """Stages: the kind whose output it starts from; None = the state at the end of the training."""
+    settings: Callable[[Any], dict[str, Any]] = lambda config: {}
+    """What a stage's result depends on besides what it starts from."""
+    gives: str | None = None
+    """The file or folder that what follows starts from."""
+    columns: tuple[str, ...] = ()
+    """Entries of the result that are columns of the run."""
+    seconds: str | None = None
+    """Entry of the result with the wall time of the work itself; a column, summed over the run's stages."""
+    trains: bool = False
+    """Takes training steps, reports them, and can be asked to stop."""
+    resumes: bool = False
+    """Goes on from the checkpoints of an earlier attempt."""
+    weights: Weights | None = None
+    evaluation: Evaluation | None = None
+    what: str = ""
+    """What its column holds, for the schema."""
+
+    @property
+    def column(self) -> str | None:
+        """The BPB it measures."""
+        return f"{self.name}_bpb" if self.evaluation else None
+
+
+def _plain_settings(config: RunConfig) -> dict[str, Any]:
+    return {"block_tokens": config.eval.block_tokens}
+
+
+def _sliding_settings(config: RunConfig) -> dict[str, Any]:
+    return _plain_settings(config) | {"stride": config.eval.stride, "counting": config.eval.counting}
+
+
+def ttt_settings(config: RunConfig) -> dict[str, Any]:
+    return _sliding_settings(config) | config.ttt.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    settings: Callable[[RunConfig], dict[str, Any]]
+    rate: Rate
+    flops: Callable[[RunConfig, int], float]
+    seconds: str
+
+
+_EVALUATIONS: Mapping[Evaluation, _Evaluation] = {
+    "plain": _Evaluation(_plain_settings, "evaluate", plain_flops, "eval_seconds"),
+    "sliding": _Evaluation(_sliding_settings, "evaluate", sliding_flops, "eval_seconds"),
+    "ttt": _Evaluation(ttt_settings, "ttt", ttt_flops, "ttt_seconds"),
+}
+
+
+def stage(name: str, *, weights: Weights, evaluation: Evaluation, what: str) -> Kind:
+    """A stage that measures `weights` of a finished run by `evaluation`, into the column `<name>_bpb`."""
+    by = _EVALUATIONS[evaluation]
+    return Kind(
+        name,
+        work="sweeps.work.measure",
+        files=(BLOCKS,),
+        cost=lambda config, tokens, start, stop: {by.rate: by.flops(config, tokens)},
+        after="quantize" if weights == "int6" else None,
+        settings=by.settings,
+        columns=(f"{name}_bpb", *(("code_bytes",) if evaluation == "ttt" else ())),
+        seconds=by.seconds,
+        weights=weights,
+        evaluation=evaluation,
+        what=what,
+    )

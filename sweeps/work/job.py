@@ -1,0 +1,63 @@
+"""What a worker is told to do, and what it does it with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from sweeps.store.store import Outcome, Store
+from sweeps.work.policy import Observed
+from sweeps.work.workdir import Workdir
+
+_BITS_DEPEND_ON = ("device", "ranks", "threads", "micro_batch_seqs", "torch_version")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attempt at a node. Paths `start` and `resume` are relative to the store."""
+
+    id: str
+    kind: str
+    """Its entry in `sweeps.kinds.table.KINDS`."""
+    attempt: str
+    store: Store
+    config: RunConfig
+    data: DataPaths
+    exec: ExecConfig
+    identity: dict[str, Any]
+    start: str | None
+    """Folder of the state, or the artifact's file, that it starts from; None = the initial weights."""
+    until: int = 0
+    final: bool = True
+    """Some run ends at `until`."""
+    resume: tuple[str, ...] = ()
+    """Checkpoints of earlier attempts, the furthest first."""
+    launch: dict[str, Any] = field(default_factory=dict)
+    """What the record of its execution is to say besides: commit, gpus."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rank's part in a job, as the modules that execute kinds of work get it."""
+
+    job: Job
+    workdir: Workdir
+    rank: int
+    world: int
+    should_stop: Callable[[], Observed | None]
+    outcome: Outcome
+    """To be handed back with its result."""
+
+    def source(self) -> Path:
+        """A local copy of what the job starts from."""
+        return self.workdir.fetch(self.job.start or "")
+
+
+def differences(before: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """In what two executions differ that may change the bits."""
+    return [
+        f"{key}: {before.get(key)} before, then {then.get(key)}"
+        for key in _BITS_DEPEND_ON
+        if before.get(key) != then.get(key)
+    ]
