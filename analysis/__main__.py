@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.reach.invocation import python
 from analysis.runs import strictjson
 from analysis.runs.errors import AnalysisError
-from analysis.runs.invocation import python
 
 if TYPE_CHECKING:
     from analysis.runs.table import Table  # numpy and pandas load only where a command needs them
@@ -132,10 +132,10 @@ def make_report(
     Raises:
         AnalysisError: the input carries no analysis, or cannot be read.
     """
+    from analysis.reach.remote import at_hand, is_url, upload
     from analysis.report.report import best_run, write_report
     from analysis.report.study import study
     from analysis.runs.load import load
-    from analysis.runs.remote import at_hand, is_url, upload
 
     with at_hand(source) as found:
         table = load(found, trajectories)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.forecast.predict import Prediction, predict
+from analysis.reach.remote import Copied, copy_of, is_url
 from analysis.report.report import best_run, fits, write_report
 from analysis.report.study import Study, final_metric, study
 from analysis.report.tables import all_tables
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
 from analysis.runs.parquet import read_parquet
-from analysis.runs.remote import Copied, copy_of, is_url
 from analysis.runs.table import Run, Table, default_metric
 
 if TYPE_CHECKING:

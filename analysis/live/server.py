@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from analysis.live.state import Watcher
+from analysis.reach.invocation import python
+from analysis.reach.remote import is_url
 from analysis.runs import strictjson
 from analysis.runs.errors import AnalysisError
-from analysis.runs.invocation import python
-from analysis.runs.remote import is_url
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.html")

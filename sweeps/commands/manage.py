@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,29 @@ def import_command(args: argparse.Namespace) -> int:
 
 def mirror_command(args: argparse.Namespace) -> int:
     """`launch.py mirror DIR`."""
-    from sweeps.exchange.mirrors import read_runs, to_tensorboard, to_wandb
-    from sweeps.store.status import locate
+    from sweeps.exchange.mirrors import TensorBoard, WandB, read_runs
+    from sweeps.store.status import locate, sweep_status
 
+    if args.fork and not args.wandb:
+        raise ConfigError("--fork is W&B's: it goes with --wandb")
     store, names = locate(args.dir)
-    for name in names:
-        runs = read_runs(store, name)
-        made = (
-            to_tensorboard(runs, Path(args.tensorboard))
-            if args.tensorboard
-            else to_wandb(runs, args.wandb, Path())
-        )
-        print("\n".join(map(str, made)))
-    return 0
+    mirror: TensorBoard | WandB
+    mirror = (
+        TensorBoard(Path(args.tensorboard))
+        if args.tensorboard
+        else WandB(args.wandb, Path(), forks=args.fork)
+    )
+    told: set[Path] = set()
+    try:
+        while True:
+            # Asked before the tables are read: what a driver writes as it ends is seen.
+            alive = any(sweep_status(store, name)["driver"] for name in names)
+            for made in mirror.write([run for name in names for run in read_runs(store, name)]):
+                if made not in told:
+                    told.add(made)
+                    print(made, flush=True)
+            if not (args.follow and alive):
+                return 0
+            time.sleep(args.every)
+    finally:
+        mirror.close()

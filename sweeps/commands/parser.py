@@ -191,6 +191,11 @@ def _mirror(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tensorboard", metavar="OUT", help="folder for event files")
     kind.add_argument("--wandb", metavar="PROJECT", help="runs in ./wandb, offline; `wandb sync` sends them")
+    parser.add_argument(
+        "--fork",
+        action="store_true",
+        help="with --wandb: a trunk is a run of its own, the others fork from it",
+    )
     parser.add_argument("--follow", action="store_true", help="go on until the sweep's driver has ended")
     parser.add_argument(
         "--every", metavar="S", type=positive(float), default=30.0, help="seconds between looks (default 30)"

@@ -20,8 +20,8 @@ from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.notify import Notifier, NotifyingView
-from sweeps.drive.progress import make_view
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.views import make_view
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError

@@ -1,11 +1,8 @@
-"""What a running sweep shows: plain lines here, a live view on a terminal in `live`."""
+"""What a running sweep shows, in words; plain lines. The live view of a terminal is in `live`."""
 
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-from rich.console import Console
 
 from sweeps.drive.tally import Tally
 from sweeps.plan.tree import Plan
@@ -219,20 +216,3 @@ class PlainView:
 
     def close(self) -> None:
         pass
-
-
-def make_view(
-    plan: Plan, store: Store, *, plain: bool, runs: Collection[str] | None = None, workers: int = 1
-) -> View:
-    """The view that fits where standard error goes, which is where progress is shown."""
-    console = Console(file=sys.stderr, highlight=False)
-    watched = Watched(plan, store, Tally(plan, runs, workers))
-    final = watched.tally.final_stage
-    earlier = [id_ for id_, stage in plan.stages.items() if id_ in plan.done and stage.kind == final]
-    for outcome in store.all_done(earlier).values():
-        watched.tally.measured(outcome)
-    if plain or not console.is_terminal:
-        return PlainView(watched, lambda line: print(line, file=sys.stderr, flush=True))
-    from sweeps.drive.live import LiveView
-
-    return LiveView(watched, console)

@@ -34,14 +34,15 @@ ROOMS = {
         "laws": {"runs"},
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
-        "report": {"runs", "laws", "forecast", "effects"},
-        "live": {"runs"},
-        "face": {"runs", "laws", "forecast", "effects", "report"},
+        "report": {"runs", "laws", "forecast", "effects", "reach"},
+        "reach": {"runs"},
+        "live": {"runs", "reach"},
+        "face": {"runs", "reach", "laws", "forecast", "effects", "report"},
     },
 }
 """Each room, and the rooms of its package that it may import; "" is the package's own files."""
-DOORS = {"train", "evaluate", "ttt", "quantize", "__main__"}
-"""Files of a package's own that are commands: they stand on top of its rooms."""
+DOORS = {"train", "evaluate", "ttt", "quantize", "__main__", "__init__"}
+"""Files of a package's own that are commands or its face: they stand on top of its rooms."""
 
 
 def modules_of(package: str) -> list[str]:
