@@ -75,8 +75,8 @@ def elsewhere(word: str, argv: list[str]) -> int:
     return analyse([word, *argv])
 
 
-def write_report(folder: str) -> tuple[str, list[str]]:
-    """The report of a sweep's folder (or URL): its path, and the answer in a few lines."""
+def write_report(folder: str) -> tuple[str, str]:
+    """The report of a sweep's folder (or URL): its path, and the answer in a sentence."""
     from analysis.__main__ import report_on
 
     return report_on(folder)

@@ -96,16 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help=JSON)
     compare.set_defaults(run=_compare)
 
-    read = commands.add_parser(
-        "import", help="training logs of the challenge -> CSV of runs and trajectories"
-    )
-    read.add_argument("logs", nargs="+", type=Path, help="training logs, one a run")
+    read = commands.add_parser("import", help="anyone's training logs -> CSV of runs and trajectories")
+    read.add_argument("logs", nargs="+", type=Path, help="logs, also gzipped, or folders of them")
+    read.add_argument("--glob", metavar="PATTERN", help="which files of a folder (default: *.log, *.txt)")
     read.add_argument(
-        "--out", type=Path, required=True, help="trajectories CSV; runs go beside it as *_runs.csv"
+        "--out",
+        type=Path,
+        required=True,
+        help="trajectories CSV; beside it *_runs.csv, and *_import.json with every reason",
     )
     read.add_argument(
-        "--warmdown", type=int, nargs="+", default=[], help="warmdown steps: one for all, or one a log"
+        "--warmdown",
+        type=int,
+        nargs="+",
+        default=[],
+        help="warmdown steps, where logs do not state them: one for all, or one a log",
     )
+    read.add_argument("--json", action="store_true", help="print the contents of *_import.json")
     read.set_defaults(run=_import)
     return parser
 
@@ -124,8 +131,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def make_report(
     source: str, trajectories: str | None, out: Path | None, command: str
-) -> tuple[str, list[str], tuple[str, ...]]:
-    """The report of a folder, a CSV or a URL: (its path or URL, the answer in sentences, notes).
+) -> tuple[str, str, tuple[str, ...]]:
+    """The report of a folder, a CSV or a URL: (its path or URL, the answer in a sentence, notes).
 
     A URL's report is made here and written back.
 
@@ -133,24 +140,26 @@ def make_report(
         AnalysisError: the input carries no analysis, or cannot be read.
     """
     from analysis.reach.remote import at_hand, is_url, upload
-    from analysis.report.report import best_run, write_report
+    from analysis.report.answer import answer as answer_of
+    from analysis.report.report import write_report
     from analysis.report.study import study
     from analysis.runs.load import load
+    from analysis.runs.sweepfile import read_sweep_file
 
     with at_hand(source) as found:
         table = load(found, trajectories)
         made = study(table)
         folder = out or (table.folder / "report" if table.folder else Path("report"))
-        path = str(write_report(made, folder, command))
+        answer = answer_of(made, read_sweep_file(table.folder))
+        path = str(write_report(made, folder, command, trajectories))
         if is_url(source) and out is None:
             upload(folder, f"{source.rstrip('/')}/report")
             path = f"{source.rstrip('/')}/report/report.html"
-    answer = [made.headline or made.verdict[0], best_run(made)]
-    return path, [sentence for sentence in answer if sentence], table.notes
+    return path, answer.headline, table.notes
 
 
-def report_on(folder: str) -> tuple[str, list[str]]:
-    """The report of a sweep, for launch.py: where it is, and the verdict.
+def report_on(folder: str) -> tuple[str, str]:
+    """The report of a sweep, for launch.py: where it is, and the answer in a sentence.
 
     Raises:
         AnalysisError: as `make_report`.
@@ -159,7 +168,7 @@ def report_on(folder: str) -> tuple[str, list[str]]:
     path, answer, notes = make_report(folder, None, None, command)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return path, answer[:1]
+    return path, answer
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -253,22 +262,29 @@ def _compare(options: argparse.Namespace) -> None:
     from analysis.effects.compare import compare
     from analysis.runs.load import load
 
-    result = compare(load(options.before), load(options.after))
+    before, after = (load(source, schedules=False) for source in (options.before, options.after))
+    result = compare(before, after)
     if options.json:
         print(strictjson.dumps(result.as_json()))
         return
     print(result.table().markdown())
+    for note in result.notes:
+        print(f"note: {note}")
     if result.unpaired:
         print(f"without a counterpart: {', '.join(result.unpaired)}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    from analysis.runs.trainlog import import_logs
+    from analysis.logs.importing import import_logs
+    from analysis.logs.summary import summary_lines
 
-    runs, trajectories = import_logs(options.logs, options.out, options.warmdown)
-    print(f"{runs}\n{trajectories}")
-    if not options.warmdown:
-        print(f"logs do not tell the warmdown: give --warmdown, or fill warmdown_steps in {runs}")
+    done = import_logs(options.logs, options.out, options.warmdown, options.glob)
+    for log in done.refused:
+        print(f"refused {log.refused}", file=sys.stderr)
+    if options.json:
+        print(done.summary.read_text(encoding="utf-8"), end="")
+        return
+    print("\n".join([*summary_lines(done), f"{done.runs}\n{done.trajectories}\n{done.summary}"]))
 
 
 if __name__ == "__main__":

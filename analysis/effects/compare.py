@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from analysis.effects.slopes import Estimate
 from analysis.runs.blocks import paired_effect, read_blocks, same_text
 from analysis.runs.errors import AnalysisError
+from analysis.runs.rows import UNKNOWN
 from analysis.runs.strictjson import plain
 from analysis.runs.table import Run, Table
 from analysis.runs.tabular import Column, ReportTable
@@ -21,6 +22,7 @@ from analysis.runs.units import STAGES, unit
 
 METRICS = (*STAGES, "val_bpb", "val_loss", "artifact_bytes", "train_seconds")
 TRAININGS, TEXT = "trainings", "text, of these two trainings"
+_STEPS_APART, _RATIO_APART = 1.2, 0.02
 _IGNORED = ("data_fingerprint",)  # differs where the comparison is of data
 
 
@@ -43,6 +45,7 @@ class Comparison:
     frame: pd.DataFrame
     summary: tuple[MetricDifference, ...]
     unpaired: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # on pairs that are not of one plan step by step
 
     def as_json(self) -> dict[str, object]:
         """For programs: the summary and every pair; unknown values are null."""
@@ -60,7 +63,12 @@ class Comparison:
             }
             for d in self.summary
         ]
-        return {"summary": summary, "pairs": pairs, "unpaired": list(self.unpaired)}
+        return {
+            "summary": summary,
+            "pairs": pairs,
+            "unpaired": list(self.unpaired),
+            "notes": list(self.notes),
+        }
 
     def table(self) -> ReportTable:
         """The summary, for reading."""
@@ -98,7 +106,8 @@ class Comparison:
 
 
 def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
-    """Pair runs by plan, seed and the axes both tables have.
+    """Pair runs by plan, seed and the axes both tables have; runs that a clock ended by its cap in place of
+    the steps, which differ a little from run to run.
 
     Errors: of one pair, from its validation blocks where both runs scored the same ones. Of the mean, from
     the spread of trainings: branches of a trunk share its noise, so that pairs with a trunk in common, on
@@ -109,15 +118,13 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
         AnalysisError: no run has a counterpart, or one has several.
     """
     shared = before.axes() & after.axes() - set(_IGNORED)
-    ours, theirs = _by_key(before, shared), _by_key(after, shared)
-    keys = [key for key in ours if key in theirs]
-    if not keys:
+    pairs = [*_planned_pairs(before, after, shared), *_clocked_pairs(before, after, shared - {"params"})]
+    if not pairs:
         raise AnalysisError(
-            f"no run of {before.source} has the plan of one of {after.source} (steps, warmdown, schedule, "
-            f"seed{''.join(f', {name}' for name in sorted(shared))})"
+            f"no run of {before.source} has the plan of one of {after.source} (steps, or for runs ended by "
+            f"wall clock the cap; warmdown, schedule, seed{''.join(f', {name}' for name in sorted(shared))})"
         )
-    rows = [row for key in keys for row in _rows(before, ours[key], after, theirs[key])]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([row for a, b in pairs for row in _rows(before, a, after, b)])
     if frame.empty:
         raise AnalysisError(f"{before.source} and {after.source} have no metric in common")
     summary = tuple(
@@ -125,28 +132,105 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
         for metric in METRICS
         if (frame["metric"] == metric).any()
     )
-    alone = [
-        run.run_id
-        for table, other in ((ours, theirs), (theirs, ours))
-        for k, run in table.items()
-        if k not in other
-    ]
-    return Comparison(frame, summary, tuple(alone))
+    paired = {id(run) for pair in pairs for run in pair}
+    alone = [run.run_id for table in (before, after) for run in table.runs if id(run) not in paired]
+    return Comparison(frame, summary, tuple(alone), _clock_notes(pairs))
+
+
+def _planned_pairs(before: Table, after: Table, shared: set[str]) -> list[tuple[Run, Run]]:
+    ours, theirs = _by_key(before, shared), _by_key(after, shared)
+    return [(ours[key], theirs[key]) for key in ours if key in theirs]
 
 
 def _by_key(table: Table, shared: set[str]) -> dict[tuple[object, ...], Run]:
     runs: dict[tuple[object, ...], Run] = {}
     for run in table.runs:
-        axes = tuple(sorted((name, str(value)) for name, value in run.group if name in shared))
-        key = (run.steps, run.warmdown_steps, run.schedule, run.final_lr_fraction, run.seed, *axes)
+        if _cap(run) is not None:
+            continue
+        key = (
+            run.steps,
+            run.warmdown_steps,
+            run.schedule,
+            run.final_lr_fraction,
+            run.seed,
+            *_axes(run, shared),
+        )
         if key in runs:
-            raise AnalysisError(
-                f"{table.source}: '{runs[key].run_id}' and '{run.run_id}' have one plan and seed; they "
-                f"differ in "
-                "something the other sweep does not know, so pairs are not unique"
-            )
+            raise AnalysisError(_not_unique(table, runs[key], run))
         runs[key] = run
     return runs
+
+
+def _axes(run: Run, shared: set[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, str(value)) for name, value in run.group if name in shared))
+
+
+def _not_unique(table: Table, a: Run, b: Run) -> str:
+    return (
+        f"{table.source}: '{a.run_id}' and '{b.run_id}' have one plan and seed; they differ in something the "
+        "other sweep does not know, so pairs are not unique"
+    )
+
+
+def _cap(run: Run) -> float | None:
+    """Seconds at which a clock ended the run; None for a run that made its steps."""
+    if run.columns.get("stopped_by") != "wallclock":
+        return None
+    cap = run.columns.get("cap_seconds")
+    if isinstance(cap, int | float) and cap > 0:
+        return float(cap)
+    spent = run.metrics.get("train_seconds")
+    return None if spent is None else round(spent, -1)
+
+
+def _clocked_pairs(before: Table, after: Table, shared: set[str]) -> list[tuple[Run, Run]]:
+    """Each run that a clock ended with its one counterpart; of several, the one of as many parameters."""
+    pairs = []
+    for table, other, forward in ((before, after, True), (after, before, False)):
+        for run in table.runs:
+            found = [twin for twin in other.runs if _same_clock(run, twin, shared)]
+            alike = [twin for twin in found if twin.metrics.get("params") == run.metrics.get("params")]
+            found = alike if len(found) > 1 else found
+            if len(found) > 1:
+                raise AnalysisError(_not_unique(other, found[0], found[1]))
+            if found and forward:
+                pairs.append((run, found[0]))
+    for i, (_, b) in enumerate(pairs):
+        if (twice := next((a for a, other in pairs[:i] if other is b), None)) is not None:
+            raise AnalysisError(_not_unique(before, twice, pairs[i][0]))
+    return pairs
+
+
+def _same_clock(a: Run, b: Run, shared: set[str]) -> bool:
+    """Equal caps, seeds and axes; steps within a fifth (other machines are other trainings); and warmdowns
+    alike, where both are known.
+    """
+    caps = _cap(a), _cap(b)
+    if caps[0] is None or caps[1] is None or abs(caps[0] - caps[1]) > 0.01 * caps[0]:
+        return False
+    if a.seed != b.seed or _axes(a, shared) != _axes(b, shared):
+        return False
+    if not 1 / _STEPS_APART <= a.steps / b.steps <= _STEPS_APART:
+        return False
+    fractions = a.columns.get("warmdown_fraction"), b.columns.get("warmdown_fraction")
+    if all(isinstance(f, float) and f == f for f in fractions):
+        return fractions[0] == fractions[1]
+    if UNKNOWN in (a.schedule, b.schedule):
+        return True
+    return abs(a.warmdown_ratio - b.warmdown_ratio) <= _RATIO_APART
+
+
+def _clock_notes(pairs: list[tuple[Run, Run]]) -> tuple[str, ...]:
+    clocked = [(a, b) for a, b in pairs if _cap(a) is not None]
+    if not clocked:
+        return ()
+    apart = max(abs(b.steps / a.steps - 1) for a, b in clocked)
+    notes = [
+        f"{len(clocked)} pairs share a cap of wall-clock time, with steps up to {100 * apart:.2g} % apart"
+    ]
+    if any(UNKNOWN in (a.schedule, b.schedule) for a, b in clocked):
+        notes.append("of some the warmdown is unknown, and may differ within the pair")
+    return tuple(notes)
 
 
 def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]]:
@@ -169,6 +253,7 @@ def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]
                 "before_trunk": a.trunk or a.run_id,
                 "after_trunk": b.trunk or b.run_id,
                 "steps": a.steps,
+                "after_steps": b.steps,
                 "warmdown_steps": a.warmdown_steps,
                 "schedule": a.schedule,
                 "seed": a.seed,

@@ -7,6 +7,7 @@ and 39 points with seven parameters, nominal 90 % intervals made so cover 80-90 
 Newey-West intervals cover 45-80 % there (tests/analysis/test_warmdown.py measures the former).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,6 +38,11 @@ class Estimate:
         low, high = (None if edge is None else edge * factor for edge in (self.low, self.high))
         return Estimate(self.value * factor, low, high)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the data give an interval."""
+        return self.low is not None and self.high is not None
+
     def text(self, digits: str) -> str:
         """'value [low, high]' in a format, or the bare value."""
         if self.low is None or self.high is None:
@@ -45,6 +51,16 @@ class Estimate:
 
     def __str__(self) -> str:
         return self.text(".3g")
+
+
+def mean_of(values: Sequence[float], level: float = 0.9) -> Estimate:
+    """The mean with its t interval; without one for fewer than 3 values, which hardly tell a spread."""
+    mean = float(np.mean(values))
+    n = len(values)
+    if n < 3:
+        return Estimate(mean)
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

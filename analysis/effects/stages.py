@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from analysis.effects.repair import Repair, repair_sentences, repairs
 from analysis.effects.slopes import Estimate, fit_linear
 from analysis.runs.blocks import Effect, paired_effect, read_blocks
 from analysis.runs.settings import by_setting
@@ -77,6 +78,7 @@ class Decomposition:
     bytes_on_steps: tuple[Trend, ...]  # artifact bytes on ln(steps), by setting
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
+    repairs: tuple[Repair, ...] = ()  # what TTT gains on float and mends of int6
 
     def effect_names(self) -> list[str]:
         return list(dict.fromkeys(step.name for run in self.runs for step in run.steps))
@@ -113,7 +115,10 @@ def decompose(table: Table, level: float = 0.9) -> Decomposition:
         if on_steps := _size_trend(part, prefix, level):
             size.append(on_steps)
             sentences.append(prefix + size_verdict(part, on_steps))
-    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), tuple(s for s in sentences if s))
+    mended = repairs(table)
+    sentences += repair_sentences(mended)
+    said = tuple(sentence for sentence in sentences if sentence)
+    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), said, mended)
 
 
 def _steps(run: Run, table: Table) -> tuple[Step, ...]:

@@ -1,4 +1,8 @@
-"""The question under study answered in words and numbers: does improvement accelerate at the end, and why?"""
+"""The question under study answered in words and numbers: does improvement accelerate at the end, and why?
+
+No ratio, share or exponent is quoted without an interval that carries it; where the runs give none, the
+sentence says so or is left out.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.effects.slopes import Estimate
+from analysis.effects.slopes import Estimate, mean_of
+from analysis.effects.sparse import undetermined
 from analysis.effects.warmdown import MILESTONES, LengthLaw, RunWarmdown, Warmdown
-from analysis.runs.units import span, unit
+from analysis.runs.units import unit
 
 Floats = NDArray[np.float64]
 
@@ -53,26 +58,31 @@ def collapse(runs: Sequence[RunWarmdown]) -> Collapse | None:
 def warmdown_verdict(result: Warmdown) -> tuple[str, ...]:
     """Sentences, the answer first. One that says why there is no answer, where there is none."""
     runs = result.runs
+    lengths = [sentence for law in result.lengths if (sentence := _length(law, result.metric))]
+    if sparse := undetermined(result):
+        return (sparse, *lengths)
     if not runs:
         reasons = "; ".join(dict.fromkeys(reason for _, reason in result.skipped)) or "no runs"
-        return (f"No verdict on the warmdown: no run has one that can be measured ({reasons}).",)
-    sentences = [_acceleration(runs), _tail(runs), _steps(runs, result.metric), _shares(runs)]
-    sentences += [_driver(runs), _schedules(runs, result.metric), _peak_rates(runs)]
-    sentences += [_length(law, result.metric) for law in result.lengths]
+        return (f"No verdict on the warmdown: no run has one that can be measured ({reasons}).", *lengths)
+    sentences = [*_acceleration(runs), _tail(runs), _steps(runs, result.metric), *_shares(runs)]
+    sentences += [_driver(runs), *_schedules(runs, result.metric), _peak_rates(runs), *lengths]
     sentences += [_average(runs)]
     return tuple(s for s in sentences if s)
 
 
 def headline(result: Warmdown) -> str:
-    """One sentence: whether improvement accelerates at the end, and what it follows; or none."""
+    """One sentence: whether improvement accelerates at the end, and what it follows; or why not known."""
+    if sparse := undetermined(result):
+        return sparse
     if not result.runs:
         return ""
     words = []
-    for schedule in dict.fromkeys(r.run.schedule for r in result.runs):
-        ratios = [r.last_over_first for r in result.runs if r.run.schedule == schedule]
-        word = {1: "accelerates", -1: "slows", 0: "does not clearly accelerate"}[_direction(ratios)]
-        steep = f"last fifth {span(ratio.value for ratio in ratios)} times as steep as the first"
-        words.append(f"{word} towards the end of a {schedule} warmdown ({steep})")
+    for schedule, runs in _by_schedule(result.runs).items():
+        ratios = [r.last_over_first for r in runs]
+        text = f"{_pace(ratios, 'slows')} towards the end of a {schedule} warmdown"
+        if known := _bounded(ratios):
+            text += f" (last fifth {_range(known, '.2f')} times as steep as the first)"
+        words.append(text)
     found = collapse(result.runs)
     cause = ""
     if found is not None and found.remaining < 0.7 * min(found.steps, found.progress or np.inf):
@@ -81,78 +91,136 @@ def headline(result: Warmdown) -> str:
     return f"Improvement {' and '.join(words)}{cause}."
 
 
+def _bounded(estimates: Sequence[Estimate | None]) -> list[Estimate]:
+    return [e for e in estimates if e is not None and e.bounded]
+
+
+def _range(estimates: Sequence[Estimate], digits: str) -> str:
+    """'1.92 [1.64, 2.24] to 2.94 [2.59, 3.35]': the least and the greatest, each with its interval."""
+    low, high = (pick(estimates, key=lambda e: e.value) for pick in (min, max))
+    return low.text(digits) if low is high else f"{low.text(digits)} to {high.text(digits)}"
+
+
 def _direction(estimates: Sequence[Estimate]) -> int:
     """1 if most intervals lie above 1, -1 if most lie below, else 0."""
     above, below = sum(e.above(1) for e in estimates), sum(e.below(1) for e in estimates)
     return 1 if above > len(estimates) / 2 else -1 if below > len(estimates) / 2 else 0
 
 
-def _acceleration(runs: Sequence[RunWarmdown]) -> str:
+def _pace(ratios: Sequence[Estimate], slows: str) -> str:
+    """'accelerates', 'slows', how many do which, or that it is not clear."""
+    faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
+    if faster and slower:
+        return f"accelerates in {faster} and slows in {slower} of {len(ratios)} runs"
+    return {1: "accelerates", -1: slows, 0: "does not clearly accelerate or slow"}[_direction(ratios)]
+
+
+def _by_schedule(runs: Sequence[RunWarmdown]) -> dict[str, list[RunWarmdown]]:
+    return {
+        schedule: [r for r in runs if r.run.schedule == schedule]
+        for schedule in dict.fromkeys(r.run.schedule for r in runs)
+    }
+
+
+def _acceleration(runs: Sequence[RunWarmdown]) -> list[str]:
     """Per schedule: how much steeper the last fifth is than the first."""
-    parts = []
-    for schedule in dict.fromkeys(r.run.schedule for r in runs):
-        ratios = [r.last_over_first for r in runs if r.run.schedule == schedule]
+    sentences = []
+    for schedule, members in _by_schedule(runs).items():
+        ratios = [r.last_over_first for r in members]
         faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
-        n = len(ratios)
-        word = {1: "accelerates", -1: "slows down", 0: "neither accelerates nor slows"}[_direction(ratios)]
-        if faster and slower:
-            word = f"accelerates in {faster} and slows in {slower} of {n} runs"
-        parts.append(
-            f"under {schedule}, improvement per step {word}: the last fifth of the warmdown is "
-            f"{span(r.value for r in ratios)} times as steep as the first "
-            f"(90 % interval above 1 in {faster}, below 1 in {slower} of {n})"
+        n, known = len(ratios), _bounded(ratios)
+        if not known:
+            sentences.append(
+                f"Under {schedule}, the slopes are within their noise: whether improvement accelerates is "
+                "undetermined."
+            )
+            continue
+        text = (
+            f"Under {schedule}, improvement per step {_pace(ratios, 'slows down')}: the last fifth of the "
+            f"warmdown is {_range(known, '.2f')} times as steep as the first (90 % interval above 1 in "
+            f"{faster}, below 1 in {slower} of {n})"
         )
-    text = "; ".join(parts) + "."
-    return text[0].upper() + text[1:]
+        unclear = n - len(known)
+        sentences.append(text + (f"; in {unclear} the slopes are within their noise." if unclear else "."))
+    return sentences
 
 
 def _tail(runs: Sequence[RunWarmdown]) -> str:
-    known = [r for r in runs if r.first_over_tail is not None]
-    if not known:
+    if not any(r.first_over_tail is not None for r in runs):
         return "No constant phase was evaluated often enough to compare the warmdown with."
-    ratios = [r.first_over_tail.value for r in known if r.first_over_tail is not None]
-    already = "already " if min(ratios) > 1 else ""
-    return f"The first fifth is {already}{span(ratios, '.1f')} times as steep as the constant tail before it."
+    known = _bounded([r.first_over_tail for r in runs])
+    if not known:
+        return "How much steeper the first fifth is than the constant phase before it is within the noise."
+    already = "already " if all(e.above(1) for e in known) else ""
+    return (
+        f"The first fifth is {already}{_range(known, '.1f')} times as steep as the constant phase before it."
+    )
+
+
+def clear_gain(r: RunWarmdown) -> Estimate | None:
+    """What the warmdown gained, from its fifths; None where its interval does not exclude 0.
+
+    The fifths' errors are added in quadrature. Slopes of neighbouring pieces err in opposite directions, so
+    that the interval is, if anything, too wide.
+    """
+    if not all(slope.bounded for slope in r.fifth_slopes):
+        return None
+    part = r.run.warmdown_steps / len(r.fifth_slopes) / 1000
+    half = part * float(np.hypot.reduce([slope.value - (slope.low or 0.0) for slope in r.fifth_slopes]))
+    return Estimate(r.gain, r.gain - half, r.gain + half) if r.gain > half else None
 
 
 def _steps(runs: Sequence[RunWarmdown], metric: str) -> str:
-    known = [r for r in runs if r.steps_gain is not None and r.gain > 0]
+    """What the steps alone would have brought, as a share of a gain that is itself clear."""
+    known = [(r, s, g) for r in runs if (s := r.steps_gain) and s.bounded and (g := clear_gain(r))]
     if not known:
         return (
-            "What the steps alone would have brought is not known: too few evaluations at the constant rate."
+            "What the steps alone would have brought is not known: too few evaluations at the constant rate, "
+            "or a gain within its noise."
         )
-    brought = [r.steps_gain.value for r in known if r.steps_gain is not None]
-    shares = [100 * b / r.gain for b, r in zip(brought, known, strict=True)]
-    answer = "The steps are not it" if max(shares) < 33 else "The steps are part of it"
+    shares = [_share(brought, gain) for _, brought, gain in known]
+    answer = "The extra steps may explain part of it"
+    if all(share.below(33) for share in shares):
+        answer = "The extra steps do not explain it"
+    elif all(share.above(33) for share in shares):
+        answer = "The extra steps explain part of it"
+    guessed = [r.run.run_id for r, _, _ in known if r.extrapolated]
     text = (
-        f"{answer}: as many at the constant rate would have brought {span(brought, '.4f')} {unit(metric)}, "
+        f"{answer}: as many at the constant rate would have brought "
+        f"{_range([s for _, s, _ in known], '.4f')} {unit(metric)}, {_range(shares, '.0f')} % of the gain"
     )
-    text += f"{span(shares, '.0f')} % of the gain"
-    guessed = [r.run.run_id for r in known if r.extrapolated]
     return text + (f" (extrapolated, not measured, for {_listed(guessed)})." if guessed else ".")
+
+
+def _share(part: Estimate, whole: Estimate) -> Estimate:
+    """part / whole in per cent, with the widest interval that the two ends allow; `whole` is above 0."""
+    assert part.low is not None and part.high is not None and whole.low and whole.high
+    ends = [100 * p / w for p in (part.low, part.high) for w in (whole.low, whole.high)]
+    return Estimate(100 * part.value / whole.value, min(ends), max(ends))
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _shares(runs: Sequence[RunWarmdown]) -> str:
-    parts = []
-    for schedule in dict.fromkeys(r.run.schedule for r in runs):
-        mine = [r for r in runs if r.run.schedule == schedule]
-        mean = [float(np.mean([r.fractions[m] for r in mine])) for m in MILESTONES]
-        wide = max(np.ptp([r.fractions[m] for r in mine]) for m in MILESTONES)
-        parts.append(
-            f"{' / '.join(f'{v:.2f}' for v in mean)} of the gain under {schedule}"
-            + (f" (runs differ by up to {wide:.2f})" if len(mine) > 1 else "")
-        )
+def _shares(runs: Sequence[RunWarmdown]) -> list[str]:
+    """When the gain comes, as means over three runs or more whose gain is clear."""
+    sentences = []
     at = " / ".join(f"{100 * m:.0f}" for m in MILESTONES)
-    return f"At {at} % of the warmdown, runs have reached " + ", ".join(parts) + "."
+    for schedule, members in _by_schedule([r for r in runs if clear_gain(r)]).items():
+        if len(members) < 3:
+            continue
+        means = [mean_of([r.fractions[m] for r in members]) for m in MILESTONES]
+        sentences.append(
+            f"At {at} % of a {schedule} warmdown, the {len(members)} runs have reached "
+            f"{' / '.join(mean.text('.2f') for mean in means)} of their gain (mean over runs)."
+        )
+    return sentences
 
 
 def _driver(runs: Sequence[RunWarmdown]) -> str:
     """Which of remaining rate, progress and steps lines the runs up."""
-    exponents = [r.q for r in runs if r.q is not None]
+    exponents = _bounded([r.q for r in runs])
     found = collapse(runs)
     if not exponents or found is None:
         few = (
@@ -166,7 +234,7 @@ def _driver(runs: Sequence[RunWarmdown]) -> str:
     ]
     law = (
         f"Below the constant rate's continuation, the drop follows D(r) = D_inf (1 - r^q) in the remaining "
-        f"rate r with q = {span(q.value for q in exponents)} "
+        f"rate r with q = {_range(exponents, '.2f')} "
         f"(1 would be proportional to the rate removed; {late})."
     )
     lined = f"Lined up by remaining rate, runs differ by {found.remaining:.3f} of their drop (SD)"
@@ -187,8 +255,8 @@ def _driver(runs: Sequence[RunWarmdown]) -> str:
     return f"{law} {lined}: it is {best} that drives the drop."
 
 
-def _schedules(runs: Sequence[RunWarmdown], metric: str) -> str:
-    """Final differences of shapes at equal steps, warmdown and group."""
+def _schedules(runs: Sequence[RunWarmdown], metric: str) -> list[str]:
+    """Mean final difference of shapes at equal steps, warmdown and group, over three pairs or more."""
     twins: dict[tuple[object, ...], dict[str, list[float]]] = {}
     for r in runs:
         key = (r.run.group, r.run.steps, r.run.warmdown_steps)
@@ -199,11 +267,18 @@ def _schedules(runs: Sequence[RunWarmdown], metric: str) -> str:
         for shape, finals in shapes.items():
             if shape != base and base in shapes:
                 differences.setdefault(shape, []).append(float(np.mean(finals) - np.mean(shapes[base])))
-    return " ".join(
-        f"At equal length {shape} ends {span(values, '+.4f')} {unit(metric)} from {base} "
-        f"(pairs: {len(values)})."
-        for shape, values in differences.items()
-    )
+    sentences = []
+    for shape, values in differences.items():
+        mean = mean_of(values)
+        if mean.bounded:
+            word = "below" if mean.below(0) else "above" if mean.above(0) else "not clearly apart from"
+            sentences.append(
+                f"At equal length {shape} ends {word} {base}: {mean.text('+.4f')} {unit(metric)} "
+                f"(mean over {len(values)} pairs)."
+            )
+        else:
+            sentences.append(f"Too few pairs ({len(values)}) tell {shape} from {base} at equal length.")
+    return sentences
 
 
 def _peak_rates(runs: Sequence[RunWarmdown]) -> str:
@@ -216,8 +291,11 @@ def _peak_rates(runs: Sequence[RunWarmdown]) -> str:
 
 
 def _length(law: LengthLaw, metric: str) -> str:
+    """What doubling the warmdown adds, where there is an interval for it."""
     doubling = law.b.scaled(float(np.log(2)))
-    word = "adds" if law.b.above(0) or law.b.below(0) else "adds no more than noise:"
+    if not doubling.bounded:
+        return ""
+    word = "adds" if law.b.above(0) or law.b.below(0) else "adds no more than noise,"
     return (
         f"Doubling a {law.schedule} warmdown {word} {doubling.text('.4f')} {unit(metric)} to the final drop "
         f"(a + b ln n, {len(law.drop)} lengths)."
@@ -225,8 +303,11 @@ def _length(law: LengthLaw, metric: str) -> str:
 
 
 def _average(runs: Sequence[RunWarmdown]) -> str:
-    shares = [100 * r.ema_share for r in runs if r.ema_share is not None]
-    if not shares:
+    """How much of the warmdown's gain averaging alone shows, over three runs or more whose gain is clear."""
+    shares = [100 * r.ema_share for r in runs if r.ema_share is not None and clear_gain(r)]
+    if len(shares) < 3:
         return ""
-    share = span(shares, ".0f")
-    return f"Averaging weights (EMA) at the peak rate alone shows {share} % of the warmdown's gain."
+    return (
+        f"Averaging weights (EMA) at the peak rate alone shows {mean_of(shares).text('.0f')} % of the "
+        f"warmdown's gain (mean over {len(shares)} runs)."
+    )

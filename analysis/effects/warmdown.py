@@ -26,6 +26,7 @@ TAIL = 1 / 3  # of the constant phase: half of it is still visibly curved in the
 MAX_GAP = 0.1  # of the warmdown may lie after the last evaluation
 MIN_EVALUATIONS = 6  # in the warmdown: fewer leave a fifth without one
 LEVEL = 0.9
+ANOTHER_RUNS = "its training is another run's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class Warmdown:
     runs: tuple[RunWarmdown, ...]
     lengths: tuple[LengthLaw, ...]
     skipped: tuple[tuple[str, str], ...]  # (run_id, reason)
+    sparse: tuple[Run, ...] = ()  # of those: with too few evaluations in the warmdown
 
 
 def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
@@ -99,18 +101,26 @@ def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
 
     Runs that differ in what follows training only (quantizer, test-time training) count once.
     """
-    measured, skipped = [], []
+    measured, skipped, sparse = [], [], []
     once = trainings(table, metric)
     ids = {run.run_id for run in once}
-    skipped += [(r.run_id, "its training is another run's") for r in table.runs if r.run_id not in ids]
+    skipped += [(r.run_id, ANOTHER_RUNS) for r in table.runs if r.run_id not in ids]
     for run in once:
         result = _analyse_run(run, table, metric, level)
         if isinstance(result, str):
             skipped.append((run.run_id, result))
+            if not run.is_constant and 0 <= evaluations(run, metric) < MIN_EVALUATIONS:
+                sparse.append(run)
         else:
             measured.append(result)
     lengths = length_laws(replace(table, runs=once), metric, level)
-    return Warmdown(metric, tuple(measured), lengths, tuple(skipped))
+    return Warmdown(metric, tuple(measured), lengths, tuple(skipped), tuple(sparse))
+
+
+def evaluations(run: Run, metric: str) -> int:
+    """Evaluations of a metric after peak_steps; -1 without a trajectory."""
+    curve = run.curve(metric)
+    return -1 if curve is None else int((curve[0] > run.peak_steps).sum())
 
 
 def trainings(table: Table, metric: str) -> tuple[Run, ...]:
@@ -134,8 +144,8 @@ def _analyse_run(run: Run, table: Table, metric: str, level: float) -> RunWarmdo
     if run.steps - step[-1] > MAX_GAP * run.warmdown_steps:
         return f"its last evaluation is at step {step[-1]} of {run.steps}"
     inside = step >= run.peak_steps
-    if int((step > run.peak_steps).sum()) < MIN_EVALUATIONS:
-        return f"{int((step > run.peak_steps).sum())} evaluations in the warmdown, {MIN_EVALUATIONS} needed"
+    if (seen := int((step > run.peak_steps).sum())) < MIN_EVALUATIONS:
+        return f"{seen} evaluation{'s' * (seen != 1)} in the warmdown, {MIN_EVALUATIONS} needed"
     remaining = remaining_rate(run, step)
     if step[0] > run.peak_steps:
         return f"no evaluation at or before peak_steps {run.peak_steps}"

@@ -10,12 +10,14 @@ import pandas as pd
 
 from analysis.forecast.predict import Prediction, predict
 from analysis.reach.remote import Copied, copy_of, is_url
-from analysis.report.report import best_run, fits, write_report
+from analysis.report.answer import Answer, answer
+from analysis.report.report import fits, write_report
 from analysis.report.study import Study, final_metric, study
 from analysis.report.tables import all_tables
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
 from analysis.runs.parquet import read_parquet
+from analysis.runs.sweepfile import read_sweep_file
 from analysis.runs.table import Run, Table, default_metric
 
 if TYPE_CHECKING:
@@ -70,10 +72,10 @@ class LoadedStudy:
         """Everything the report says, as typed values."""
         return study(self.table)
 
-    @property
-    def headline(self) -> str:
-        """The study's answer in a sentence, or why there is none."""
-        return self.found.headline or self.found.verdict[0]
+    @cached_property
+    def answer(self) -> Answer:
+        """The report's first screen: `headline`, one sentence, and `facts`, labelled ones."""
+        return answer(self.found, read_sweep_file(self.table.folder))
 
     @property
     def verdict(self) -> tuple[str, ...]:
@@ -94,11 +96,6 @@ class LoadedStudy:
             raise AnalysisError(f"{self.source}: no run has a final {metric}")
         best = min(known, key=lambda run: run.final(metric) or 0.0).run_id
         return self.runs[self.runs["run_id"] == best].iloc[0]
-
-    @property
-    def best_text(self) -> str:
-        """The best run in a sentence."""
-        return best_run(self.found)
 
     @property
     def metric(self) -> str:

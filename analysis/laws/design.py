@@ -45,6 +45,7 @@ class Design:
     """
 
     def __init__(self, rows: Sequence[tuple[Run, Ints]]) -> None:
+        self.runs = [run for run, _ in rows]
         self.run_of_row = np.repeat(np.arange(len(rows)), [len(steps) for _, steps in rows])
         self.step = np.concatenate([np.asarray(steps, float) for _, steps in rows])  # [n]
         self.warmdown = np.concatenate([np.full(len(s), r.warmdown_steps, float) for r, s in rows])

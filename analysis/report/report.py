@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from html import escape
+import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from analysis.forecast.advise import interval
-from analysis.report import page
+from analysis.report.answer import answer
+from analysis.report.next_steps import Step, next_steps
+from analysis.report.page import Link, Page, Section, TableView, render, sections_of, short_ids, view
 from analysis.report.plots import Drawn, draw_all
 from analysis.report.study import Study, study
 from analysis.report.tables import all_tables, law_parameters
+from analysis.report.words import words_of
 from analysis.runs import strictjson
 from analysis.runs.load import load
 from analysis.runs.sweepfile import SweepFile, read_sweep_file
 from analysis.runs.tabular import ReportTable
-from analysis.runs.units import LABELS, unit
 
 
 def make_report(
@@ -29,11 +31,13 @@ def make_report(
     """
     table = load(source, trajectories)
     folder = out or (table.folder / "report" if table.folder else Path("report"))
-    return write_report(study(table), folder, command or f"python -m analysis {source}"), table.notes
+    found = study(table)
+    return write_report(found, folder, command or f"python -m analysis {source}", trajectories), table.notes
 
 
-def write_report(found: Study, out: Path, command: str) -> Path:
-    """Write everything under `out` and return the path of report.html. `command` is what made the report.
+def write_report(found: Study, out: Path, command: str, trajectories: str | Path | None = None) -> Path:
+    """Write everything under `out` and return the path of report.html. `command` is what made the report,
+    `trajectories` the file of curves that was given beside a CSV.
 
     Raises:
         AnalysisError: from the analysis of blocks; OSError where `out` cannot be written.
@@ -46,47 +50,101 @@ def write_report(found: Study, out: Path, command: str) -> Path:
     (out / "fits.json").write_text(strictjson.dumps(fits(found), indent=1) + "\n", encoding="utf-8")
     sweep = read_sweep_file(found.table.folder)
     path = out / "report.html"
-    path.write_text(_html(found, sweep, figures, missing, tables, command), encoding="utf-8")
+    steps = next_steps(found, sweep, trajectories)
+    page = _page(found, sweep, figures, missing, tables, steps, command, out)
+    path.write_text(render(page), encoding="utf-8")
     return path
 
 
-def _html(
+def _page(
     study: Study,
     sweep: SweepFile,
     figures: list[Drawn],
     missing: list[tuple[str, str]],
     tables: list[ReportTable],
+    steps: list[Step],
     command: str,
-) -> str:
+    out: Path,
+) -> Page:
     name = sweep.name or Path(study.table.source).stem
-    made = [f"<code>{escape(command)}</code>"]
-    if sweep.command:
-        made.insert(0, f"<code>{escape(sweep.command)}</code>")
-    commit = f" at commit <code>{escape(sweep.commit[:12])}</code>" if sweep.commit else ""
-    gaps = [f"No figure “{title}”: {reason}." for title, reason in missing]
-    body = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="soft">{len(study.table.runs)} finished runs of {escape(study.table.source)}. '
-        f"Made by {', then '.join(made)}{commit}.</p>",
-        f'<div class="verdict">{page.paragraphs(summary(study, sweep))}</div>',
-        page.section("Does improvement accelerate, and why", page.bullets(study.verdict)),
-        page.section("What to run next", page.bullets(_advice(study))),
-        page.section("What the stages do", page.bullets((*study.stages.sentences, *study.stages.notes))),
-        page.section("What else may explain the differences", page.bullets(study.confounds)),
-        page.section("Figures", "\n".join(page.figure(f.title, f.caption, f.files) for f in figures)),
-        page.section("Tables", "\n".join(table.html() for table in tables)),
-        page.section("What was left out", page.bullets((*study.table.notes, *_skipped(study), *gaps))),
+    best = study.best[0].run_id if study.best else ""
+    short = short_ids(run.run_id for run in study.table.runs)
+    artifacts = _artifacts(study, out)
+    shown = {table.name: view(table, best, short, artifacts) for table in tables}
+    answered = answer(study, sweep)
+    by_section: dict[str, list[Drawn]] = {}
+    for drawn in figures:
+        by_section.setdefault(drawn.section, []).append(drawn)
+    lead = next(iter(by_section.pop("answer", [])), None)
+    runs = len(study.table.runs)
+    return Page(
+        title=name,
+        facts_of=f"{runs} finished run{'s' * (runs != 1)} of {study.table.source}. {words_of(study).line}",
+        headline=answered.headline,
+        findings=study.findings,
+        facts=answered.facts,
+        lead=lead,
+        sections=sections_of(_sections(study, sweep, by_section, missing, shown, steps, out)),
+        made=_made(sweep, command),
+        words=words_of(study).words,
+        best_link=Link("artifact", artifacts[best]) if best in artifacts else None,
+        short=short,
+    )
+
+
+def _sections(
+    study: Study,
+    sweep: SweepFile,
+    figures: dict[str, list[Drawn]],
+    missing: list[tuple[str, str]],
+    tables: dict[str, TableView],
+    steps: list[Step],
+    out: Path,
+) -> list[Section]:
+    """The page by question: words, then the figures and tables that show them."""
+
+    def drawn(name: str) -> tuple[Drawn, ...]:
+        return tuple(figures.get(name, ()))
+
+    def of(*names: str) -> tuple[TableView, ...]:
+        return tuple(tables[name] for name in names if name in tables)
+
+    gaps = tuple(f"No figure “{title}”: {reason}." for title, reason in missing)
+    return [
+        Section("length", "How long, how much warmdown", figures=drawn("length"), tables=of("advice")),
+        Section("next", "What to run next", steps=tuple(steps), details=_no_predictions(study)),
+        Section(
+            "warmdown",
+            "Does improvement accelerate, and why",
+            study.verdict,
+            figures=drawn("warmdown"),
+            tables=of("warmdown", "length"),
+        ),
+        Section(
+            "stages",
+            "What the stages do",
+            study.stages.sentences,
+            figures=drawn("stages"),
+            tables=of("stages", "repair"),
+            details=study.stages.notes,
+        ),
+        Section("confounds", "What else may explain the differences", study.confounds),
+        Section(
+            "certainty", "How far predictions can be trusted", figures=drawn("certainty"), tables=of("laws")
+        ),
+        Section("more", "Further figures", figures=drawn("")),
+        Section("runs", "All runs", tables=of("runs"), links=_files(study, out)),
+        Section("left-out", "What was left out", (*study.table.notes, *_skipped(study), *gaps)),
+        Section("made", "How this was made", always=True),
+        Section("words", "Words", always=True),
     ]
-    return page.page(name, "\n".join(part for part in body if part))
 
 
-def _advice(study: Study) -> tuple[str, ...]:
-    """Advice, or why there is none."""
-    if study.advice is None or study.forecast is None:
+def _no_predictions(study: Study) -> tuple[str, ...]:
+    if study.forecast is None:
         return (f"No predictions: {study.no_forecast}.",)
     others = study.forecast.left_out
-    mixed = (f"Made from the largest group of like runs; not from {', '.join(others)}.",) if others else ()
-    return (*study.advice.sentences, *mixed)
+    return (f"Made from the largest group of like runs; not from {', '.join(others)}.",) if others else ()
 
 
 def _skipped(study: Study) -> list[str]:
@@ -96,42 +154,49 @@ def _skipped(study: Study) -> list[str]:
     return [f"Warmdown not measured for {', '.join(ids)}: {reason}." for reason, ids in reasons.items()]
 
 
-def summary(study: Study, sweep: SweepFile) -> list[str]:
-    """The verdict first, then the best run, the main advice, and what compressors reach."""
-    paragraphs = [study.headline or study.verdict[0], best_run(study)]
-    if study.advice is not None:
-        paragraphs += [study.advice.sentences[0], longer_run(study)]
-    if sweep.compressor_bpb:
-        others = " and ".join(f"{name} {bpb:.3f}" for name, bpb in sweep.compressor_bpb)
-        paragraphs.append(f"On the same validation text, general compressors reach {others} bits per byte.")
-    return [text for text in paragraphs if text]
+def _relative(path: Path, out: Path) -> str:
+    return Path(os.path.relpath(path, out)).as_posix()
 
 
-def longer_run(study: Study) -> str:
-    """What twice the longest run is predicted to give."""
-    if study.forecast is None:
-        return ""
-    best = study.forecast.best[-1]
-    longest = max(run.steps for run in study.forecast.ensemble.measured.runs)
-    return (
-        f"{best.steps:,} steps, {best.steps / longest:.2g} times the longest run, are predicted to reach "
-        f"{interval(best.prediction)} at ratio {best.ratio:.2f}."
-    )
+def _artifacts(study: Study, out: Path) -> dict[str, str]:
+    """run id -> its compressed model, as seen from the page."""
+    folder = study.table.folder
+    if folder is None:
+        return {}
+    paths = {run.run_id: folder / "artifacts" / f"{run.run_id}.int6" for run in study.table.runs}
+    return {run_id: _relative(path, out) for run_id, path in paths.items() if path.is_file()}
 
 
-def best_run(study: Study) -> str:
-    """The run with the best final metric, beside its raw validation."""
-    known = [(value, run) for run in study.table.runs if (value := run.final(study.final_metric)) is not None]
-    if not known:
-        return ""
-    value, run = min(known, key=lambda pair: pair[0])
-    what = LABELS.get(study.final_metric, study.final_metric)
-    text = (
-        f"Best of {len(known)} runs: {run.run_id}, {value:.4f} {unit(study.final_metric)} ({what}), "
-        f"{run.steps:,} steps of which {run.warmdown_steps:,} are {run.schedule} warmdown"
-    )
-    size = run.metrics.get("artifact_bytes")
-    return text + (f"; compressed model {size:,.0f} bytes." if size else ".")
+def _files(study: Study, out: Path) -> tuple[Link, ...]:
+    """What lies beside the page, for programs and for people."""
+    names = ("runs.parquet", "trajectory", "blocks", "artifacts", "plan.json", "sweep.json")
+    folder = study.table.folder
+    there = [folder / name for name in names if (folder / name).exists()] if folder else []
+    if folder is None and Path(study.table.source).is_file():
+        there = [Path(study.table.source)]
+    links = [Link(path.name + "/" * path.is_dir(), _relative(path, out)) for path in there]
+    return (*links, Link("fits.json", "fits.json"), Link("figures/", "figures"), Link("tables/", "tables"))
+
+
+def _made(sweep: SweepFile, command: str) -> tuple[tuple[str, str, bool], ...]:
+    """(what, text, is it a command): commands, machine and versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in sweep.versions)
+    made = [
+        ("Runs", sweep.command, True),
+        ("Report", command, True),
+        ("Machine", sweep.machine, False),
+        ("Versions", versions, False),
+        ("Commit", (sweep.commit or "")[:12], False),
+        ("Analysis", f"gepa-sweeps {_version()}", False),
+    ]
+    return tuple((what, text, is_command) for what, text, is_command in made if text)
+
+
+def _version() -> str:
+    try:
+        return version("gepa-sweeps")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def fits(study: Study) -> dict[str, object]:

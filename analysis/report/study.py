@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from analysis.effects.confounds import confounds, replicate_sd
+from analysis.effects.soundness import LongerWorse, effect_of_warmdown, longer_worse, unstable_trunk
 from analysis.effects.stages import Decomposition, decompose
 from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import Warmdown
@@ -14,16 +16,18 @@ from analysis.effects.warmdown import analyse as analyse_warmdowns
 from analysis.forecast.advise import Advice, advise
 from analysis.forecast.folds import last_known
 from analysis.forecast.surface import Forecast, forecast
+from analysis.report.residuals import fitted_metric, residuals, rms
 from analysis.runs.errors import AnalysisError
-from analysis.runs.table import Table, default_metric
-from analysis.runs.units import STAGES
+from analysis.runs.table import Run, Table, default_metric
+from analysis.runs.units import STAGES, unit
 
 
 @dataclass(frozen=True)
 class Study:
     """A table of runs and what was found in it.
 
-    `metric` is the trajectories', `final_metric` that of the finished job.
+    `metric` is the trajectories', `final_metric` that of the finished job. `findings` are what a reader has
+    to know before any other number: longer runs that were worse, an unstable trunk, laws that do not fit.
     """
 
     table: Table
@@ -37,6 +41,15 @@ class Study:
     forecast: Forecast | None
     no_forecast: str  # why there is none
     advice: Advice | None
+    longer_worse: LongerWorse | None = None
+    findings: tuple[str, ...] = ()
+    residuals: pd.DataFrame | None = None  # of the trajectory laws, on the rows they were fitted to
+
+    @property
+    def best(self) -> tuple[Run, float] | None:
+        """The run with the lowest final metric, and its value."""
+        known = [(r, value) for r in self.table.runs if (value := r.final(self.final_metric)) is not None]
+        return min(known, key=lambda pair: pair[1]) if known else None
 
 
 def study(table: Table) -> Study:
@@ -47,8 +60,13 @@ def study(table: Table) -> Study:
     """
     metric = default_metric(table)
     wanted = final_metric(table, metric)
-    found, reason = _forecast(table, wanted, relative_noise(table, metric))
+    worse = longer_worse(table, wanted)
+    found, reason = _forecast(table, wanted, relative_noise(table, metric), worse)
     warmdown = analyse_warmdowns(table, metric)
+    left_over = residuals(found) if found else None
+    findings = [worse.sentence(wanted) if worse else "", unstable_trunk(table, metric)]
+    if found is not None and left_over is not None:
+        findings.append(_misfit(found, left_over))
     return Study(
         table=table,
         metric=metric,
@@ -61,6 +79,9 @@ def study(table: Table) -> Study:
         forecast=found,
         no_forecast=reason,
         advice=advise(found) if found else None,
+        longer_worse=worse,
+        findings=tuple(text for text in findings if text),
+        residuals=left_over,
     )
 
 
@@ -71,12 +92,31 @@ def relative_noise(table: Table, metric: str) -> float | None:
     return None if noise is None else noise[0] / float(np.median(level))
 
 
-def _forecast(table: Table, metric: str, noise: float | None) -> tuple[Forecast | None, str]:
+def _forecast(
+    table: Table, metric: str, noise: float | None, worse: LongerWorse | None
+) -> tuple[Forecast | None, str]:
     """A forecast, or why the runs do not carry one: a report without predictions is still a report."""
+    if worse is not None:
+        return None, (
+            f"the runs of {worse.longest.steps:,} steps ended above those of {worse.best.steps:,}, and the "
+            "laws describe how results improve with length"
+        )
     try:
         return forecast(table, metric, noise), ""
     except AnalysisError as error:
-        return None, str(error)
+        return None, str(error).removeprefix(f"{table.source}: ")
+
+
+def _misfit(found: Forecast, left_over: pd.DataFrame) -> str:
+    """A sentence where the laws miss the curves by more than the warmdown's length changes."""
+    metric = fitted_metric(found)
+    effect, size = effect_of_warmdown(found.ensemble.table, metric), rms(left_over)
+    if effect is None or size <= effect:
+        return ""
+    return (
+        f"The laws miss the curves by {size:.4f} {unit(metric)} (RMS), more than the warmdown's length "
+        f"changes at equal steps ({effect:.4f}): what they say of the best ratio is not to be relied on."
+    )
 
 
 def final_metric(table: Table, metric: str) -> str:

@@ -14,7 +14,7 @@ from analysis.laws.fit import Fit
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
 from analysis.runs.tabular import Column, ReportTable
-from analysis.runs.units import LABELS, STAGES, unit
+from analysis.runs.units import LABELS, STAGES, axis, unit
 
 
 def runs(study: Study) -> ReportTable:
@@ -31,7 +31,7 @@ def runs(study: Study) -> ReportTable:
                 "seed": run.seed,
                 "setting": setting(run, axes) or None,
                 study.metric: run.final(study.metric),
-                **{stage: run.metrics.get(stage) for stage in STAGES},
+                **{stage: run.metrics.get(stage) for stage in (*STAGES, "ema_sliding_bpb", "ema_ttt_bpb")},
                 "artifact_bytes": run.metrics.get("artifact_bytes"),
                 "quant_rows_at_floor": run.metrics.get("quant_rows_at_floor"),
                 "hours": run_hours(run),
@@ -46,7 +46,8 @@ def runs(study: Study) -> ReportTable:
         "seed": Column("seed", ".0f"),
         "setting": Column("setting"),
     }
-    stages = [stage for stage in STAGES if any(stage in run.metrics for run in study.table.runs)]
+    wanted = (*STAGES, "ema_sliding_bpb", "ema_ttt_bpb")
+    stages = [stage for stage in wanted if any(stage in run.metrics for run in study.table.runs)]
     shown = stages or [study.metric]
     columns |= {stage: Column(f"{LABELS[stage]} [{unit(stage)}]", ".4f") for stage in shown}
     columns |= {
@@ -64,7 +65,8 @@ def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _text(estimate: Estimate | None, digits: str) -> str | None:
-    return None if estimate is None else estimate.text(digits)
+    """The estimate with its interval; nothing without one."""
+    return estimate.text(digits) if estimate is not None and estimate.bounded else None
 
 
 def warmdowns(study: Study) -> ReportTable | None:
@@ -87,6 +89,8 @@ def warmdowns(study: Study) -> ReportTable | None:
         row |= {f"share_at_{100 * m:.0f}": share for m, share in r.fractions.items()}
         row |= {"drop_inf": r.drop_inf, **_spread("q", r.q), "ema_share": r.ema_share}
         row |= {
+            "tail_text": _text(r.tail_slope, ".5f"),
+            "steps_gain_text": _text(r.steps_gain, ".4f"),
             "first_over_tail_text": _text(r.first_over_tail, ".2f"),
             "last_over_first_text": _text(r.last_over_first, ".2f"),
             "q_text": _text(r.q, ".2f"),
@@ -100,17 +104,11 @@ def warmdowns(study: Study) -> ReportTable | None:
         "schedule": Column("schedule"),
         "warmdown_steps": Column("warmdown steps", ",.0f"),
         "gain": Column(f"gain [{u}]", ".4f"),
-        "steps_gain": Column(f"of it by steps alone [{u}]", ".4f"),
+        "steps_gain_text": Column(f"the steps alone [{u}]"),
         "continuation": Column("constant rate"),
-        "tail_slope": Column(f"tail slope [{u} / 1k steps]", ".5f"),
-        "fifth_1_slope": Column("first fifth", ".5f"),
-        "fifth_5_slope": Column("last fifth", ".5f"),
-        "first_over_tail_text": Column("first / tail"),
+        "tail_text": Column(f"slope before it [{u} / 1k steps]"),
+        "first_over_tail_text": Column("first / before"),
         "last_over_first_text": Column("last / first"),
-        "share_at_25": Column("gain at 25 %", ".2f"),
-        "share_at_50": Column("50 %", ".2f"),
-        "share_at_75": Column("75 %", ".2f"),
-        "share_at_90": Column("90 %", ".2f"),
         "q_text": Column("q"),
     }
     return ReportTable("warmdown", "Warmdowns, 90 % intervals in brackets", pd.DataFrame(rows), columns)
@@ -144,6 +142,39 @@ def stages(study: Study) -> ReportTable | None:
     )
 
 
+def repair(study: Study) -> ReportTable | None:
+    """What TTT gains on float and on int6 weights, and what it mends, with paired standard errors."""
+    names = {
+        "on_float": "TTT on float",
+        "on_int6": "TTT on int6",
+        "tax_before": "int6 less float before TTT",
+        "tax_after": "after TTT",
+        "mended": "mended",
+    }
+    rows: list[dict[str, object]] = []
+    for found in study.stages.repairs:
+        row: dict[str, object] = {
+            "run_id": found.run.run_id,
+            "steps": found.run.steps,
+            "warmdown_ratio": found.run.warmdown_ratio,
+        }
+        for name in names:
+            row |= {name: getattr(found, name).value, f"{name}_error": getattr(found, name).error}
+        rows.append(row)
+    if not rows:
+        return None
+    columns = {
+        "run_id": Column("run"),
+        "steps": Column("steps", ",.0f"),
+        "warmdown_ratio": Column("ratio", ".2f"),
+    }
+    for name, heading in names.items():
+        columns[name] = Column(f"{heading} [BPB]", "+.5f")
+        columns[f"{name}_error"] = Column("± SE", ".5f")
+    title = "What test-time training gains on float weights and mends of int6 (negative is better)"
+    return ReportTable("repair", title, pd.DataFrame(rows), columns)
+
+
 def lengths(study: Study) -> ReportTable | None:
     """Final drop = a + b ln(warmdown steps), per schedule and group."""
     rows = [
@@ -174,12 +205,15 @@ def best_ratios(study: Study) -> ReportTable | None:
     """Best warmdown ratio and predicted result, per number of steps."""
     if study.forecast is None or not study.forecast.knows_ratios:
         return None
+    run_ratios = [r.warmdown_ratio for r in study.forecast.ensemble.measured.runs if not r.is_constant]
     rows = [
         {
             "steps": best.steps,
+            "reach": best.prediction.extrapolation["factor"],
             "ratio": best.ratio,
             "ratio_low": best.low,
             "ratio_high": best.high,
+            "ratio_is": "run" if any(abs(best.ratio - r) < 0.005 for r in run_ratios) else "interpolated",
             "at_edge": "end of the range run" if best.at_edge else "",
             "value": best.prediction.value,
             "low": best.prediction.low,
@@ -191,18 +225,17 @@ def best_ratios(study: Study) -> ReportTable | None:
     u = unit(study.final_metric)
     columns = {
         "steps": Column("steps", ",.0f"),
+        "reach": Column("times the longest run", ".2f"),
         "ratio": Column("best ratio", ".2f"),
         "ratio_low": Column("as good from", ".2f"),
         "ratio_high": Column("to", ".2f"),
+        "ratio_is": Column("this ratio was"),
         "at_edge": Column("optimum"),
         "value": Column(f"predicted [{u}]", ".4f"),
         "low": Column("low", ".4f"),
         "high": Column("high", ".4f"),
-        "how_far": Column("reach"),
     }
-    title = (
-        f"Best warmdown ratio for a number of steps ({LABELS.get(study.final_metric, study.final_metric)})"
-    )
+    title = f"Best warmdown ratio for a number of steps, by {axis(study.final_metric)}"
     return ReportTable("advice", title, pd.DataFrame(rows), columns)
 
 
@@ -270,6 +303,7 @@ TABLES: tuple[Callable[[Study], ReportTable | None], ...] = (
     warmdowns,
     lengths,
     stages,
+    repair,
     laws,
 )
 

@@ -1,4 +1,4 @@
-"""Runs and their curves. Parquet, CSV or others' logs come in; a `Table` goes out, or what is wrong with it.
+"""Runs and their curves. Parquet or CSV comes in; a `Table` goes out, or what is wrong with it.
 
-`load.load` reads a store or CSV, `trainlog` a training log; `table` holds the types that the other rooms use.
+`load.load` reads a store or CSV; `table` holds the types that the other rooms use.
 """

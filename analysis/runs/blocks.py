@@ -7,7 +7,7 @@ blocks have in common cancels (Cochran 1977, "Sampling Techniques", ch. 6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,19 @@ def paired_effect(before: StageBlocks, after: StageBlocks) -> Effect | None:
     The two may count bytes differently (sliding windows that double count): each keeps its own ratio.
     None where they are not of the same blocks.
     """
-    if not np.array_equal(before.block, after.block):
+    return paired_sum(((-1.0, before), (1.0, after)))
+
+
+def paired_sum(terms: Sequence[tuple[float, StageBlocks]]) -> Effect | None:
+    """A weighted sum of several stages' BPB over the same blocks, with its standard error."""
+    block = terms[0][1].block
+    if not all(np.array_equal(block, stage.block) for _, stage in terms):
         return None
-    value = after.bpb - before.bpb
-    n = len(before.block)
+    value = sum(weight * stage.bpb for weight, stage in terms)
+    n = len(block)
     if n < MIN_BLOCKS:
         return Effect(value)
-    deviation = _influence(after) - _influence(before)
+    deviation = np.sum([weight * _influence(stage) for weight, stage in terms], axis=0)
     return Effect(value, float(np.sqrt(n / (n - 1) * (deviation**2).sum())))
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.runs.checks import refuse_mixed_units, refuse_signs
 from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
-from analysis.runs.rows import CURVES, METRICS, run_of
+from analysis.runs.rows import CURVES, METRICS, UnknownScheduleError, run_of
 from analysis.runs.table import Run, Table, joined_trunks
 
 _BOOKKEEPING = {
@@ -23,10 +23,16 @@ _BOOKKEEPING = {
     "config_json", "commit", "started_at", "finished_at", "trunk", *METRICS,
 }  # fmt: skip
 
+_LEFT_OUT = ["pending", "failed", "diverged", "unfinished"]
 
-def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
+
+def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
     """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV with optional
     trajectories CSV.
+
+    Args:
+        schedules: leave runs of an unknown warmdown out, with a note. Otherwise their schedule is
+            'unknown' and only their steps and finals are of use.
 
     Raises:
         AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, a
@@ -45,11 +51,8 @@ def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
     notes: list[str] = []
     frame = _finished(frame, str(source), notes)
     _check_trajectory_ids(frame, curves, trajectories or source, notes)
-    groups = None if curves is None else dict(tuple(curves.groupby("run_id", sort=False)))
-    runs = [
-        run_of(row, (groups or {}).get(row["run_id"]), axes, str(source), notes)
-        for row in frame.to_dict("records")
-    ]
+    groups = {} if curves is None else {str(name): one for name, one in curves.groupby("run_id", sort=False)}
+    runs = _runs(frame, groups, axes, str(source), notes, schedules)
     runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
     runs = _finals_from_trajectories(runs)
     table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
@@ -57,6 +60,28 @@ def load(path: str | Path, trajectories: str | Path | None = None) -> Table:
     if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
         refuse_mixed_units(table)
     return table
+
+
+def _runs(
+    frame: pd.DataFrame,
+    groups: dict[str, pd.DataFrame],
+    axes: tuple[str, ...],
+    source: str,
+    notes: list[str],
+    schedules: bool,
+) -> list[Run]:
+    runs: list[Run] = []
+    unknown: dict[str, UnknownScheduleError] = {}
+    for row in frame.to_dict("records"):
+        try:
+            runs.append(run_of(row, groups.get(row["run_id"]), axes, source, notes, schedules))
+        except UnknownScheduleError as error:
+            unknown[str(row["run_id"])] = error
+    if not runs:
+        raise next(iter(unknown.values()))
+    if unknown:
+        notes.append(f"{len(unknown)} runs left out, their warmdown is unknown: {', '.join(unknown)}")
+    return runs
 
 
 def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
@@ -122,11 +147,11 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
             f"{source}: run {', '.join(map(repr, twice))} appears more than once; keep one row a run"
         )
     if "status" in frame:
-        for status in ("pending", "failed", "diverged"):
+        for status in _LEFT_OUT:
             dropped = frame["run_id"][frame["status"] == status]
             if len(dropped):
                 notes.append(f"{len(dropped)} runs left out as {status}: {', '.join(dropped)}")
-        frame = frame[~frame["status"].isin(["pending", "failed", "diverged"])]
+        frame = frame[~frame["status"].isin(_LEFT_OUT)]
     if frame.empty:
         raise AnalysisError(f"{source}: no finished run yet; come back when one is done")
     return frame

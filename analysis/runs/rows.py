@@ -12,13 +12,18 @@ from analysis.runs.schedule import SHAPES
 from analysis.runs.table import Run, Trajectory
 
 METRICS = [
-    "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "final_loss", "val_loss", "val_bpb",
+    "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "ema_sliding_bpb", "ema_ttt_bpb",
+    "final_loss", "val_loss", "val_bpb",
     "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction",
     "train_loss_final",
     "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "ranks",
     "params", "train_tokens", "epochs",
 ]  # fmt: skip
-CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "train_loss")
+CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "int6_val_bpb", "train_loss")
+SIZES = ("artifact_bytes",)
+"""Trajectory columns that are no losses."""
+UNKNOWN = "unknown"
+"""Schedule of a run of which only steps and finals are known."""
 GROUP_AXES = ("params", "peak_lr", "data_fingerprint")
 
 
@@ -43,9 +48,24 @@ def _whole(row: dict, name: str, where: str) -> int | None:
     return None if value is None else int(value)
 
 
+class UnknownScheduleError(AnalysisError):
+    """A row says neither how long the warmdown was nor how the learning rate went."""
+
+
 def run_of(
-    row: dict, curve: pd.DataFrame | None, axes: tuple[str, ...], source: str, notes: list[str]
+    row: dict,
+    curve: pd.DataFrame | None,
+    axes: tuple[str, ...],
+    source: str,
+    notes: list[str],
+    scheduled: bool = True,
 ) -> Run:
+    """The row as a Run; `scheduled`: it must say how the learning rate went.
+
+    Raises:
+        UnknownScheduleError: it does not.
+        AnalysisError: a value is not what its column holds.
+    """
     where = f"{source}, run '{row['run_id']}'"
     steps, peak, down = (_whole(row, name, where) for name in ("steps", "peak_steps", "warmdown_steps"))
     if not steps:
@@ -62,13 +82,17 @@ def run_of(
         elif logged_lr:
             schedule = "observed"
             peak = down = None
+        elif scheduled:
+            raise UnknownScheduleError(
+                f"{where}: give peak_steps, warmdown_steps, or trajectories with lr_scale"
+            )
         else:
-            raise AnalysisError(f"{where}: give peak_steps, warmdown_steps, or trajectories with lr_scale")
+            schedule, down, curve = UNKNOWN, 0, None
     if schedule is None:
         schedule = "linear" if down != 0 and peak != steps else "constant"
         if schedule == "linear":
             notes.append(f"run '{row['run_id']}': no schedule given, taken as linear to 0")
-    if schedule not in SHAPES and schedule != "observed":
+    if schedule not in SHAPES and schedule not in ("observed", UNKNOWN):
         if not logged_lr:
             raise AnalysisError(f"{where}: schedule '{schedule}' is unknown; known: {', '.join(SHAPES)}")
         schedule = "observed"
@@ -111,7 +135,7 @@ def run_of(
 
 
 def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory:
-    columns = [name for name in ("step", "lr_scale", *CURVES) if name in curve.columns]
+    columns = [name for name in ("step", "lr_scale", *CURVES, *SIZES) if name in curve.columns]
     rows = curve[columns]
     for name in columns:
         numeric = pd.to_numeric(rows[name], errors="coerce")
@@ -127,7 +151,7 @@ def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory
         step = int(rows["step"][rows["step"].duplicated()].iloc[0])
         raise AnalysisError(f"{where}: step {step} appears twice in its trajectory; keep one row a step")
     rows = rows.sort_values("step")
-    values = {name: rows[name].to_numpy(float) for name in columns if name in CURVES}
+    values = {name: rows[name].to_numpy(float) for name in columns if name in (*CURVES, *SIZES)}
     silent = ~np.any([np.isfinite(value) for value in values.values()], axis=0)
     if silent.any():
         notes.append(f"{where}: {int(silent.sum())} rows of its trajectory hold no value and were left out")

@@ -20,6 +20,11 @@ def _linear(t: Floats, final: float) -> Floats:
     return final + (1 - final) * (1 - t)
 
 
+def _linear_floor(t: Floats, final: float) -> Floats:
+    """To 0, but never below the final fraction."""
+    return np.maximum(1 - t, final)
+
+
 def _cosine(t: Floats, final: float) -> Floats:
     return final + (1 - final) * 0.5 * (1 + np.cos(np.pi * t))
 
@@ -43,6 +48,7 @@ def _constant(t: Floats, final: float) -> Floats:
 
 SHAPES: dict[str, Callable[[Floats, float], Floats]] = {
     "linear": _linear,
+    "linear-floor": _linear_floor,
     "cosine": _cosine,
     "1-sqrt": _one_minus_sqrt,
     "exponential": _exponential,

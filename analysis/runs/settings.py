@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from analysis.runs.table import Run, Table
 
 
@@ -22,3 +24,11 @@ def by_setting(table: Table) -> dict[str, Table]:
     axes = varying_axes(table)
     names = dict.fromkeys(setting(run, axes) for run in table.runs)
     return {name: table.where(lambda run, name=name: setting(run, axes) == name) for name in names}  # type: ignore[misc]
+
+
+_DIGEST = re.compile(r"(?<![0-9a-z])(?:sha256:)?(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{10,64}(?![0-9a-z])")
+
+
+def shortened(text: str, digits: int = 4) -> str:
+    """The text with its fingerprints cut to their first digits."""
+    return _DIGEST.sub(lambda found: found[0].removeprefix("sha256:")[:digits] + "…", text)

@@ -1,4 +1,4 @@
-"""A table for reading: Markdown, CSV, LaTeX and HTML from one frame.
+"""A table for reading: Markdown, CSV and LaTeX from one frame; the report's page shows it too.
 
 Raw values in the CSV, rounded ones elsewhere.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -61,26 +60,6 @@ class ReportTable:
             f"{body}\n  \\bottomrule\n\\end{{tabular}}\n"
         )
 
-    def html(self) -> str:
-        """A sortable table: `data-value` holds the raw number of a cell."""
-        shown = self.shown()
-        head = "".join(
-            f'<th scope="col"{_align(c)}><button type="button">{escape(c.heading)}</button></th>'
-            for c in shown.values()
-        )
-        body = []
-        for record, texts in zip(self.frame[list(shown)].to_dict("records"), self.cells(), strict=True):
-            cells = "".join(
-                f'<td{_align(column)} data-value="{escape(_raw(record[name]))}">{escape(text)}</td>'
-                for (name, column), text in zip(shown.items(), texts, strict=True)
-            )
-            body.append(f"<tr>{cells}</tr>")
-        return (
-            f'<div class="scroll"><table id="table-{escape(self.name)}">'
-            f"<caption>{escape(self.title)}</caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-        )
-
     def write(self, folder: Path) -> list[Path]:
         """NAME.md, NAME.csv and NAME.tex in the folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,10 +68,6 @@ class ReportTable:
         for path, text in zip(paths, texts, strict=True):
             path.write_text(text, encoding="utf-8")
         return paths
-
-
-def _align(column: Column) -> str:
-    return " class=num" if column.digits else ""
 
 
 def _unknown(value: object) -> bool:
@@ -107,7 +82,8 @@ def _cell(value: object, digits: str) -> str:
     return str(value)
 
 
-def _raw(value: object) -> str:
+def raw(value: object) -> str:
+    """The unrounded value as text, '' where it is unknown."""
     return "" if _unknown(value) else str(value)
 
 

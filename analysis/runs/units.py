@@ -7,7 +7,9 @@ LABELS = {
     "ema_bpb": "EMA",
     "int6_bpb": "int6",
     "int6_sliding_bpb": "int6, sliding",
-    "ttt_bpb": "test-time training",
+    "ttt_bpb": "TTT",
+    "ema_sliding_bpb": "EMA, sliding",
+    "ema_ttt_bpb": "EMA, TTT",
     "val_bpb": "validation",
     "ema_val_bpb": "validation, EMA weights",
     "val_loss": "validation loss",
@@ -16,6 +18,24 @@ LABELS = {
     "train_loss_final": "final training loss",
     "artifact_bytes": "artifact",
 }
+QUANTITIES = {
+    "float_bpb": "val BPB of raw weights",
+    "ema_bpb": "val BPB of EMA weights",
+    "int6_bpb": "val BPB after int6",
+    "int6_sliding_bpb": "val BPB after int6, sliding",
+    "ttt_bpb": "val BPB after TTT",
+    "ema_sliding_bpb": "val BPB of EMA weights, sliding",
+    "ema_ttt_bpb": "val BPB of EMA weights after TTT",
+    "val_bpb": "val BPB",
+    "ema_val_bpb": "val BPB of EMA weights",
+    "int6_val_bpb": "val BPB after int6",
+    "val_loss": "val loss (nats per token)",
+    "final_loss": "final loss (nats per token)",
+    "train_loss": "training loss (nats per token)",
+    "artifact_bytes": "artifact (bytes)",
+}
+"""What an axis or a sentence calls a metric, with its unit in it, as the field writes it."""
+
 STAGES = ("float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
 """The job's stages in order; each column is the whole pipeline up to there."""
 
@@ -30,8 +50,8 @@ def unit(metric: str) -> str:
 
 
 def axis(metric: str) -> str:
-    """Axis label: what it is, with its unit in brackets."""
-    return f"{LABELS.get(metric, metric)} [{unit(metric)}]"
+    """Axis label, as the field writes it: 'val BPB after TTT'."""
+    return QUANTITIES.get(metric) or f"{LABELS.get(metric, metric)} ({unit(metric)})"
 
 
 def span(values: Iterable[float], digits: str = ".2f") -> str:

@@ -3,7 +3,6 @@
 `load_model` is for Python; the commands open what they score in the same way.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import ArtifactError, ConfigError, DataError
 from gepa_core.model.gepa import GEPA
-from gepa_core.quantization.artifact import check_fits, read_artifact
+from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
 
@@ -157,29 +156,31 @@ def _job(given: Path | None, path: Path) -> Job | Described | None:
 
 
 def _artifact(path: Path, job: Job | Described | None) -> Opened:
-    state = read_artifact(path)
-    run = job.run if job else _published_run(path, state)
-    model = GEPA(run.model)
-    try:
-        check_fits(state, model.state_dict())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    model.load_state_dict(state)
-    data, exec_cfg = (job.data, job.exec) if job else (None, ExecConfig())
-    return Opened(model, "artifact", None, run, data, exec_cfg)
-
-
-def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
-    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
-    for bigram in ("poly", "xor"):
-        model = ModelConfig(bigram=bigram, rope_precision="bf16_published")
-        with contextlib.suppress(ArtifactError):
-            check_fits(state, GEPA(model).state_dict())
-            return RunConfig(steps=1, warmdown_steps=0, model=model)
+    """The job's model with an artifact's weights; without a job, of the published recipe in either variant,
+    whose artifacts need its rotary tables.
+    """
+    runs = [job.run] if job else [_published(bigram) for bigram in ("poly", "xor")]
+    models = [GEPA(run.model) for run in runs]
+    state = read_artifact(path, max(num_weights(model.state_dict()) for model in models))
+    for model, run in zip(models, runs, strict=True):
+        try:
+            check_fits(state, model.state_dict())
+        except ArtifactError as error:
+            if job:
+                raise ArtifactError(f"{path}: {error}") from None
+            continue
+        model.load_state_dict(state)
+        data, exec_cfg = (job.data, job.exec) if job else (None, ExecConfig())
+        return Opened(model, "artifact", None, run, data, exec_cfg)
     raise ConfigError(
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"
     )
+
+
+def _published(bigram: str) -> RunConfig:
+    model = ModelConfig.model_validate({"bigram": bigram, "rope_precision": "bf16_published"})
+    return RunConfig(steps=1, warmdown_steps=0, model=model)
 
 
 class LoadedModel:

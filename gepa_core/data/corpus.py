@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import importlib.util
-import json
 import sysconfig
 import warnings
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 import zstandard
 
+from gepa_core.bounded import parse_json
 from gepa_core.data.parallel import ordered_map
 from gepa_core.errors import DataError
 
@@ -22,6 +22,9 @@ DOCSTRING_VAL_FRACTION = 0.05
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "_vendor", "lib2to3"}
 _FILES_PER_TASK = 32
 TXT_CHARS = 32_768
+MAX_LINE_BYTES = 64 << 20
+"""Of a document in .jsonl."""
+_ZST_BYTES = 1 << 12  # read at a time: a frame of zeros unpacks to thirty thousand times its size
 
 
 def read_documents(path: str | Path, text_key: str = "text") -> Iterator[str]:
@@ -61,7 +64,8 @@ def _txt(path: Path, _: str) -> Iterator[str]:
 
 def _jsonl(path: Path, key: str) -> Iterator[str]:
     with path.open("rb") as file:
-        yield from _json_lines(file, path, key)
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+        yield from _json_lines(lines, path, key)
 
 
 def _jsonl_zst(path: Path, key: str) -> Iterator[str]:
@@ -72,11 +76,13 @@ def _jsonl_zst(path: Path, key: str) -> Iterator[str]:
 def _zst_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Lines of one or more frames. The library's own reader takes a truncated frame for its end."""
     frame, rest = None, b""
-    while data := file.read(1 << 20):
+    while data := file.read(_ZST_BYTES):
         while data:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             *lines, rest = (rest + frame.decompress(data)).split(b"\n")
             yield from lines
+            if len(rest) > MAX_LINE_BYTES:
+                yield rest  # which its reader refuses
             data = frame.unused_data
             frame = None if frame.eof else frame
     if frame is not None:
@@ -86,10 +92,12 @@ def _zst_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 def _json_lines(lines: Iterable[bytes], path: Path, key: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"{path}, line {number}: over {MAX_LINE_BYTES:,} bytes; split the document")
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error}); truncated or damaged") from error
         text = row.get(key) if isinstance(row, dict) else None

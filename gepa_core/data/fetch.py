@@ -1,7 +1,7 @@
 """Published FineWeb shards and their tokenizer, from the challenge's repository into an openable folder."""
 
 import contextlib
-import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gepa_core.bounded import MAX_JSON_BYTES, parse_json, read_bytes
 from gepa_core.data.encode import Say
 from gepa_core.data.folder import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST,
     Dataset,
+    FileEntry,
     open_folder,
     read_manifest,
     write_json,
@@ -32,6 +34,9 @@ TRAIN_SHARDS = 80
 """The challenge's default: 8 billion tokens."""
 STAGING = ".fetch"
 RECORD = "done.json"
+MAX_SHARDS = 100_000
+MAX_TOKENS = 1 << 50
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,500}")
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,12 @@ def _progress_so_far(out: Path, staging: Path) -> tuple[str | None, str | None, 
         commit, dataset = source["commit"], source["dataset"]
         done |= {entry["name"]: entry for split in ("train", "val") for entry in manifest[split]["files"]}
     with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError
+        OSError, ValueError, KeyError, TypeError, AttributeError, DataError
     ):  # damaged, it only costs fetching again
-        record = json.loads((staging / RECORD).read_text(encoding="utf-8"))
-        commit, dataset = record["commit"], record["dataset"]
-        done |= record["files"]
+        record = parse_json(read_bytes(staging / RECORD, MAX_JSON_BYTES, DataError))
+        entries = {name: FileEntry.model_validate(entry) for name, entry in record["files"].items()}
+        commit, dataset = str(record["commit"]), str(record["dataset"])
+        done |= {entry.name: entry.model_dump() for entry in entries.values()}
     return commit, dataset, done
 
 
@@ -138,7 +144,7 @@ def _published(hub: Hub, variant: str) -> Published:
     manifest_name = f"{REMOTE_ROOT}/{MANIFEST}"
     path = hub.download(manifest_name)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(read_bytes(path, MAX_JSON_BYTES, DataError))
         by_variant = {entry["name"].rsplit("_", 1)[-1]: entry for entry in manifest["datasets"]}
         if variant not in by_variant:
             raise DataError(f"{hub.repo} has no variant {variant!r}; it has {', '.join(sorted(by_variant))}")
@@ -149,17 +155,24 @@ def _published(hub: Hub, variant: str) -> Published:
             name=entry["name"],
             folder=f"{REMOTE_ROOT}/{REMOTE_ROOT}/{entry['name']}",
             tokenizer=f"{REMOTE_ROOT}/{tokenizers[entry['tokenizer_name']]['model_path']}",
-            vocab_size=int(entry["vocab_size"]),
-            bos_id=int(entry["bos_id"]),
-            files={split: int(stats[f"files_{split}"]) for split in ("train", "val")},
-            tokens={split: int(stats[f"tokens_{split}"]) for split in ("train", "val")},
+            vocab_size=_whole(entry["vocab_size"], 65_536),
+            bos_id=_whole(entry["bos_id"], 65_536),
+            files={split: _whole(stats[f"files_{split}"], MAX_SHARDS) for split in ("train", "val")},
+            tokens={split: _whole(stats[f"tokens_{split}"], MAX_TOKENS) for split in ("train", "val")},
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{hub.repo}/{manifest_name}: not the manifest expected ({error!r})") from error
     for name in (published.folder, published.tokenizer):
-        if ".." in PurePosixPath(name).parts:
+        if ".." in PurePosixPath(name).parts or not _NAME.fullmatch(name):
             raise DataError(f"{hub.repo}/{manifest_name}: {name!r} leaves the repository")
     return published
+
+
+def _whole(value: Any, most: int) -> int:
+    """A count out of the repository's manifest. Raises ValueError where it cannot be one."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{str(value)[:40]} is not a whole number from 0 to {most:,}")
+    return value
 
 
 def _fetch_missing(

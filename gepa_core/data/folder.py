@@ -10,13 +10,17 @@ import contextlib
 import glob
 import json
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from gepa_core import files
+from gepa_core.bounded import MAX_JSON_BYTES, parse_json, read_bytes
 from gepa_core.config import DataConfig, DataPaths
 from gepa_core.data.shards import (
     Shard,
@@ -40,6 +44,71 @@ LOST_BYTES_NOTED, LOST_BYTES_REFUSED = 0.005, 0.02
 normalise, lose 0.0016 of English Wikipedia."""
 LAUNCH_SAMPLE_TOKENS = 65_536
 """Tokens looked at per training shard when a run starts; all of validation is looked at."""
+
+
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Fingerprint = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+_Name = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]{1,255}$")]
+"""Of a file in the folder itself."""
+_Count = Annotated[int, Field(ge=0, le=1 << 50)]
+_Size = Annotated[int, Field(ge=1, le=1 << 50)]
+
+
+class _Loose(BaseModel):
+    """Strict about what is read here, and silent on what else a manifest may say."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+
+class FileEntry(_Loose):
+    name: _Name
+    tokens: _Size
+    sha256: _Sha256
+
+
+class Split(_Loose):
+    pattern: _Name
+    fingerprint: _Fingerprint
+    tokens: _Size
+    files: list[FileEntry] = Field(min_length=1, max_length=100_000)
+    documents: _Count | None = None
+    token_bytes: _Count | None = None
+    text_bytes: _Size | None = None
+    zstd_22_bytes: _Size | None = None
+    xz_9e_bytes: _Size | None = None
+
+    @model_validator(mode="after")
+    def _sums_agree(self) -> Self:
+        if self.fingerprint != combine([entry.sha256 for entry in self.files]):
+            raise ValueError("the fingerprint does not follow from its files' SHA-256; altered")
+        if self.tokens != sum(entry.tokens for entry in self.files):
+            raise ValueError("the token count is not the sum of its files'; altered")
+        return self
+
+
+class TokenizerEntry(_Loose):
+    file: _Name
+    sha256: _Sha256
+    vocab_size: int = Field(ge=1, le=65_536)
+    bos_id: int = Field(ge=-1, le=65_535)
+
+
+class Manifest(_Loose):
+    """manifest.json of a prepared or fetched folder."""
+
+    format: Literal["gepa-sweeps data"]
+    version: Literal[1]
+    source: dict[str, Any]
+    tokenizer: TokenizerEntry
+    train: Split
+    val: Split
+
+    @model_validator(mode="after")
+    def _names_are_of_files(self) -> Self:
+        names = [self.tokenizer.file, *(entry.name for entry in (*self.train.files, *self.val.files))]
+        if {".", ".."} & {*names, self.train.pattern, self.val.pattern}:
+            raise ValueError("a name does not lie in the folder")
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,28 +151,25 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"`python -m gepa_core.data prepare TEXT... --out {folder}` from any .txt, .jsonl or .parquet"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT or manifest["version"] != FORMAT_VERSION:
-            raise DataError(f"{path}: not a manifest of format {FORMAT!r}, version {FORMAT_VERSION}")
-        for name in SPLITS:
-            split = manifest[name]
-            digests = [entry["sha256"] for entry in split["files"]]
-            if split["fingerprint"] != combine(digests):
-                raise DataError(
-                    f"{path}: the {name} fingerprint does not follow from its files' SHA-256; altered"
-                )
-            if split["tokens"] != sum(entry["tokens"] for entry in split["files"]):
-                raise DataError(f"{path}: the {name} token count is not the sum of its files'; altered")
-        tokenizer = manifest["tokenizer"]
-        for name in (tokenizer["file"], *(e["name"] for s in SPLITS for e in manifest[s]["files"])):
-            if Path(name).name != name:
-                raise DataError(f"{path}: {name!r} does not lie in the folder")
-        bytes.fromhex(tokenizer["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: unreadable manifest ({type(error).__name__}: {error}); prepare it again"
-        ) from error
+        manifest = parse_json(read_bytes(path, MAX_JSON_BYTES, DataError))
+        Manifest.model_validate_json(json.dumps(manifest))
+    except ValidationError as error:
+        raise DataError(f"{path}: {_fault(error)}; prepare it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: unreadable manifest ({error}); prepare it again") from error
     return dict(manifest)
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["loc"] in (("format",), ("version",)):
+        return f"not a manifest of format {FORMAT!r}, version {FORMAT_VERSION}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "string_pattern_mismatch" and fault["loc"][-1] in ("name", "file", "pattern"):
+        message = f"{fault['input'][:80]!r} does not lie in the folder"
+    return f"unreadable manifest ({where + ': ' if where else ''}{message})"
 
 
 def open_folder(folder: str | Path) -> Dataset:
@@ -226,13 +292,18 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _read_cache(path: Path) -> dict[str, list[Any]]:
+    """What can be read of it: the rest is hashed again."""
     try:
-        cache = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        cache = parse_json(read_bytes(path, MAX_JSON_BYTES, DataError))
+    except (OSError, ValueError, DataError):
         return {}
-    if not isinstance(cache, dict):
-        return {}
-    return {k: v for k, v in cache.items() if isinstance(v, list) and len(v) == 3}
+    return {k: v for k, v in cache.items() if _is_digest(v)} if isinstance(cache, dict) else {}
+
+
+def _is_digest(entry: Any) -> bool:
+    """Whether this is [bytes, modification time, SHA-256]."""
+    whole = isinstance(entry, list) and len(entry) == 3 and [type(e) for e in entry] == [int, int, str]
+    return whole and re.fullmatch(r"[0-9a-f]{64}", entry[2]) is not None
 
 
 def write_json(path: Path, value: object) -> None:

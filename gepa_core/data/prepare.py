@@ -36,7 +36,9 @@ TOKENIZER = "tokenizer.model"
 SHARD_TOKENS = 100_000_000
 """The challenge's shard size."""
 VAL_FRACTION = 0.01
-FEWEST_PIECES, MOST_PIECES = 261, 65_536
+MIN_PIECES, MAX_PIECES = 261, 65_536
+"""A vocabulary to train: 4 control and 256 byte pieces, and what uint16 shards can hold."""
+MAX_WORKERS = 1024
 
 Documents = Callable[[], Iterable[str]]
 
@@ -71,8 +73,12 @@ def prepare(
     """
     if (tokenizer is None) == (vocab_size is None):
         raise DataError("give either a tokenizer or a vocabulary size to train one")
-    if shard_tokens < 1:
-        raise DataError(f"a shard of {shard_tokens} tokens: it must hold at least 1")
+    if not 1 <= shard_tokens < 1 << 31:  # its header counts in int32
+        raise DataError(f"a shard of {shard_tokens} tokens: it must hold at least 1, and less than 2**31")
+    if vocab_size is not None and not 1 <= vocab_size <= MAX_PIECES:
+        raise DataError(f"a vocabulary of {vocab_size} pieces: 1 to {MAX_PIECES:,}, to fill uint16 shards")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise DataError(f"{workers} workers: 1 to {MAX_WORKERS:,}")
     workers = workers or default_workers()
     with written_aside(out) as folder:
         model = folder / TOKENIZER
@@ -83,9 +89,9 @@ def prepare(
             say(f"training a tokenizer of {vocab_size} pieces")
             model.write_bytes(train_tokenizer(train(), int(vocab_size or 0)))
         sp = load_tokenizer(model)
-        if sp.bos_id() < 0 or sp.vocab_size() > MOST_PIECES:
+        if sp.bos_id() < 0 or sp.vocab_size() > MAX_PIECES:
             raise DataError(
-                f"{tokenizer}: needs a BOS piece and at most {MOST_PIECES} pieces to fill uint16 shards"
+                f"{tokenizer}: needs a BOS piece and at most {MAX_PIECES} pieces to fill uint16 shards"
             )
         val_text = folder / "val.txt"
         writer = SplitWriter(folder, "val", shard_tokens)
@@ -238,10 +244,10 @@ def prepare_files(
         raise DataError(f"--val-fraction {val_fraction} must lie between 0 and 1")
     if tokenizer is not None:
         load_tokenizer(tokenizer)
-    elif vocab_size is not None and not FEWEST_PIECES <= vocab_size <= MOST_PIECES:
+    elif vocab_size is not None and not MIN_PIECES <= vocab_size <= MAX_PIECES:
         raise DataError(
-            f"no tokenizer of {vocab_size} pieces: --vocab-size must lie between {FEWEST_PIECES}, for 4 "
-            f"control and 256 byte pieces, and {MOST_PIECES}, which uint16 shards can hold"
+            f"no tokenizer of {vocab_size} pieces: --vocab-size must lie between {MIN_PIECES}, for 4 "
+            f"control and 256 byte pieces, and {MAX_PIECES}, which uint16 shards can hold"
         )
     texts = find_texts(inputs, text_key, split_on, warn)
     held_out = find_texts(val_inputs, text_key, split_on, warn) if val_inputs else None

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,16 +83,25 @@ def combine(file_digests: Iterator[str] | Sequence[str]) -> str:
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file. Raises DataError if it cannot be read."""
     try:
+        _refuse_pipes(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _refuse_pipes(path: Path) -> int:
+    """Bytes of a regular file; DataError for a pipe, a device or a folder, which have no end or no bytes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: not a regular file")
+    return status.st_size
+
+
 def open_shard(path: Path) -> Shard:
     """Checks header and size, reads no token. Raises DataError naming the file and its fault."""
     try:
-        size = path.stat().st_size
+        size = _refuse_pipes(path)
         with path.open("rb") as file:
             head = file.read(HEADER_BYTES)
     except OSError as error:

@@ -15,15 +15,19 @@ import zstandard
 from torch import Tensor
 
 from gepa_core import files
+from gepa_core.bounded import read_bytes
 from gepa_core.errors import ArtifactError
 from gepa_core.quantization import codec
+from gepa_core.quantization.codec import MAX_WEIGHTS
 
 if TYPE_CHECKING:
     from gepa_core.quantization.quantized import Quantized
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-MAX_DECOMPRESSED_BYTES = 1 << 30
-"""Far above any model this challenge can hold; what claims more is an attack or damage."""
+_BYTES_PER_WEIGHT = 4
+"""At most, in the published form: what passes through is fp32 or smaller."""
+_OVERHEAD_BYTES = 4 << 20
+"""Of the dictionary around the tensors, amply."""
 
 PUBLISHED_FORMAT = "int6_per_row_v1"
 _FLOATS = {
@@ -84,46 +88,55 @@ def published_bytes(quantized: "Quantized") -> bytes:
     return buffer.getvalue()
 
 
-def read_artifact(path: Path) -> dict[str, Tensor]:
+def read_artifact(path: Path, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     """The state dict of an artifact, each tensor in its original dtype.
 
-    Never executes anything from the file. Raises ArtifactError if it is missing,
-    truncated, corrupt or foreign.
+    `max_weights`: elements of the model it should be of; a file that claims more is not unpacked. Never
+    executes anything from the file. Raises ArtifactError if it is missing, truncated, corrupt or foreign.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, _unpacked_bytes(max_weights), ArtifactError)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot read the artifact ({error.strerror})") from None
     try:
-        return decode(data)
+        return decode(data, max_weights)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
 
 
-def decode(data: bytes) -> dict[str, Tensor]:
+def decode(data: bytes, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     if data.startswith(codec.MAGIC):
-        return codec.decode(data)
+        return codec.decode(data, max_weights)
     if data[:4] == ZSTD_MAGIC:
-        return decode_published(data)
+        return decode_published(data, max_weights)
     raise ArtifactError("not an int6 artifact: it begins like no format known here")
 
 
-def decode_published(data: bytes) -> dict[str, Tensor]:
+def decode_published(data: bytes, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     """The state dict of a zstd-compressed torch.save dictionary, as the published run wrote it."""
-    return _published_state(_load_plain(_decompress(data)))
+    return _published_state(_load_plain(_decompress(data, _unpacked_bytes(max_weights))))
 
 
-def _decompress(data: bytes) -> bytes:
+def num_weights(state: Mapping[str, Tensor]) -> int:
+    """Elements of a model's tensors: what `max_weights` is for an artifact of it."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def _unpacked_bytes(max_weights: int) -> int:
+    return _BYTES_PER_WEIGHT * max_weights + _OVERHEAD_BYTES
+
+
+def _decompress(data: bytes, limit: int) -> bytes:
     try:
         size = zstandard.get_frame_parameters(data).content_size
-        if size > MAX_DECOMPRESSED_BYTES and size != zstandard.CONTENTSIZE_UNKNOWN:
-            raise ArtifactError(f"claims to hold {size} bytes, more than any artifact: refused")
+        if size > limit and size != zstandard.CONTENTSIZE_UNKNOWN:
+            raise ArtifactError(f"claims to hold {size:,} bytes, the model at most {limit:,}: not unpacked")
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data)
-        raw = reader.read(MAX_DECOMPRESSED_BYTES + 1)
+        raw = reader.read(limit + 1)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"the compressed data is damaged ({error}); fetch or write it again") from None
-    if len(raw) > MAX_DECOMPRESSED_BYTES:
-        raise ArtifactError(f"holds more than {MAX_DECOMPRESSED_BYTES} bytes: refused")
+    if len(raw) > limit:
+        raise ArtifactError(f"holds more than the {limit:,} bytes of the model: refused")
     if size not in (zstandard.CONTENTSIZE_UNKNOWN, len(raw)):
         raise ArtifactError(f"truncated: {len(raw)} of {size} bytes; fetch or write it again")
     return raw

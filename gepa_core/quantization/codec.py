@@ -35,7 +35,10 @@ MAX_CODE = 127
 
 _PREFIX = struct.Struct("<8sII")
 _MAX_HEADER = 1 << 22
-_MAX_NUMEL = 1 << 28
+MAX_WEIGHTS = 1 << 26
+"""Of a file whose model is not known: more than a cap of 16 MB can hold at 2 bits a weight."""
+_MAX_SIDE = 1 << 40
+_MAX_DIMENSIONS = 8
 _MAX_MIDDLE = 1 << 10  # 2^128: where fp32 ends
 _CLASSES_PER_OCTAVE = 4
 _NUM_CLASSES = 64
@@ -160,9 +163,12 @@ class _Entry:
         return math.prod(self.shape)
 
 
-def decode(data: bytes) -> dict[str, Tensor]:
-    """The state dict of a file of `encode`. Raises ArtifactError for anything else; runs nothing from it."""
-    entries, middles, sections = _open(data)
+def decode(data: bytes, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
+    """The state dict of a file of `encode`. Raises ArtifactError for anything else; runs nothing from it.
+
+    `max_weights`: elements of the model it should be of; a file that claims more is not unpacked.
+    """
+    entries, middles, sections = _open(data, max_weights)
     matrices = [entry for entry in entries if entry.stored is None]
     sizes = [size for m in matrices for size in m.shape * 2]
     flat = _unpack_bytes(sections[0], sum(sizes)).view(np.int8)
@@ -212,7 +218,7 @@ def _others(entries: Sequence[_Entry], packed: bytes) -> dict[str, Tensor]:
     return {e.name: part.view(dtype).view(e.shape) for (e, dtype), part in zip(other, parts, strict=True)}
 
 
-def _open(data: bytes) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
+def _open(data: bytes, max_weights: int) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
     """Header and sections of a file, checked: nothing in it can make `decode` allocate more than a model
     holds.
     """
@@ -233,8 +239,10 @@ def _open(data: bytes) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
         raise ArtifactError(f"its header makes no sense ({type(error).__name__}: {error})") from None
     quantized = len([entry for entry in entries if entry.stored is None])
     whole = header_length + sum(lengths) == len(body) and len(lengths) == 4 and min(lengths) >= 0
-    if not whole or quantized != len(middles) or sum(e.numel for e in entries) > _MAX_NUMEL:
+    if not whole or quantized != len(middles):
         raise ArtifactError("its header does not fit its contents")
+    if (claimed := sum(e.numel for e in entries)) > max_weights:
+        raise ArtifactError(f"claims {claimed:,} weights, and the model has {max_weights:,}: not unpacked")
     sections = list(_parts(body[header_length:], lengths))
     return entries, middles, sections
 
@@ -248,7 +256,12 @@ def _middle(code: Any) -> int:
 def _entry(name: str, dtype: str, stored: str, shape: list[int]) -> _Entry:
     quantized = stored == _QUANTIZED
     least, most = min(shape, default=1), max(shape, default=0)
-    fits = (1 if quantized else 0) <= least and most <= _MAX_NUMEL and (not quantized or len(shape) == 2)
+    fits = (
+        (1 if quantized else 0) <= least
+        and most <= _MAX_SIDE
+        and len(shape) <= _MAX_DIMENSIONS
+        and (not quantized or len(shape) == 2)
+    )
     if not isinstance(name, str) or not fits:
         raise ValueError(f"tensor {name!r} of shape {shape}")
     return _Entry(name, _DTYPES[dtype], None if quantized else _DTYPES[stored], tuple(map(int, shape)))

@@ -6,27 +6,58 @@ renamed, so that what has its final name is whole; the checksums tell if it stop
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gepa_core.config import canonical_json, digest
+from gepa_core.bounded import parse_json, read_bytes
+from gepa_core.config import MAX_STEPS, canonical_json, digest
 from gepa_core.errors import CheckpointError
 
 TENSORS = "state.safetensors"
 META = "state.json"
 VERSION = 1
 
+_MAX_META_BYTES = 4 << 20
+
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _log = logging.getLogger(__name__)
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written: cut short, altered, unreadable."""
+
+
+class _Record(BaseModel):
+    """state.json."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: int
+    tensors_sha256: _Sha256
+    sha256: _Sha256
+    meta: dict[str, Any]
+
+
+class Meta(BaseModel):
+    """What a training state says of itself."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    step: int = Field(ge=1, le=MAX_STEPS)
+    identity: _Sha256
+    """Digest of what the state depends on."""
+    config: dict[str, Any]
+    segment_seconds: float = Field(0.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +66,17 @@ class State:
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+    def told(self, path: Path | str | None) -> Meta:
+        """`meta`, checked. Raises CheckpointError where it is not that of a training state."""
+        try:
+            return Meta.model_validate(self.meta)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(str(part) for part in fault["loc"])
+            raise CheckpointError(
+                f"{path}: not a training state of this version ({META}, {where}: {fault['msg']})"
+            ) from None
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -62,22 +104,23 @@ def load(path: Path) -> State:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint directory")
     if not (path / META).is_file():
-        raise CheckpointError(f"{path}: no checkpoint (no {META} there)")
+        raise DamagedError(f"{path}: no checkpoint (no {META} there)")
     try:
-        record = json.loads((path / META).read_text(encoding="utf-8"))
-        body = {key: record[key] for key in ("version", "tensors_sha256", "meta")}
-        if record["sha256"] != digest(body):
-            raise CheckpointError(f"{path / META}: altered (its checksum differs); use an earlier checkpoint")
-        if body["version"] != VERSION:
-            raise CheckpointError(f"{path}: checkpoint version {body['version']}, only {VERSION} is known")
-        if _sha256(path / TENSORS) != body["tensors_sha256"]:
-            raise CheckpointError(
+        record = _Record.model_validate(parse_json(read_bytes(path / META, _MAX_META_BYTES, DamagedError)))
+        body = record.model_dump(exclude={"sha256"})
+        if record.sha256 != digest(body):
+            raise DamagedError(f"{path / META}: altered (its checksum differs); use an earlier checkpoint")
+        if record.version != VERSION:
+            raise CheckpointError(f"{path}: checkpoint version {record.version}, only {VERSION} is known")
+        if _sha256(path / TENSORS) != record.tensors_sha256:
+            raise DamagedError(
                 f"{path / TENSORS}: truncated or altered (its checksum differs); use an earlier checkpoint"
             )
-        return State(load_file(path / TENSORS), body["meta"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: unreadable checkpoint ({type(error).__name__}: {error}); use an earlier one"
+        return State(load_file(path / TENSORS), record.meta)
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise DamagedError(
+            f"{path}: unreadable checkpoint ({type(error).__name__}: {what}); use an earlier one"
         ) from error
 
 
@@ -95,7 +138,12 @@ def in_order(folder: Path) -> list[Path]:
     """Checkpoint directories, by number of steps."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted((path for path in folder.iterdir() if is_step(path.name)), key=lambda path: int(path.name))
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is a number of steps."""
+    return name.isascii() and name.isdecimal() and len(name) <= len(str(MAX_STEPS))
 
 
 def prune(folder: Path, keep: int, newest: int) -> None:
@@ -125,6 +173,8 @@ def require(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: P
 
 
 def _sha256(path: Path) -> str:
+    if not path.is_file():  # a pipe, say
+        raise DamagedError(f"{path}: not a regular file; use an earlier checkpoint")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -135,7 +135,7 @@ def _restore(trainer: Trainer, start: Path | None, folder: Path, clock: Stopwatc
         found = checkpoint.newest(folder)
         if found is not None:
             path, state = found
-            clock.add(float(state.meta["segment_seconds"]))
+            clock.add(state.told(path).segment_seconds)
         elif start is not None:
             path, state = start, checkpoint.load(start)
     trainer.restore(state, path)

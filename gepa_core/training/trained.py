@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
 from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.errors import CheckpointError, ConfigError, DataError
@@ -40,12 +41,12 @@ def read_job(path: Path) -> Job:
     """Reads a YAML or JSON job file and opens its data. Raises ConfigError or DataError, naming the key."""
     try:
         # JSON first: YAML 1.1 reads numbers like 1e-3 as text.
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        text = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
+        raw = parse_json(text) if path.suffix == ".json" else load_yaml(text, _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: neither JSON nor YAML ({error})") from error
+        raise ConfigError(f"{path}: neither JSON nor YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(raw, dict) or not {"run", "data"} <= raw.keys() <= {"run", "data", "exec"}:
         raise ConfigError(f"{path}: must have the keys run and data, may have exec, and no others")
     if not isinstance(raw["run"], dict):
@@ -107,12 +108,12 @@ def validate(model: type[_M], raw: Any, place: Path | str, prefix: str = "") -> 
     """Strict validation with one line per wrong key."""
     try:
         return model.model_validate_json(json.dumps(raw))
-    except (ValidationError, TypeError, ValueError) as error:
+    except (ValidationError, TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{place}: {error}") from error
         lines = [
             f"{place}: {prefix}{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            + (f" (got {fault['input']!r})" if fault["type"] != "missing" and fault["loc"] else "")
+            + (f" (got {repr(fault['input'])[:200]})" if fault["type"] != "missing" and fault["loc"] else "")
             for fault in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from error
@@ -124,7 +125,7 @@ def open_run(out: Path) -> Job:
     if not path.is_file():
         raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: unreadable ({error}); start afresh in another folder") from None
     return validate(Job, raw, path)
@@ -152,8 +153,9 @@ def open_trained(path: Path, *, average: bool) -> Trained:
     Raises ConfigError if it is neither, CheckpointError.
     """
     path, state = open_state(path)
-    run = validate(RunConfig, state.meta["config"], path)
-    return Trained(path, int(state.meta["step"]), run, model_of(state, path, average=average))
+    told = state.told(path)
+    run = validate(RunConfig, told.config, path)
+    return Trained(path, told.step, run, model_of(state, path, average=average))
 
 
 def open_state(path: Path) -> tuple[Path, checkpoint.State]:
@@ -182,7 +184,7 @@ def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
 
 def model_of(state: checkpoint.State, path: Path, *, average: bool) -> GEPA:
     """The model of a state read from `path`. Raises CheckpointError."""
-    model = GEPA(validate(ModelConfig, state.meta["config"]["model"], path))
+    model = GEPA(validate(ModelConfig, state.told(path).config.get("model"), path))
     prefix = "average/" if average else "model/"
     tensors = {
         name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)

@@ -179,8 +179,9 @@ class Trainer:
         rng = tensors.pop("rng/cpu", None)
         mine = self.tensors()
         checkpoint.require(tensors, mine, str(path))
-        step = int(state.meta["step"])
-        if state.meta["identity"] != self._identity(step):
+        told = state.told(path)
+        step = told.step
+        if told.identity != self._identity(step):
             raise CheckpointError(
                 f"{path}: the state after {step} steps of another configuration (state.json holds it); "
                 "give a checkpoint of the same trunk, or start afresh in another directory"

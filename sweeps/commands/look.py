@@ -8,6 +8,7 @@ from typing import Any
 from gepa_core.errors import ConfigError
 from gepa_core.invocation import launch, module
 from sweeps.spec.keys import near_miss
+from sweeps.store.redact import redacted
 from sweeps.store.requests import ask_to_stop
 from sweeps.store.status import locate, status_lines, sweep_status
 from sweeps.store.store import Store
@@ -182,7 +183,7 @@ def logs_command(args: argparse.Namespace) -> int:
                 continue
             state = "" if done else " (not finished)"
             print(f"== {node_name(plan, id_, [run_id], row)}{state}, attempt {attempt}")
-            lines = text.decode(errors="replace").splitlines()
+            lines = str(redacted(text.decode(errors="replace"))).splitlines()
             print("\n".join(lines[-args.tail :] if args.tail else lines))
             printed = True
     if not printed:

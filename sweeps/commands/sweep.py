@@ -66,7 +66,12 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     )
     ended: dict[str, Any] = {"sweep": sweep.name, "exit_code": 1}
     try:
-        result = run_sweep(plan, args.output, options, record={"data": data_record(sweep)})
+        record = {"data": data_record(sweep)}
+        result = run_sweep(plan, args.output, options, record)
+        while result.ending == "damaged":  # what was damaged does not count any more, now or later
+            say(f"{result.fault}: set aside; going on from what is whole")
+            plan = over_store(sweep, args.output)
+            result = run_sweep(plan, args.output, replace(options, fresh=False), record)
         say(_ended(result))
         for run_id, error in result.failures.items():
             say(f"  {run_id}: {error}")
@@ -179,8 +184,7 @@ def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
         say("writing the report")
         try:
             page, verdict = args.write_report(where)
-            for sentence in verdict:
-                say(f"verdict: {sentence}")
+            say(f"verdict: {verdict}")
         except Exception as error:
             if not type(error).__module__.startswith("analysis."):  # not one that says what is wrong
                 traceback.print_exc()
@@ -245,6 +249,8 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     from sweeps.plan.history import History, read_history
 
     history = read_history(store)
+    for fault in history.faults:
+        say(f"{fault}: what needs it starts from the next earlier state")
     speeds = speeds.measured(history.on(gpu=on_gpu))
     known = History() if fresh else history
     return make_plan(sweep, known.segments, known.stages, speeds=speeds)
@@ -255,9 +261,13 @@ def changed(plan: Plan, output: str) -> list[str]:
     if "://" not in output and not Path(output, plan.sweep.name, "sweep.json").is_file():
         return []
     from sweeps.plan.history import changes
+    from sweeps.store.records import RecordError
     from sweeps.store.store import Store
 
-    old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    try:
+        old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+    except RecordError as error:
+        return [f"unknown: {error}"]
     return changes(old, plan.sweep.document or {}, plan.runs) if old else []
 
 

@@ -82,6 +82,10 @@ class Recorder(Protocol):
     def give_up(self, node: str, status: str, error: str) -> None:
         """The runs through this node are `failed` or `diverged`."""
 
+    def set_aside(self, node: str) -> str | None:
+        """Look whether what this node starts from still is what was committed, and if not, count it as not
+        done; what is wrong with it."""
+
     def note(self, what: str, node: str, **facts: Any) -> None:
         """Something worth showing: started, finished, retried, ..."""
 
@@ -103,6 +107,8 @@ class Ending(StrEnum):
     INTERRUPTED = "interrupted"
     BUDGET = "budget"
     FAIL_FAST = "fail_fast"
+    DAMAGED = "damaged"  # something it had to start from: another plan goes on without it
+    DISK_FULL = "disk_full"
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,10 @@ class Driver:
     device_seconds: float = 0.0
     executed: int = 0
     """Nodes finished here."""
+    started: int = 0
+    """Attempts begun here."""
+    fault: str = ""
+    """Of DAMAGED and DISK_FULL: what and where."""
     interrupts: Interrupts = field(default_factory=Interrupts)
     _leases: dict[str, _Lease] = field(default_factory=dict)
     _ready: list[tuple[float, str]] = field(default_factory=list)
@@ -189,6 +199,8 @@ class Driver:
         finally:
             for lease in list(self._leases):
                 self._close(lease)
+        if self.interrupts.count:
+            return Ending.INTERRUPTED
         return self._ending or Ending.COMPLETE
 
     def _step(self) -> bool:
@@ -308,6 +320,7 @@ class Driver:
             # A checkpoint is only good for the micro-batch it was made with.
             micro_batch = self._smallest if self.recorder.progress_step(node) is None else None
         job = self.recorder.job(node, micro_batch)
+        self.started += 1
         self.recorder.note("started", node, lease=name, attempts=len(self._history.get(node, ())))
         self.cluster.start(name, job)
 
@@ -383,6 +396,9 @@ class Driver:
         history = self._history.setdefault(node, [])
         history.append(Failure(observed, self.recorder.progress_step(node), micro_batch))
         decision = decide(history, self.limits)
+        if observed is Observed.DAMAGED and (fault := self.recorder.set_aside(node)):
+            self._stop_for(Ending.DAMAGED, fault)
+            return
         self.recorder.note(decision.action.value, node, observed=observed.value, error=error)
         match decision.action:
             case Action.RETRY:
@@ -402,5 +418,12 @@ class Driver:
                 )
                 if self.options.fail_fast and not self._ending:
                     self._drain(Ending.FAIL_FAST)
+            case Action.STOP:
+                self._stop_for(Ending.DISK_FULL, error or observed.value)
             case Action.LEAVE:
                 pass
+
+    def _stop_for(self, why: Ending, fault: str) -> None:
+        if not self._ending:
+            self.fault = fault
+            self._drain(why)

@@ -1,5 +1,6 @@
 """Carries a plan out: the sweep's lease, Ray where there is anything to do, the driver, the records."""
 
+import contextlib
 import fnmatch
 import platform
 import shlex
@@ -17,7 +18,7 @@ from typing import Any
 
 from gepa_core import invocation
 from gepa_core.errors import ConfigError, UserError
-from sweeps.drive.driver import Cluster, Driver, Ending, Interrupts, Options
+from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.notify import Notifier, NotifyingView
 from sweeps.drive.record import SweepRecorder
@@ -26,6 +27,7 @@ from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease, LeaseLostError
+from sweeps.store.records import RecordError
 from sweeps.store.store import Store
 
 
@@ -75,6 +77,8 @@ class SweepResult:
     """Segments and stages that were done in this launch."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Final states that this launch deleted: their number, bytes, and the steps to make them again."""
+    fault: str = ""
+    """What was found damaged and set aside, where `ending` is "damaged": a new plan does without it."""
     identity_breaks: dict[str, list[str]] = field(default_factory=dict)
     """Segment -> in what its execution differs from that of the state it started from."""
 
@@ -171,8 +175,15 @@ def _carry_out(
         )
         try:
             ending = driver.run()
+        except (ClusterError, RecordError) as error:
+            if not driver.started:
+                raise
+            raise StoppedError(f"{error}; what was finished is kept, the same command continues") from error
         finally:
-            recorder.write_runs()
+            with contextlib.suppress(*([StorageError] if driver.fault else [])):  # of a full disk
+                recorder.write_runs()
+    if ending is Ending.DISK_FULL:
+        raise StoppedError(driver.fault)
     return ending, driver
 
 
@@ -218,6 +229,7 @@ def _result(
         device_seconds=driver.device_seconds if driver else 0.0,
         executed=driver.executed if driver else 0,
         dropped=_price(recorder),
+        fault=driver.fault if driver else "",
         identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
     )
 

@@ -1,5 +1,6 @@
 """What a running sweep shows, in words; plain lines. The live view of a terminal is in `live`."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -7,9 +8,11 @@ from typing import Any, Protocol
 from sweeps.drive.tally import Tally
 from sweeps.plan.tree import Plan
 from sweeps.store.journal import reports
+from sweeps.store.records import RecordError
+from sweeps.store.redact import redacted
 from sweeps.store.store import Outcome, Store
 
-_LOG_TAIL_LINES = 15
+_LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 14
 _READ_SECONDS = 2.0
 HEARTBEAT_SECONDS = 60.0
 STAGE_NAMES = {"float": "raw", "ema": "EMA", "int6": "int6", "int6_sliding": "sliding", "ttt": "TTT"}
@@ -67,13 +70,15 @@ def trouble(name: str, what: str, facts: Mapping[str, Any]) -> str | None:
             return f"diverged {name}: {error}"
         case "fail":
             return f"failed   {name}: {error}"
-        case "leave":
+        case "leave" | "stop":
             return f"stopped  {name}"
         case "draining":
             reasons = {
                 "interrupted": "interrupted: saving what runs (again to stop at once)",
                 "budget": "the budget of GPU-hours is spent: saving what runs",
                 "fail_fast": "stopping at the first failure: saving what runs",
+                "damaged": "something to start from is damaged: saving what runs",
+                "disk_full": "the disk is full: stopping what runs",
             }
             return reasons.get(facts["why"], facts["why"])
         case "lease_lost":
@@ -87,8 +92,8 @@ def trouble(name: str, what: str, facts: Mapping[str, Any]) -> str | None:
 
 def log_tail(store: Store, node: str, attempt: str) -> list[str]:
     """The last lines an attempt printed."""
-    data = store.files.read(f"{store.attempt_path(node, attempt)}/log.txt") or b""
-    return data.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    data = store.files.read_end(f"{store.attempt_path(node, attempt)}/log.txt", _LOG_TAIL_BYTES)
+    return str(redacted(data.decode(errors="replace"))).splitlines()[-_LOG_TAIL_LINES:]
 
 
 def clock(seconds: float) -> str:
@@ -152,7 +157,8 @@ class Watched:
             for node, at in self.tally.running.items():
                 if self.plan.nodes[node].trains:
                     path = f"{self.store.attempt_path(node, at.attempt)}/events.jsonl"
-                    at.reports = reports(self.store.files.read(path) or b"")
+                    with contextlib.suppress(RecordError):  # not ours to judge: only shown
+                        at.reports = reports(self.store.files.read(path) or b"")
 
     def standing(self) -> str:
         """Steps, runs and cost in words."""

@@ -19,10 +19,10 @@ from sweeps.kinds.flops import num_params
 from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
-from sweeps.store import requests
+from sweeps.store import requests, schema
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease
-from sweeps.store.schema import from_parquet
+from sweeps.store.records import RecordError
 from sweeps.store.store import CommitError, Outcome, Store, new_attempt
 from sweeps.work.job import Job, differences
 
@@ -67,9 +67,17 @@ class SweepRecorder:
             if self.folder.block_stages(run_id) != {done.kind for done in self._measured(run)}:
                 self._write_blocks(run_id)
         if not retry_failed:
-            for row in self.folder.read_runs() or []:
+            for row in self._rows():
                 if row["status"] in ("failed", "diverged") and row["run_id"] in self.plan.runs:
                     self.given_up[row["run_id"]] = row["status"], row["error"] or ""
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Of an earlier launch's runs.parquet, which this launch writes anew."""
+        try:
+            return self.folder.read_runs() or []
+        except RecordError as error:
+            self.note("say", "", text=f"{error}: now; runs that failed before are tried again")
+            return []
 
     def _commit_unseen(self, node: str) -> None:
         for outcome in self.store.finished_attempts(node):
@@ -154,7 +162,7 @@ class SweepRecorder:
         runs, files = self.runs_of[done.id], done.files
         if TRAJECTORY in files and not (missing_only and self.folder.has(f"trajectory/{done.id}.parquet")):
             owner = runs[0] if len(runs) == 1 and not self.plan.nodes[done.id].trunk else None
-            rows = from_parquet(self.store.read_file(done, TRAJECTORY))
+            rows = schema.from_parquet(self.store.read_file(done, TRAJECTORY), schema.TRAJECTORY)
             self.folder.write_trajectory(done.id, owner, rows)
         for run_id in runs:
             if ARTIFACT in files and not (missing_only and self.folder.has(f"artifacts/{run_id}.int6")):
@@ -170,7 +178,8 @@ class SweepRecorder:
     def _write_blocks(self, run_id: str) -> None:
         measured = self._measured(self.plan.runs[run_id])
         files = (self.store.read_file(done, "blocks.parquet") for done in measured)
-        self.folder.write_blocks(run_id, [row for data in files for row in from_parquet(data)])
+        rows = [row for data in files for row in schema.from_parquet(data, schema.BLOCKS)]
+        self.folder.write_blocks(run_id, rows)
 
     def _drop_states(self, done: Outcome) -> None:
         """Delete the final state that `done` needed and nothing else needs any more."""
@@ -195,6 +204,10 @@ class SweepRecorder:
         for run_id in self.runs_of[node]:
             self.given_up.setdefault(run_id, (status, error))
         self._dirty = True
+
+    def set_aside(self, node: str) -> str | None:
+        after = self.plan.nodes[node].after
+        return self.store.set_aside(self.done[after]) if after in self.done else None
 
     def note(self, what: str, node: str, **facts: Any) -> None:
         if node:

@@ -1,20 +1,18 @@
 """`launch.py import`: takes a checkpoint of the constant phase into a store, for runs to start from."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from gepa_core.bounded import MAX_JSON_BYTES, read_bytes
 from gepa_core.config import RunConfig, digest
-from gepa_core.errors import CheckpointError, ConfigError
+from gepa_core.errors import ConfigError
 from sweeps.kinds.kind import FINAL_STATE
 from sweeps.kinds.table import SEGMENT
 from sweeps.plan.planner import trunk_id
 from sweeps.spec.sweep import Sweep
-from sweeps.store.journal import objects
+from sweeps.store.journal import reports_of_training
 from sweeps.store.schema import TRAJECTORY, to_parquet
 from sweeps.store.store import Outcome, Store, checksums, new_attempt, sha256
 
@@ -34,11 +32,13 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path) -> Adopted:
     Raises CheckpointError for a damaged checkpoint, ConfigError for one that no run of the sweep could have
     passed through.
     """
-    from gepa_core.training.trained import open_state
+    from gepa_core.training.trained import model_of, open_state, validate
 
     checkpoint, state = open_state(checkpoint)
-    meta = state.meta
-    step, config = _step_and_config(meta, checkpoint)
+    told = state.told(checkpoint)
+    step, config = told.step, validate(RunConfig, told.config, checkpoint)
+    for average in (False, True):  # both fit the model, or it is of no use
+        model_of(state, checkpoint, average=average)
     if step > config.peak_steps:
         raise ConfigError(
             f"{checkpoint}: at step {step} its learning rate is already decaying (the constant phase ends at "
@@ -67,13 +67,6 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path) -> Adopted:
     if store.done(id_) is None:
         _commit(store, outcome, checkpoint, files)
     return Adopted(id_, step, runs)
-
-
-def _step_and_config(meta: dict[str, Any], checkpoint: Path) -> tuple[int, RunConfig]:
-    try:
-        return int(meta["step"]), RunConfig.model_validate_json(json.dumps(meta["config"]))
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{checkpoint}: not a training state of this version ({error})") from error
 
 
 def _why_not(config: RunConfig, sweep: Sweep) -> str:
@@ -119,7 +112,7 @@ def _trajectory(checkpoint: Path, step: int) -> list[dict[str, Any]]:
     for folder in (checkpoint.parent.parent, checkpoint.parent):
         journal = folder / "events.jsonl"
         if journal.is_file():
-            found = objects(journal.read_bytes())
-            rows = [row for row in found if row.get("step", step + 1) <= step and "lr_scale" in row]
+            found = reports_of_training(read_bytes(journal, MAX_JSON_BYTES), str(journal))
+            rows = [row for row in found if row["step"] <= step]
             return [{key: row.get(key) for key in TRAJECTORY.names} for row in rows]
     return []

@@ -24,6 +24,8 @@ class History:
     stages: frozenset[str] = frozenset()
     measurements: tuple[tuple[str, Measurement], ...] = ()
     """Device ("cpu" or a GPU's name) and what was timed on it."""
+    faults: tuple[str, ...] = ()
+    """States that are there and of no use."""
 
     def on(self, *, gpu: bool) -> list[Measurement]:
         return [timed for device, timed in self.measurements if (device != "cpu") == gpu]
@@ -34,13 +36,17 @@ def read_history(store: Store) -> History:
     done = store.all_done()
     segments = [outcome for outcome in done.values() if trains(outcome)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        kept = list(pool.map(lambda outcome: store.final_state(outcome) is not None, segments))
-    known = tuple(known_segment(outcome, kept=here) for outcome, here in zip(segments, kept, strict=True))
+        looked = list(pool.map(store.look_at_state, segments))
+    known = tuple(
+        known_segment(outcome, kept=path is not None)
+        for outcome, (path, _) in zip(segments, looked, strict=True)
+    )
     timed = ((str(o.execution.get("device", "cpu")), measurement(o)) for o in done.values())
     return History(
         segments=known,
         stages=frozenset(id_ for id_, outcome in done.items() if not trains(outcome)),
         measurements=tuple((device, m) for device, m in timed if m is not None),
+        faults=tuple(fault for _, fault in looked if fault),
     )
 
 

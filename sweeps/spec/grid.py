@@ -11,7 +11,7 @@ from gepa_core.config import DataConfig, RunConfig
 from sweeps.spec.keys import MAX_INT
 from sweeps.spec.source import SOURCE_KEYS, DataSource
 
-MAX_CELLS = 1_000_000
+MAX_CELLS = 20_000
 
 Cell = dict[str, Any]
 """Dotted keys to typed values."""

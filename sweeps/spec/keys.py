@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from gepa_core.config import ExecConfig, RunConfig
+from gepa_core.config import MAX_TEXT, ExecConfig, RunConfig
 from gepa_core.schedule import SHAPES
 
 CORPORA = ("docstrings",)
@@ -44,7 +44,9 @@ class Key:
 
     @property
     def allowed(self) -> str:
-        return self.info.description or _describe(self.info.annotation) + _bounds(self.info.metadata)
+        return self.info.description or _describe(self.info.annotation) + _bounds(
+            self.info.metadata, self.takes_list
+        )
 
     def typed(self, value: Any) -> Any:
         """The value in this key's type. Raises KeyRefusedError."""
@@ -52,16 +54,23 @@ class Key:
         if isinstance(value, float) and value.is_integer() and whole:
             value = int(value)  # 9e3 steps
         if isinstance(value, int) and whole and abs(value) > MAX_INT:
-            raise KeyRefusedError(f"int {value} is not allowed; it must be {self.allowed}, and below 2**63")
+            raise KeyRefusedError(f"int {value} is not allowed; it must be {self.allowed}")
         try:
+            if isinstance(value, str) and "\0" in value:
+                raise KeyRefusedError("text with a NUL character is not allowed")
             return self._adapter.validate_json(json.dumps(value))
         except ValidationError:
             hint = ""
             if self.info.annotation is bool and str(value).lower() in ("yes", "no", "on", "off"):
                 hint = " (yes, no, on and off are plain text here)"
-            shown = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+            shown = "nothing" if value is None else f"{type(value).__name__} {shortened(repr(value))}"
             shown = shown.replace("str ", "text ").replace("dict ", "mapping ")
             raise KeyRefusedError(f"{shown} is not allowed; it must be {self.allowed}{hint}") from None
+
+
+def shortened(text: str) -> str:
+    """For messages: what was given, as far as it helps."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def near_miss(name: str, names: Iterable[str]) -> str:
@@ -91,7 +100,7 @@ class _SweepOnly(BaseModel):
     """Keys of a sweep file that resolve to RunConfig fields."""
 
     warmdown_ratio: float = Field(0.0, ge=0, le=1)
-    dir: str = ""
+    dir: str = Field("", max_length=MAX_TEXT)
     corpus: Literal["docstrings"] = "docstrings"
 
 
@@ -151,10 +160,12 @@ def _describe(annotation: Any) -> str:
     return names.get(annotation, str(annotation))
 
 
-def _bounds(metadata: list[Any]) -> str:
+def _bounds(metadata: list[Any], of_list: bool = False) -> str:
     words = []
     for constraint in metadata:
         for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
             if (bound := getattr(constraint, attribute, None)) is not None:
-                words.append(f"{sign} {bound:g}")
+                words.append(f"{sign} {bound:,}" if isinstance(bound, int) else f"{sign} {bound:g}")
+        if (longest := getattr(constraint, "max_length", None)) is not None:
+            words.append(f"of at most {longest:,} characters" if not of_list else f"(at most {longest:,})")
     return " " + " and ".join(words) if words else ""

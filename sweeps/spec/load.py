@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gepa_core.bounded import MAX_TEXT_BYTES, read_bytes
 from gepa_core.errors import ConfigError
 from sweeps.spec.keys import near_miss
 from sweeps.spec.overrides import override
@@ -16,7 +17,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file. Raises SpecError with all problems of the file and the overrides."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_bytes(file, MAX_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(str(path), [Problem(f"byte {error.start}", "", "not UTF-8 text")]) from None
     except OSError as error:

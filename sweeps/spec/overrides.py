@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from sweeps.spec.keys import KeyRefusedError, full_name, run_key
+from sweeps.spec.keys import KeyRefusedError, full_name, run_key, shortened
 from sweeps.spec.sweep import TOP_KEYS
-from sweeps.spec.yamlfile import Document, KeyPath, Problem, parse, scalar
+from sweeps.spec.yamlfile import Document, KeyPath, Problem, parse, scalar, too_long
 
 
 def override(document: Document, text: str) -> None:
     """Enters `key.path=value` into the document: a key of the file, or a RunConfig key."""
-    place = f"argument {text!r}"
+    place = f"argument {shortened(text)!r}"
     name, equals, given = text.partition("=")
     if not equals or not name:
         document.problems.append(Problem(place, "", "an override is written key.path=value"))
@@ -21,6 +21,9 @@ def override(document: Document, text: str) -> None:
             return
         value = parsed.value
         inner = parsed.places
+    elif problem := too_long(given):
+        document.problems.append(Problem(place, "", problem))
+        return
     else:
         value, inner = scalar(given), {}
     path = _target(document, name, value)

@@ -280,7 +280,9 @@ class Reader:
             return None
         size = math.prod(len(values) for values in grid.values())
         if size > MAX_CELLS:
-            self.document.report(("grid",), f"{size:,} combinations; at most {MAX_CELLS:,} are planned")
+            self.document.report(
+                ("grid",), f"{size:,} combinations; at most {MAX_CELLS:,} are planned in one sweep"
+            )
             return None
         expander = Expander(PRESETS[recipe], settings)
         made = [expander.run(cell) for cell in cells(grid, points)]

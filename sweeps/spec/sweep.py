@@ -45,6 +45,9 @@ def _not_rays_own(name: str) -> str:
     return name
 
 
+_Amount = Annotated[float, Field(gt=0, le=1e9)]
+
+
 class Resources(BaseModel):
     """What a run asks of the cluster, and what is known of its price."""
 
@@ -52,15 +55,15 @@ class Resources(BaseModel):
 
     gpus_per_run: float = Field(0.0, ge=0, le=4096)
     """0 = CPU; below 1 = several runs share a GPU; from 1 on one rank a GPU."""
-    cpus_per_run: float | None = Field(None, gt=0)
+    cpus_per_run: float | None = Field(None, gt=0, le=1e6)
     """None = a CPU a rank and thread."""
-    memory_gb_per_run: float | None = Field(None, gt=0)
-    price_per_gpu_hour: float | None = Field(None, ge=0)
-    cluster_gpus: int | None = Field(None, ge=1)
+    memory_gb_per_run: float | None = Field(None, gt=0, le=1e6)
+    price_per_gpu_hour: float | None = Field(None, ge=0, le=1e9)
+    cluster_gpus: int | None = Field(None, ge=1, le=1_000_000)
     """GPUs to reckon with in `--plan` where no cluster is at hand."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels a node must carry, e.g. {accelerator-type: A100}."""
-    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], Annotated[float, Field(gt=0)]] = Field(
+    custom: dict[Annotated[str, AfterValidator(_not_rays_own)], _Amount] = Field(
         default_factory=dict,
         description="a mapping of names (CPU, GPU and memory have keys of their own) to numbers > 0",
     )

@@ -11,6 +11,10 @@ from typing import Any
 
 import yaml
 
+from gepa_core.bounded import LimitError, compose
+
+MAX_DIGITS = 40
+"""Of a number: more are damage, and the interpreter itself refuses some thousands."""
 KeyPath = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
@@ -65,26 +69,35 @@ def show(path: KeyPath) -> str:
 
 
 def scalar(text: str) -> Any:
-    """Value of an unquoted scalar."""
+    """Value of an unquoted scalar. A number of more than MAX_DIGITS characters is text: see `too_long`."""
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
+    if len(text) <= MAX_DIGITS:
+        if _INT.fullmatch(text):
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
     return text
+
+
+def too_long(text: str) -> str | None:
+    """What is wrong with an unquoted scalar that would be a number if it were shorter."""
+    if len(text) > MAX_DIGITS and (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
+        return f"a number of {len(text):,} digits; at most {MAX_DIGITS} are read"
+    return None
 
 
 def parse(text: str, place: str = "") -> Document:
     """Parses one YAML document; what is wrong goes to `problems`. `place` replaces line numbers."""
     document = Document()
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        node = compose(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = place or (f"line {mark.line + 1}, column {mark.column + 1}" if mark else "")
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(Problem(at, "", f"not YAML: {what}"))
+        what = what if isinstance(error, LimitError) else f"not YAML: {what}"
+        document.problems.append(Problem(at, "", what))
         return document
     except yaml.YAMLError as error:
         document.problems.append(Problem(place, "", f"not YAML: {' '.join(str(error).split())}"))
@@ -106,6 +119,9 @@ def _value(
         return None
     inside = (*inside, node)
     if isinstance(node, yaml.ScalarNode):
+        if not node.style and (problem := too_long(node.value)):
+            document.report(path, problem)
+            return None
         return node.value if node.style else scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, i), document, place, inside) for i, item in enumerate(node.value)]

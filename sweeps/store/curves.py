@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.store.schema import from_parquet
+from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 
 CURVES = ("lr_scale", "train_tokens", "train_loss", "val_loss", "val_bpb", "ema_val_bpb")
@@ -11,8 +11,13 @@ CURVES = ("lr_scale", "train_tokens", "train_loss", "val_loss", "val_bpb", "ema_
 
 def segment_rows(store: Store, sweep: str, segment: str) -> list[dict[str, Any]]:
     """What was reported of a segment, by step; nothing where it is not done."""
-    data = store.files.read(f"{sweep}/trajectory/{segment}.parquet")
-    return sorted(from_parquet(data), key=lambda row: int(row["step"])) if data else []
+    path = f"{sweep}/trajectory/{segment}.parquet"
+    data = store.files.read(path)
+    if data is None:
+        return []
+    remedy = "delete it, and the sweep's launch.py command writes it anew"
+    rows = from_parquet(data, TRAJECTORY, store.files.describe(path), remedy)
+    return sorted(rows, key=lambda row: int(row["step"]))
 
 
 def joined(segments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:

@@ -2,37 +2,31 @@
 
 A file written here appears whole or not at all: on a disk it is written aside, synced and renamed; an
 object store shows an object only when its upload is complete (there is no rename there, and none is used).
-Storage that is away for a while is waited for, with growing pauses, up to `patience` seconds.
+Storage that is away for a while is waited for, with growing pauses, up to `patience` seconds, and the one who
+waits is told so; what waiting does not mend ends at once.
 """
 
 import contextlib
-import errno
+import hashlib
 import os
-import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from gepa_core.errors import UserError
+from gepa_core.bounded import read_bytes
+from sweeps.store.patience import FIRST_PATIENCE, StorageError, patiently
+from sweeps.store.remote import check_url, open_remote
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 20.0
-# Waiting does not mend these.
-_PERMANENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
-_PERMANENT |= {errno.ENOTEMPTY}  # somebody still writes there
-_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-_PERMANENT_TEXT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+__all__ = ["TEMPORARY_SUFFIX", "Entry", "Files", "StorageError"]
+
 _CHUNK = 8 << 20
+MAX_FILE_BYTES = 2 << 30
 T = TypeVar("T")
 TEMPORARY_SUFFIX = ".tmp"
-
-
-class StorageError(UserError):
-    """The store cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,23 @@ class Files:
     """Files below one root. Paths given to methods are relative to it, with "/" between parts."""
 
     def __init__(self, url: str | Path, patience: float = 300.0) -> None:
-        """Raises StorageError where the URL's scheme is not known."""
+        """Raises StorageError where no store can be at the URL, or it holds credentials."""
         self.url = str(url)
+        if "\0" in self.url or not self.url:
+            raise StorageError("a store needs a path, or a URL like s3://BUCKET/PREFIX; none was given")
         self.patience = patience
+        self._has_answered = False
         self.local: Path | None = None
         self._fs: Any = None
         scheme = urlsplit(self.url).scheme
         if len(scheme) <= 1:  # a one-letter scheme would be a drive
             self.local = Path(self.url).expanduser().absolute()
         elif scheme == "file":
-            self.local = Path(urlsplit(self.url).path)
+            self.local = Path(unquote(urlsplit(self.url).path))
         else:
-            self._fs, self._root = _open_remote(self.url)
+            check_url(self.url)
+            # Opening may ask the bucket for its region.
+            self._fs, self._root = self._patiently(lambda: open_remote(self.url), "open", "")
 
     def __repr__(self) -> str:
         return f"Files({self.url!r})"
@@ -72,16 +71,54 @@ class Files:
         """The full path or URL of `path`, for messages."""
         return str(self.local / path) if self.local else f"{self.url.split('?')[0].rstrip('/')}/{path}"
 
-    def read(self, path: str) -> bytes | None:
-        """The bytes of a file; None where there is none."""
+    def read(self, path: str, limit: int = MAX_FILE_BYTES) -> bytes | None:
+        """The bytes of a file; None where there is none. Raises StorageError for one over `limit` bytes."""
 
         def attempt() -> bytes | None:
             try:
                 if self.local:
-                    return (self.local / path).read_bytes()
+                    return read_bytes(self.local / path, limit, StorageError)
                 with self._fs.open_input_stream(self._remote(path)) as stream:
-                    data: bytes = stream.read()
+                    data: bytes = stream.read(limit + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if len(data) > limit:
+                raise StorageError(f"{self.describe(path)}: over {limit:,} bytes, and no more are read of it")
+            return data
+
+        return self._patiently(attempt, "read", path)
+
+    def read_end(self, path: str, most: int) -> bytes:
+        """The last bytes of a file, `most` at most; none where there is no file."""
+
+        def attempt() -> bytes:
+            try:
+                if self.local:
+                    with (self.local / path).open("rb") as file:
+                        file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+                        return file.read(most)
+                with self._fs.open_input_file(self._remote(path)) as stream:
+                    stream.seek(max(0, stream.size() - most))
+                    data: bytes = stream.read(most)
                     return data
+            except (FileNotFoundError, NotADirectoryError):
+                return b""
+
+        return self._patiently(attempt, "read", path)
+
+    def sha256(self, path: str) -> str | None:
+        """Hex SHA-256 of a file, read piece by piece; None where there is none."""
+
+        def attempt() -> str | None:
+            try:
+                if self.local:
+                    with (self.local / path).open("rb") as stream:
+                        return hashlib.file_digest(stream, "sha256").hexdigest()
+                digest = hashlib.sha256()
+                with self._fs.open_input_stream(self._remote(path)) as stream:
+                    while chunk := stream.read(_CHUNK):
+                        digest.update(chunk)
+                return digest.hexdigest()
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -159,7 +196,10 @@ class Files:
         """Delete a file or a folder with all it holds; nothing where there is neither.
 
         What lies higher goes first: half deleted, a folder has lost the record that vouches for the rest.
+        Raises StorageError, and deletes nothing, where the path leads out of the store through a link.
         """
+        if self.local and path and not _lies_in(self.local / path, self.local):
+            raise StorageError(f"{self.describe(path)} leads out of the store: nothing there is deleted")
 
         def attempt() -> None:
             if self.local:
@@ -264,37 +304,22 @@ class Files:
 
     def _patiently(self, attempt: Callable[[], T], verb: str, path: str) -> T:
         """Run `attempt`, again after a pause where waiting may help. Raises StorageError in the end."""
-        started, pause = time.monotonic(), _FIRST_PAUSE
-        while True:
-            try:
-                return attempt()
-            except OSError as error:
-                permanent = error.errno in _PERMANENT or any(text in str(error) for text in _PERMANENT_TEXT)
-                if permanent or time.monotonic() - started + pause > self.patience:
-                    raise StorageError(_explain(error, verb, self.describe(path), permanent)) from error
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        if not _is_inside(path):
+            raise StorageError(f"{path[:200]!r} is no path inside a store")
+        patience = self.patience if self._has_answered else min(self.patience, FIRST_PATIENCE)
+        result = patiently(attempt, f"{verb} {self.describe(path)}", patience, is_remote=not self.local)
+        self._has_answered = True
+        return result
 
 
-def is_storage_fault(error: BaseException) -> bool:
-    """Whether an exception says that a disk is full or failing, and not that a file is missing.
-
-    Libraries in Rust (safetensors) have exceptions of their own, with the number of the error in the text.
-    """
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    cause = error.__cause__
-    return number in _FAULTS or (cause is not None and is_storage_fault(cause))
+def _is_inside(path: str) -> bool:
+    """Whether a path stays below where it starts, as text."""
+    return not path or not ({"", ".", ".."} & {*path.split("/")} or "\0" in path)
 
 
-def _explain(error: OSError, verb: str, where: str, permanent: bool) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"disk full: cannot {verb} {where}; free some space, then give the same command again"
-    what = error.strerror or str(error).splitlines()[0]
-    hint = (
-        "check the path and your rights" if permanent else "the store stayed away; try again when it is back"
-    )
-    return f"cannot {verb} {where}: {what}; {hint}"
+def _lies_in(path: Path, root: Path) -> bool:
+    """Whether a path, but for its own last part, really lies below `root`."""
+    return path.parent.resolve().is_relative_to(root.resolve())
 
 
 def _delete_folder(folder: Path) -> None:
@@ -314,24 +339,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _open_remote(url: str) -> tuple[Any, str]:
-    """(pyarrow filesystem, root path). An S3 endpoint: AWS_ENDPOINT_URL or ?endpoint_override=."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if parts.scheme == "s3" and endpoint and "endpoint_override" not in query:
-        scheme, _, host = endpoint.rpartition("://")
-        query |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
-    whole = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), urlencode(query), ""))
-    try:
-        filesystem, root = fs.FileSystem.from_uri(whole)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise StorageError(
-            f"cannot open {url}: {str(error).splitlines()[0]}; give a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-        ) from error
-    return filesystem, root.rstrip("/")

@@ -9,10 +9,12 @@ costs more.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sweeps.kinds.kind import FINAL_STATE
 from sweeps.store.files import TEMPORARY_SUFFIX, StorageError
 from sweeps.store.lock import Lease
+from sweeps.store.records import RecordError
 from sweeps.store.store import Outcome, Store
 
 
@@ -40,14 +42,17 @@ def all_leases(store: Store) -> Iterator[None]:
 
 
 def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
-    """What could be deleted; to be asked while `all_leases` are held."""
-    plans = [store.sweep(sweep).read_json("plan.json") or {} for sweep in store.sweeps()]
+    """What could be deleted; to be asked while `all_leases` are held.
+
+    Raises RecordError where a record that it has to judge by is damaged.
+    """
+    plans = [_plan(store, sweep) for sweep in store.sweeps()]
     named = {id_ for plan in plans for part in ("segments", "stages") for id_ in plan.get(part, {})}
     done = store.all_done()
     needed = _needed(plans, done)
     found = list(_half_written(store))
     for id_ in store.ids():
-        if id_ not in named and not done.get(id_, _NOTHING).identity.get("adopted"):
+        if id_ not in named and not (id_ in done and done[id_].identity.get("adopted")):
             found.append(_waste(store, f"segments/{id_}", "no sweep's plan names it"))
         elif id_ in done:
             found += _beside(store, done[id_])
@@ -58,6 +63,19 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
                     _waste(store, path, f"state {'on the trunk' if trunk else 'at the end'} of finished runs")
                 )
     return [waste for waste in found if waste.bytes]
+
+
+def _plan(store: Store, sweep: str) -> dict[str, Any]:
+    folder = store.sweep(sweep)
+    folder.read_json("sweep.json")
+    folder.read_runs()
+    if (plan := folder.read_json("plan.json")) is None:
+        where = store.files.describe(f"{sweep}/plan.json")
+        raise RecordError(
+            f"{where}: missing, so that it cannot be told what the sweep needs; its launch.py command "
+            f"writes it anew, or delete {store.files.describe(sweep)} with all its results"
+        )
+    return plan
 
 
 def collect(store: Store, waste: list[Waste]) -> None:
@@ -94,11 +112,8 @@ def _beside(store: Store, done: Outcome) -> Iterator[Waste]:
     yield _waste(store, f"{store.attempt_path(done.id, done.attempt)}/checkpoints", "on the way")
 
 
-def _needed(plans: list[dict[str, dict[str, dict[str, list[str]]]]], done: dict[str, Outcome]) -> set[str]:
+def _needed(plans: list[dict[str, Any]], done: dict[str, Outcome]) -> set[str]:
     """Segments of the runs, in any sweep, that are not finished."""
     runs = (run for plan in plans for run in plan.get("runs", {}).values())
     unfinished = (run for run in runs if not done.keys() >= {*run["segments"], *run["stages"]})
     return {node for run in unfinished for node in run["segments"]}
-
-
-_NOTHING = Outcome("", "", "", "")

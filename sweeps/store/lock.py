@@ -18,6 +18,7 @@ from typing import Any
 
 from gepa_core.errors import UserError
 from sweeps.store.files import Files, StorageError
+from sweeps.store.records import MAX_RECORD_BYTES, LeaseRecord, RecordError, read
 
 _OBJECT_STORE_SETTLE_SECONDS = 1.0  # there is no exclusive put there
 _TAKEOVER_SECONDS = 1.0
@@ -46,13 +47,13 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Raises LeaseHeldError while another driver holds it."""
+        """Raises LeaseHeldError while another driver holds it, RecordError where its record is damaged."""
         settle = self.settle
         if not self.files.put_new(self.path, self._record()):
             held = read_lease(self.files, self.path)
             if held and not is_stale(held):
                 raise LeaseHeldError(_held_message(self.files.describe(self.path), held))
-            self.files.put(self.path, self._record())  # in place of one expired, orphaned or unreadable
+            self.files.put(self.path, self._record())  # in place of one expired or orphaned
             settle = max(settle, _TAKEOVER_SECONDS)
         time.sleep(settle)
         now = read_lease(self.files, self.path)
@@ -74,14 +75,15 @@ class Lease:
         self._stop.set()
         if self._thread:
             self._thread.join(timeout=10)
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, RecordError):
             now = read_lease(self.files, self.path)
             if now and now["driver"] == self.driver:
                 self.files.delete(self.path)
 
     def _renew(self) -> None:
         while not self._stop.wait(self.ttl / 4):
-            with contextlib.suppress(StorageError):  # away: the next turn, or check(), will tell
+            # Away, or damaged: the next turn, or check(), will tell.
+            with contextlib.suppress(StorageError, RecordError):
                 self._verify()
             if self._lost is not None:
                 return
@@ -103,14 +105,12 @@ class Lease:
 
 
 def read_lease(files: Files, path: str) -> dict[str, Any] | None:
-    """The record; None where there is none or it is not readable as one."""
-    data = files.read(path)
-    try:
-        record = json.loads(data) if data else None
-    except ValueError:
+    """The record; None where there is none. Raises RecordError where it cannot be told whose it is."""
+    data = files.read(path, MAX_RECORD_BYTES)
+    if data is None:
         return None
-    whole = isinstance(record, dict) and "driver" in record and isinstance(record.get("expires"), int | float)
-    return record if whole else None
+    remedy = "if no driver works on this sweep any more, delete it"
+    return read(LeaseRecord, data, files.describe(path), remedy).model_dump()
 
 
 def is_stale(record: dict[str, Any]) -> bool:

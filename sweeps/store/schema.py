@@ -4,15 +4,17 @@ An unknown value is null, never 0. Readers should go by column name; `schema_ver
 is raised when a column's meaning changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweeps.kinds.stages import MEASURED
+from sweeps.store.records import NAME, RecordError
 
 SCHEMA_VERSION = 1
+STATUSES = ("done", "diverged", "failed", "pending")
 
 
 def _field(name: str, type_: pa.DataType, unit: str, what: str) -> pa.Field:
@@ -128,7 +130,74 @@ def to_parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     return data
 
 
-def from_parquet(data: bytes) -> list[dict[str, Any]]:
+def from_parquet(
+    data: bytes, schema: pa.Schema, where: str = "table", remedy: str = ""
+) -> list[dict[str, Any]]:
+    """Rows of a table of `schema`, which may have further columns of plain values (grid axes).
+
+    Raises RecordError, naming `where`, for anything else.
+    """
     # Small tables, one thread: a short command may exit while a pool of Arrow's still starts, and abort.
-    rows: list[dict[str, Any]] = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if fault := _fault(file, schema):
+            raise RecordError(f"{where}: {fault}; {remedy}".rstrip("; "))
+        rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RecordError(f"{where}: damaged, not Parquet ({told}); {remedy}".rstrip("; ")) from None
+    for row in rows:
+        if fault := next(_faults_of(row, schema), None):
+            raise RecordError(f"{where}: damaged or foreign ({fault}); {remedy}".rstrip("; "))
     return rows
+
+
+def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
+    """What a row says that no row of this project does; names become paths."""
+    names: tuple[str, ...]
+    needed: tuple[str, ...]
+    if schema is RUNS:
+        names, needed = ("run_id", "sweep"), ("run_id", "sweep", "status")
+        if row["status"] not in STATUSES:
+            yield f"status {str(row['status'])[:40]!r} is not one of {', '.join(STATUSES)}"
+    else:
+        names = ("segment_id", "run_id") if schema is TRAJECTORY else ()
+        needed = ("segment_id", "step") if schema is TRAJECTORY else ("stage", "block")
+    for name in needed:
+        if row[name] is None:
+            yield f"a row without {name}"
+    for name in names:
+        if row[name] is not None and not NAME.fullmatch(row[name]):
+            yield f"{name} {row[name][:80]!r} is no name that this project gives"
+
+
+MAX_ROWS = 5_000_000
+_MAX_UNPACKED_BYTES = 1 << 30
+_MAX_COLUMNS = 500
+
+
+def _fault(file: pq.ParquetFile, schema: pa.Schema) -> str | None:
+    """What is wrong with a table, by what it says of itself, before it is unpacked."""
+    there, facts = file.schema_arrow, file.metadata
+    version = (there.metadata or {}).get(b"schema_version", b"1")
+    if version != str(SCHEMA_VERSION).encode():
+        return (
+            f"of schema version {version[:20].decode(errors='replace')}; this version knows {SCHEMA_VERSION}"
+        )
+    if len(there.names) > _MAX_COLUMNS or len(set(there.names)) < len(there.names):
+        return f"damaged or foreign ({len(there.names)} columns, some of one name or too many)"
+    for field in schema:
+        if field.name in there.names and (type_ := there.field(field.name).type) != field.type:
+            return f"damaged or foreign (column {field.name} is {type_}, not {field.type})"
+    if missing := [name for name in schema.names if name not in there.names and name not in _ADDED_LATER]:
+        return f"damaged or foreign (no column {missing[0]})"
+    if any(pa.types.is_nested(field.type) for field in there):
+        return "damaged or foreign (a column of nested values)"
+    unpacked = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+    if facts.num_rows > MAX_ROWS or unpacked > _MAX_UNPACKED_BYTES:
+        return f"claims {facts.num_rows:,} rows, {unpacked:,} bytes; at most {MAX_ROWS:,} rows are read"
+    return None
+
+
+_ADDED_LATER: set[str] = {"ranks", "quant_rows", "code_bytes", "commit", "epochs"}
+"""Columns that stores of earlier versions may lack."""

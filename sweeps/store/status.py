@@ -1,5 +1,6 @@
 """How sweeps stand, from what the store says: at any time, from anywhere, without asking their drivers."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from urllib.parse import urlsplit, urlunsplit
 from gepa_core.errors import ConfigError
 from sweeps.store.journal import reports
 from sweeps.store.lock import is_stale, read_lease
+from sweeps.store.schema import STATUSES
 from sweeps.store.store import Outcome, Store
 
-STATUSES = ("done", "diverged", "failed", "pending")
 _SILENT_SECONDS = 120.0
 """An attempt that has reported nothing for so long is not called running."""
 
@@ -48,6 +49,7 @@ def sweep_status(store: Store, name: str) -> dict[str, Any]:
     """Figures of one sweep; keys as they are printed by `status --json`."""
     folder = store.sweep(name)
     plan = folder.read_json("plan.json") or {"segments": {}, "stages": {}, "runs": {}}
+    folder.read_json("sweep.json")  # is not shown, and damage is
     rows = folder.read_runs() or []
     nodes: dict[str, dict[str, Any]] = {**plan["segments"], **plan["stages"]}
     done = store.all_done(nodes)
@@ -79,7 +81,8 @@ def _working(store: Store, id_: str, node: Mapping[str, Any]) -> Working | None:
     seen: list[tuple[float, dict[str, Any] | None]] = []
     for attempt in attempts:
         base = store.attempt_path(id_, attempt)
-        journal = reports(store.files.read(f"{base}/events.jsonl") or b"")
+        path = f"{base}/events.jsonl"
+        journal = reports(store.files.read(path) or b"", store.files.describe(path))
         entries = [entry.modified or 0.0 for entry in store.files.list(base)]
         seen.append((max(entries, default=0.0), journal[-1] if journal else None))
     latest, report = max(seen, key=lambda pair: pair[0])
@@ -90,10 +93,14 @@ def _working(store: Store, id_: str, node: Mapping[str, Any]) -> Working | None:
         what=f"{node['start']:,} → {node['stop']:,}" if segment else f"{node['kind']} after {node['after']}",
         step=report.get("step", node["start"]) if segment else None,
         stop=node["stop"] if segment else None,
-        val_bpb=report.get("val_bpb"),
+        val_bpb=_finite(report.get("val_bpb")),
         tokens_per_second=report.get("tokens_per_second"),
         silent_seconds=max(0.0, time.time() - latest),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _left_seconds(nodes: Mapping[str, Mapping[str, Any]], done: Mapping[str, Outcome]) -> float | None:

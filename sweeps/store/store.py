@@ -12,6 +12,7 @@ that was given up for lost nor a second driver can alter a result.
 import contextlib
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +20,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+from pydantic import BaseModel
 
 from sweeps.kinds.kind import FINAL_STATE
 from sweeps.kinds.lease import devices
+from sweeps.store import records
 from sweeps.store.files import TEMPORARY_SUFFIX, Files, StorageError
-from sweeps.store.schema import BLOCKS, TRAJECTORY, from_parquet, runs_schema, to_parquet
+from sweeps.store.records import FORMAT, MAX_RECORD_BYTES, NAME
+from sweeps.store.redact import redacted
+from sweeps.store.schema import BLOCKS, RUNS, TRAJECTORY, from_parquet, runs_schema, to_parquet
 
-DONE_FORMAT = 1
+DAMAGED = "damaged.txt"
+"""In a final state's folder: it was found altered, and is not used any more; says in what."""
 _THREADS = 16
+_SWEEP_FILES = {"sweep.json", "plan.json", "runs.parquet"}
+_STEP = re.compile(r"[0-9]{1,9}")
+_AGAIN = "the sweep's launch.py command writes it anew"
+_REMEDY = {
+    "DONE.json": "move it away, and the sweep's launch.py command commits it again, or trains it again",
+    "outcome.json": "delete its attempt's folder, and the sweep's launch.py command trains it again",
+}
+_MODELS: dict[str, type[BaseModel]] = {"sweep.json": records.SweepRecord, "plan.json": records.PlanRecord}
 
 
 class CommitError(StorageError):
@@ -55,7 +68,7 @@ class Outcome:
     """Path in the attempt's folder -> bytes and sha256."""
     started_at: float = 0.0
     seconds: float = 0.0
-    format: int = DONE_FORMAT
+    format: int = FORMAT
 
     @property
     def devices(self) -> float | None:
@@ -65,16 +78,15 @@ class Outcome:
         return devices(self.execution["gpus"], self.execution["ranks"])
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, allow_nan=False).encode()
+        record = asdict(self) | {"error": redacted(self.error)}
+        return json.dumps(record, indent=1, allow_nan=False).encode()
 
     @staticmethod
-    def from_json(data: bytes | None) -> "Outcome | None":
-        """None for anything but a whole record of this format."""
-        try:
-            record = json.loads(data) if data else None
-            return Outcome(**record) if record and record["format"] == DONE_FORMAT else None
-        except (ValueError, TypeError, KeyError):
-            return None
+    def from_json(data: bytes, where: str = "outcome.json") -> "Outcome":
+        """Raises RecordError for anything but a whole record of this format."""
+        done = records.read(records.Done, data, where, _REMEDY[where.rpartition("/")[2]])
+        facts = done.model_dump(exclude={"execution"})
+        return Outcome(**facts, execution=done.execution.model_dump(exclude_unset=True))
 
 
 @dataclass(frozen=True)
@@ -100,15 +112,31 @@ class Store:
         return f"segments/{id_}/attempts/{attempt}"
 
     def attempts(self, id_: str) -> list[str]:
-        return [entry.name for entry in self.files.list(f"segments/{id_}/attempts") if entry.is_dir]
+        return self._folders(f"segments/{id_}/attempts")
+
+    def _folders(self, path: str) -> list[str]:
+        """Those whose names are of a kind that this project gives."""
+        return [e.name for e in self.files.list(path) if e.is_dir and NAME.fullmatch(e.name)]
 
     def done(self, id_: str) -> Outcome | None:
-        """The committed outcome of a segment or stage; None where it is not done."""
-        return Outcome.from_json(self.files.read(f"segments/{id_}/DONE.json"))
+        """The committed outcome of a segment or stage; None where it is not done. Raises RecordError."""
+        return self._outcome(f"segments/{id_}/DONE.json", id_)
+
+    def _outcome(self, path: str, id_: str) -> Outcome | None:
+        data = self.files.read(path, MAX_RECORD_BYTES)
+        if data is None:
+            return None
+        where = self.files.describe(path)
+        outcome = Outcome.from_json(data, where)
+        if outcome.id != id_:
+            raise records.RecordError(
+                f"{where}: the record of {outcome.id}; {_REMEDY[path.rpartition('/')[2]]}"
+            )
+        return outcome
 
     def ids(self) -> list[str]:
         """Every segment and stage the store has a folder of."""
-        return [entry.name for entry in self.files.list("segments") if entry.is_dir]
+        return self._folders("segments")
 
     def all_done(self, ids: Iterable[str] | None = None) -> dict[str, Outcome]:
         """The committed ones among `ids` (default: all there are), read in parallel."""
@@ -121,7 +149,8 @@ class Store:
     def commit(self, outcome: Outcome) -> Outcome:
         """Make a finished attempt the result, unless another one is already; returns the one that is.
 
-        Raises CommitError where files of the attempt are missing or cut short.
+        Raises CommitError where files of the attempt are missing or cut short, RecordError where the result
+        that is there already is damaged.
         """
         base = self.attempt_path(outcome.id, outcome.attempt)
         for name, facts in outcome.files.items():
@@ -136,13 +165,12 @@ class Store:
         while not self.files.put_new(path, outcome.to_json()):
             if winner := self.done(outcome.id):
                 return winner
-            self.files.delete(path)  # not a record: a put cut short on a disk that is not atomic
         return outcome
 
     def finished_attempts(self, id_: str) -> list[Outcome]:
         """Attempts that ended well but were not committed: their driver died first."""
         found = (
-            Outcome.from_json(self.files.read(f"{self.attempt_path(id_, attempt)}/outcome.json"))
+            self._outcome(f"{self.attempt_path(id_, attempt)}/outcome.json", id_)
             for attempt in self.attempts(id_)
         )
         return [outcome for outcome in found if outcome and outcome.status == "finished"]
@@ -155,16 +183,52 @@ class Store:
             )
             for attempt in self.attempts(id_)
             for entry in self.files.list(f"{self.attempt_path(id_, attempt)}/checkpoints")
-            if entry.is_dir and entry.name.isdigit()
+            if entry.is_dir and _STEP.fullmatch(entry.name)
         ]
         return sorted(found, key=lambda state: (-state.step, state.attempt))
 
     def final_state(self, done: Outcome) -> str | None:
-        """Path of a committed segment's final state; None once it was deleted or cut short."""
+        """Path of a committed segment's final state; None once it was deleted, cut short or set aside."""
+        return self.look_at_state(done)[0]
+
+    def look_at_state(self, done: Outcome) -> tuple[str | None, str | None]:
+        """(path of a segment's final state where it is of use, what is wrong with what is there)."""
         path = f"{self.attempt_path(done.id, done.attempt)}/{FINAL_STATE}"
         wanted = {n: facts["bytes"] for n, facts in done.files.items() if n.startswith(f"{FINAL_STATE}/")}
         there = {f"{FINAL_STATE}/{entry.name}": entry.size for entry in self.files.list(path)}
-        return path if wanted and wanted.items() <= there.items() else None
+        where = self.files.describe(path)
+        if f"{FINAL_STATE}/{DAMAGED}" in there:
+            return None, f"{where}: altered, and set aside"
+        if wanted and wanted.items() <= there.items():
+            return path, None
+        return None, f"{where}: cut short or incomplete" if wanted.keys() & there.keys() else None
+
+    def set_aside(self, done: Outcome) -> str | None:
+        """Looks whether what is done still is what was committed; if not, it does not count any more.
+
+        Returns what is wrong, None where nothing is. Nothing is deleted: an altered state stays where it is,
+        under a note; of anything else the records stay, under other names.
+        """
+        base = self.attempt_path(done.id, done.attempt)
+        altered = [name for name in done.files if not self._is_as_committed(done, name)]
+        if not altered:
+            return None
+        where = self.files.describe(f"{base}/{altered[0]}")
+        what = f"{where}: gone, cut short or altered since it was committed"
+        if all(name.startswith(f"{FINAL_STATE}/") for name in altered):
+            self.files.put(f"{base}/{FINAL_STATE}/{DAMAGED}", f"{what}\n".encode())
+            return what
+        for record in (f"{base}/outcome.json", f"segments/{done.id}/DONE.json"):
+            if (data := self.files.read(record, MAX_RECORD_BYTES)) is not None:
+                self.files.put(f"{record}.{new_attempt()}.damaged", data)
+                self.files.delete(record)
+        return what
+
+    def _is_as_committed(self, done: Outcome, name: str) -> bool:
+        path = f"{self.attempt_path(done.id, done.attempt)}/{name}"
+        if self.files.size(path) != done.files[name]["bytes"]:
+            return False
+        return self.files.sha256(path) == done.files[name]["sha256"]
 
     def drop_state(self, done: Outcome) -> None:
         """Delete a committed segment's final state; its figures stay."""
@@ -192,9 +256,9 @@ class Store:
         return SweepFolder(self.files, name)
 
     def sweeps(self) -> list[str]:
-        """Names of the sweeps in this store."""
-        names = [entry.name for entry in self.files.list("") if entry.is_dir and entry.name != "segments"]
-        return [name for name in names if self.files.exists(f"{name}/sweep.json")]
+        """Names of the sweeps in this store: folders with a sweep's record, be it only one of them."""
+        names = [name for name in self._folders("") if name != "segments"]
+        return [name for name in names if _SWEEP_FILES & {e.name for e in self.files.list(name)}]
 
 
 class SweepFolder:
@@ -205,20 +269,27 @@ class SweepFolder:
         self.lease_path = f"{name}/lease.json"
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """sweep.json or plan.json."""
-        self.files.put(f"{self.name}/{name}", json.dumps(value, indent=1, allow_nan=False).encode())
+        """sweep.json or plan.json, without the credentials that may stand in commands and addresses."""
+        record = redacted({"format": FORMAT, **value})
+        self.files.put(f"{self.name}/{name}", json.dumps(record, indent=1, allow_nan=False).encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        data = self.files.read(f"{self.name}/{name}")
-        value: dict[str, Any] | None = json.loads(data) if data else None
-        return value
+        """sweep.json or plan.json; None where there is none. Raises RecordError where it is damaged."""
+        data = self.files.read(f"{self.name}/{name}", MAX_RECORD_BYTES)
+        if data is None:
+            return None
+        where = self.files.describe(f"{self.name}/{name}")
+        return records.read(_MODELS[name], data, where, _AGAIN).model_dump()
 
     def write_runs(self, rows: list[dict[str, Any]], axes: Mapping[str, Iterable[Any]]) -> None:
         """runs.parquet: one row a run; `axes`: further grid axes and the values they take."""
         self.files.put(f"{self.name}/runs.parquet", to_parquet(rows, runs_schema(axes)))
 
     def read_runs(self) -> list[dict[str, Any]] | None:
-        return self._rows("runs.parquet")
+        """Rows of runs.parquet; None where there is none. Raises RecordError where it is damaged."""
+        data = self.files.read(f"{self.name}/runs.parquet", MAX_RECORD_BYTES)
+        where = self.files.describe(f"{self.name}/runs.parquet")
+        return None if data is None else from_parquet(data, RUNS, where, _AGAIN)
 
     def write_trajectory(self, segment_id: str, run_id: str | None, rows: list[dict[str, Any]]) -> None:
         rows = [{**row, "segment_id": segment_id, "run_id": run_id} for row in rows]
@@ -229,17 +300,13 @@ class SweepFolder:
 
     def block_stages(self, run_id: str) -> set[str]:
         """The stages that the blocks of a run are there of."""
-        return {row["stage"] for row in self._rows(f"blocks/{run_id}.parquet") or ()}
+        data = self.files.read(f"{self.name}/blocks/{run_id}.parquet")
+        with contextlib.suppress(records.RecordError):  # the driver will write it anew
+            return {row["stage"] for row in from_parquet(data, BLOCKS)} if data else set()
+        return set()
 
     def write_artifact(self, run_id: str, data: bytes) -> None:
         self.files.put(f"{self.name}/artifacts/{run_id}.int6", data)
-
-    def _rows(self, name: str) -> list[dict[str, Any]] | None:
-        """Of a table; None where there is none, or a damaged one, which the driver will write anew."""
-        data = self.files.read(f"{self.name}/{name}")
-        with contextlib.suppress(pa.ArrowException):
-            return from_parquet(data) if data else None
-        return None
 
     def has(self, name: str) -> bool:
         return self.files.exists(f"{self.name}/{name}")

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gepa_core.errors import DivergedError, UserError
+from gepa_core.errors import ArtifactError, DivergedError, UserError
 from sweeps.kinds.table import KINDS
-from sweeps.store.files import StorageError, is_storage_fault
+from sweeps.store.patience import StorageError, is_full, is_storage_fault
 from sweeps.store.schema import TRAJECTORY, to_parquet
 from sweeps.store.store import Outcome, checksums
 from sweeps.work.job import Attempt, Job
@@ -58,16 +58,20 @@ def execute(
                     logging.getLogger(__name__).error("%s: %s", outcome.status, outcome.error)
         return outcome
     except (OSError, StorageError) as error:  # the workdir itself could not be written
-        return replace(outcome, status=Observed.STORAGE, error=str(error), files={})
+        return replace(outcome, status=observed(error), error=str(error), files={})
 
 
 def _attempt(at: Attempt) -> Outcome:
     """The work, with whatever goes wrong turned into a status."""
+    from gepa_core.training.checkpoint import DamagedError
+
     try:
         done: Outcome = _module(at.job).run(at)
         return done
     except Exception as error:
         status, text = observed(error), _first_line(error)
+        if at.job.start and isinstance(error, DamagedError | ArtifactError):
+            status = Observed.DAMAGED  # the driver looks whether it is what it started from
         if status is Observed.CRASHED:
             traceback.print_exc()
             text = f"{type(error).__name__}: {text}"
@@ -88,6 +92,8 @@ def observed(error: Exception) -> Observed:
     """What an exception in the midst of the work says of its end."""
     if isinstance(error, DivergedError):
         return Observed.DIVERGED
+    if is_full(error):
+        return Observed.DISK_FULL
     if isinstance(error, StorageError) or is_storage_fault(error):
         return Observed.STORAGE
     if isinstance(error, UserError):

@@ -65,13 +65,13 @@ def _evaluated(job: Job, model: Any, tokens: Any, table: Any) -> tuple[Any, dict
 def _model(job: Job, weights: Weights, source: Path) -> Any:
     """Raw or EMA weights of the state at `source`, or those decoded from the artifact there."""
     from gepa_core.model.gepa import GEPA
-    from gepa_core.quantization.artifact import check_fits, read_artifact
+    from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
     from gepa_core.training.trained import load_model
 
     if weights != "int6":
         return load_model(source, average=weights == "average")[0]
     model = GEPA(job.config.model)
-    state = read_artifact(source)
+    state = read_artifact(source, num_weights(model.state_dict()))
     check_fits(state, model.state_dict())
     model.load_state_dict(state)
     return model

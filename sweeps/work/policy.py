@@ -19,6 +19,8 @@ class Observed(StrEnum):
     DIVERGED = "diverged"
     BAD_INPUT = "bad_input"
     STORAGE = "storage"
+    DISK_FULL = "disk_full"
+    DAMAGED = "damaged"  # what it was to start from
     CRASHED = "crashed"  # an exception nobody expected
 
 
@@ -28,6 +30,7 @@ class Action(StrEnum):
     DIVERGE = "diverge"  # the runs through it are `diverged`
     FAIL = "fail"  # the runs through it are `failed`
     LEAVE = "leave"  # as it is, for the next launch
+    STOP = "stop"  # the whole sweep: nothing else would fare better
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ def decide(history: Sequence[Failure], limits: Limits) -> Decision:
             return Decision(Action.LEAVE)
         case Observed.DIVERGED:
             return Decision(Action.DIVERGE)
-        case Observed.BAD_INPUT:
+        case Observed.BAD_INPUT | Observed.DAMAGED:
             return Decision(Action.FAIL)
+        case Observed.DISK_FULL:
+            return Decision(Action.STOP)
         case Observed.OUT_OF_MEMORY:
             if last.micro_batch_seqs is not None and last.micro_batch_seqs > 1:
                 return Decision(Action.RESTART_SMALLER, micro_batch_seqs=last.micro_batch_seqs // 2)

@@ -83,8 +83,9 @@ def _breaks_at_resuming(job: Job, resumed: int | None, how: Mapping[str, Any]) -
     if resumed is None:
         return []
     saved = next(path for path in job.resume if path.endswith(f"/{resumed}"))
-    journal = job.store.files.read(f"{saved.rpartition('/checkpoints/')[0]}/events.jsonl") or b""
-    started = next((event for event in events(journal) if event["event"] == "started"), {})
+    path = f"{saved.rpartition('/checkpoints/')[0]}/events.jsonl"
+    told = events(job.store.files.read(path) or b"", job.store.files.describe(path))
+    started = next((event for event in told if event["event"] == "started"), {})
     return [*started.get("breaks", ()), *differences(started.get("execution", how), how)]
 
 

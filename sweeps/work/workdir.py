@@ -72,8 +72,10 @@ class Workdir:
         return max(steps, default=None)
 
     def _adopt_events(self, attempt_path: str, step: int) -> None:
-        journal = self.store.files.read(f"{attempt_path}/events.jsonl") or b""
-        (self.path / "events.jsonl").write_bytes(reports_up_to(journal, step))
+        path = f"{attempt_path}/events.jsonl"
+        journal = self.store.files.read(path) or b""
+        kept = reports_up_to(journal, step, self.store.files.describe(path))
+        (self.path / "events.jsonl").write_bytes(kept)
 
     def fetch(self, path: str) -> Path:
         """A local copy of a file or folder of the store, kept for what follows on this worker."""

@@ -171,7 +171,7 @@ def test_as_a_command_without_torch_or_ray(folder: Path) -> None:
     assert run("predict", folder, "--steps", "many", "--warmdown", 1).returncode == 2
     assert run("--help").returncode == 0
     check = "import sys, analysis.report.report, analysis.forecast.backtest, analysis.effects.compare;"
-    check += "import analysis.runs.trainlog;"
+    check += "import analysis.logs.importing;"
     check += "sys.exit(any(m.split('.')[0] in ('torch', 'ray', 'gepa_core', 'sweeps') for m in sys.modules))"
     alone = subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=os.environ, check=False)
     assert alone.returncode == 0

@@ -201,7 +201,7 @@ MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
     "unknown dtype": (lambda: published(dtypes={"tok_emb.weight": "object"}), "unknown dtype 'object'"),
     "deflated members": (deflated, "inner archive is compressed"),
     "zstd bomb": (lambda: zstd_bomb(honest=False), "holds more than"),
-    "declared zstd bomb": (lambda: zstd_bomb(honest=True), "claims to hold 2147483648 bytes"),
+    "declared zstd bomb": (lambda: zstd_bomb(honest=True), "claims to hold 2,147,483,648 bytes"),
     "truncated": (lambda: published()[:-50], "truncated|damaged"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.runs.trainlog import read_log
+from analysis.logs.importing import read_log
 from gepa_core.config import DataPaths, EvalConfig, ExecConfig, ModelConfig, QuantConfig, RunConfig, TTTConfig
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.tokenizer import byte_table

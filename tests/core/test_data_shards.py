@@ -107,7 +107,7 @@ def test_missing_pattern_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_directory_is_no_shard(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_shard(tmp_path)
 
 

@@ -138,7 +138,7 @@ def check_pip(words: list[str], checkout: Path) -> None:
         elif asked := re.fullmatch(r"(?:\.|gepa-sweeps)\[(.*)\]", word):
             assert set(asked[1].split(",")) <= extras.keys()
         else:
-            assert word in ("-q", "-e", ".", "-c"), word
+            assert word in ("-q", "-e", ".", "-c", "--no-compile"), word
 
 
 def check_script(words: list[str], checkout: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from sweeps.store.files import Files
 from sweeps.store.lock import Lease, LeaseHeldError, LeaseLostError, read_lease
+from sweeps.store.records import RecordError
 
 
 def test_a_second_driver_is_told_who_is_at_work(url: str) -> None:
@@ -79,7 +80,7 @@ def test_of_drivers_that_take_over_a_stale_lease_at_once_one_gets_it(
 ) -> None:
     """All have read the old record before the first writes its own; the disk is slow for one of them."""
     files = Files(tmp_path)
-    files.put("lease.json", json.dumps({"driver": "old", "expires": 0}).encode())
+    files.put("lease.json", Lease(files, "lease.json", ttl=-1.0)._record())
     drivers, seen = [Lease(files, "lease.json") for _ in range(3)], threading.Barrier(3)
     real, held = Files.put, []
 
@@ -112,10 +113,10 @@ def test_of_drivers_that_take_over_a_stale_lease_at_once_one_gets_it(
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b"3", b'{"driver": "x"}', b'{"driver": "x", "expires": null}']
 )
-def test_a_lease_that_is_not_readable_is_free(tmp_path: Path, garbage: bytes) -> None:
+def test_a_lease_that_is_damaged_is_nobodys_and_everybodys(tmp_path: Path, garbage: bytes) -> None:
     files = Files(tmp_path)
     files.put("lease.json", garbage)
-    assert read_lease(files, "lease.json") is None
-    lease = Lease(files, "lease.json")
-    lease.acquire()
-    lease.release()
+    for use in (lambda: read_lease(files, "lease.json"), Lease(files, "lease.json").acquire):
+        with pytest.raises(RecordError, match=r"lease\.json: damaged.*if no driver works.*delete it"):
+            use()
+    assert files.read("lease.json") == garbage

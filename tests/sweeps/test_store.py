@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps.store.files import Files, StorageError
+from sweeps.store.records import RecordError
 from sweeps.store.schema import RUNS, runs_schema, to_parquet
 from sweeps.store.store import CommitError, Outcome, Store, checksums
 
@@ -24,8 +25,10 @@ def finished(store: Store, id_: str, attempt: str, data: bytes = b"result", **ch
     store.files.put(f"{base}/trajectory.parquet", data)
     store.files.put(f"{base}/checkpoint/state.json", b"{}")
     sizes = {"trajectory.parquet": len(data), "checkpoint/state.json": 2}
-    files = {name: {"bytes": size, "sha256": ""} for name, size in sizes.items()}
-    outcome = replace(Outcome(id_, attempt, "segment", "finished", files=files), **changes)
+    files = {name: {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    identity = {"parent": None, "trunk_id": "t", "start": 0, "stop": 10, "trunk": True, "config": {}}
+    outcome = Outcome(id_, attempt, "segment", "finished", None, {"step": 10}, {"ranks": 1}, identity, files)
+    outcome = replace(outcome, **changes)
     store.files.put(f"{base}/outcome.json", outcome.to_json())
     return outcome
 
@@ -52,11 +55,13 @@ def test_an_attempt_cut_short_is_not_committed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"format": 99}', b"null"])
-def test_a_done_record_that_is_none_is_replaced(store: Store, garbage: bytes) -> None:
+def test_a_damaged_done_record_is_told_and_left_alone(store: Store, garbage: bytes) -> None:
     outcome = finished(store, "0-10-x", "aaaa")
     store.files.put("segments/0-10-x/DONE.json", garbage)
-    assert store.done("0-10-x") is None
-    assert store.commit(outcome) == outcome and store.done("0-10-x") == outcome
+    for use in (lambda: store.done("0-10-x"), lambda: store.all_done(), lambda: store.commit(outcome)):
+        with pytest.raises(RecordError, match=r"0-10-x/DONE\.json: (damaged|of a format).*move it away"):
+            use()
+    assert store.files.read("segments/0-10-x/DONE.json") == garbage
 
 
 def test_a_zombie_that_goes_on_writing_alters_nothing(store: Store) -> None:
@@ -137,7 +142,19 @@ def test_unknown_is_null_and_every_column_has_its_type_and_unit(store: Store) ->
         "quant.method": ["rd"],
         "seed": [1],
     }
-    folder.write_runs([{"run_id": "a", "steps": 3, "optim.matrix_lr": 0.1, "model.width": 64}], axes)
+    folder.write_runs(
+        [
+            {
+                "run_id": "a",
+                "sweep": "s",
+                "status": "done",
+                "steps": 3,
+                "optim.matrix_lr": 0.1,
+                "model.width": 64,
+            }
+        ],
+        axes,
+    )
     rows = folder.read_runs()
     assert rows is not None and rows[0]["steps"] == 3 and rows[0]["float_bpb"] is None
     assert rows[0]["quant.method"] is None

@@ -139,7 +139,7 @@ sed: 3
         (GRID + "exec: [1]", "must be a mapping"),
         (GRID + "points: {steps: 1}", "must be a list of mappings"),
         (GRID + "recipe: [gepa-11l]", "['gepa-11l'] is not a recipe"),
-        (GRID + "set: {seed: 9223372036854775808}", "must be a whole number >= 0, and below 2**63"),
+        (GRID + "set: {seed: 9223372036854775808}", "whole number >= 0 and <= 9,223,372,036,854,775,807"),
         (GRID + "resources: {price_per_gpu_hour: 1e400}", "must be a number (or null) >= 0"),
         (GRID + "resources: {custom: {x: -1}}", "a mapping of names (CPU, GPU and memory have keys"),
         (GRID + "resources: {custom: {CPU: 4}}", "a mapping of names (CPU, GPU and memory have keys"),

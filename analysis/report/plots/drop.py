@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import CATEGORIES, GREY, canvas, shade_legend, shades, thousands
+from analysis.report.plots.style import CATEGORIES, GREY, canvas, shade_legend, shades, thousands, tip
 from analysis.report.study import Study
 
 NAME, TITLE, ORDER = "drop", "What the drop follows: the rate left, or the steps taken", 40
+SECTION = "warmdown"
 
 _DASHES = ("-", "--", ":")
 
@@ -43,28 +46,22 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, (left, right) = canvas(2, sharey=True)
     colours = shades(frame["warmdown_steps"])
     dashes = dict(zip(dict.fromkeys(frame["schedule"]), _DASHES * 3, strict=False))
-    for _, run in frame.groupby("run_id", sort=False):
-        look = {
+    for run_id, run in frame.groupby("run_id", sort=False):
+        look: dict[str, Any] = {
             "color": colours[run["warmdown_steps"].iloc[0]],
             "ls": dashes[run["schedule"].iloc[0]],
             "lw": 1.0,
         }
-        left.plot(1 - run["remaining_lr"], 100 * run["share_of_drop"], alpha=0.85, **look)
-        right.plot(run["steps_since_peak"], 100 * run["share_of_drop"], alpha=0.85, **look)
+        for panel, x in ((left, 1 - run["remaining_lr"]), (right, run["steps_since_peak"])):
+            (line,) = panel.plot(x, 100 * run["share_of_drop"], alpha=0.85, **look)
+            tip(line, run_id)
     removed = np.linspace(0, 1, 200)
     left.plot(removed, 100 * removed, color=GREY, lw=0.8, ls=(0, (1, 1.5)), label="proportional, q = 1")
-    exponents = frame.groupby("run_id")["q"].first().dropna()
-    if len(exponents):
-        q = float(exponents.median())
-        left.plot(
-            removed,
-            100 * (1 - (1 - removed) ** q),
-            color=CATEGORIES[1],
-            lw=1.6,
-            label=f"$1 - r^q$, median q = {q:.2f}",
-        )
-    left.set_xlabel("learning rate removed, 1 - r [fraction of the peak]")
-    left.set_ylabel("drop below the constant rate [% of the final one]")
+    if label := _exponent(study):
+        q = float(frame.groupby("run_id")["q"].first().dropna().median())
+        left.plot(removed, 100 * (1 - (1 - removed) ** q), color=CATEGORIES[1], lw=1.6, label=label)
+    left.set_xlabel("learning rate removed, 1 − r (of the peak)")
+    left.set_ylabel("drop below the constant rate\n(% of the final one)")
     left.legend(loc="upper left")
     left.set_title("by remaining rate")
     right.set_title("by steps")
@@ -75,10 +72,22 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     return figure
 
 
+def _exponent(study: Study) -> str:
+    """The label of the fitted power, with the interval of its one run or the range of several."""
+    known = [
+        r.q for r in study.warmdown.runs if r.q is not None and r.q.bounded and r.share_of_drop is not None
+    ]
+    if not known:
+        return ""
+    if len(known) == 1:
+        return f"$1 - r^q$, q = {known[0].text('.2f')}"
+    values = [q.value for q in known]
+    return f"$1 - r^q$, median of\nq = {min(values):.2f} to {max(values):.2f}"
+
+
 def caption(frame: pd.DataFrame, study: Study) -> str:
     return (
-        "The drop is measured from the constant-rate continuation (the constant phase fitted in "
-        "step^-1/2). Curves that "
-        "lie on one another on the left but not on the right say that the rate left decides, not the "
-        "steps taken."
+        "The drop is measured from the constant-rate continuation (the constant phase fitted in step^-1/2). "
+        "Curves that lie on one another on the left but not on the right say that the rate left decides, not "
+        "the steps taken."
     )

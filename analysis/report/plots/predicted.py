@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, steps_axis
+from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, is_narrow, steps_axis, tip
 from analysis.report.study import Study
-from analysis.runs.units import unit
+from analysis.runs.units import axis, unit
 
-NAME, TITLE, ORDER = "predicted", "Predicted against measured", 80
+NAME, TITLE, ORDER, SECTION = "predicted", "Predicted against measured", 80, "certainty"
 
 _KINDS = {"length": "longer than those fitted", "ratio": "a warmdown left out"}
 
@@ -48,24 +51,32 @@ def data(study: Study) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, (left, right) = canvas(2)
     low, high = frame[["measured", "predicted"]].min().min(), frame[["measured", "predicted"]].max().max()
+    handles: list[Line2D] = []
     margin = 0.06 * (high - low) or 0.01
     left.plot([low - margin, high + margin], [low - margin, high + margin], color=GREY, lw=0.8)
     for (kind, label), colour, marker in zip(_KINDS.items(), CATEGORIES, MARKERS, strict=False):
         rows = frame[frame["held_out_for"] == kind]
         if len(rows):
-            left.plot(
-                rows["measured"], rows["predicted"], marker, ms=4.5, color=colour, label=label, alpha=0.85
-            )
-            right.plot(rows["steps"], 1000 * rows["error"], marker, ms=4.5, color=colour, alpha=0.85)
+            look: dict[str, Any] = {"marker": marker, "ls": "", "ms": 4.5, "color": colour, "alpha": 0.85}
+            handles.append(Line2D([], [], label=label, **look))
+            for row in rows.to_dict("records"):
+                (one,) = left.plot(row["measured"], row["predicted"], **look)
+                (other,) = right.plot(row["steps"], 1000 * row["error"], **look)
+                for disc in (one, other):
+                    tip(
+                        disc,
+                        row["run_id"],
+                        f"predicted {row['predicted']:.4f}, measured {row['measured']:.4f}",
+                    )
     left.set_xlim(low - margin, high + margin)
     left.set_ylim(low - margin, high + margin)
     left.set_aspect("equal")
-    left.set_xlabel(f"measured [{unit(study.final_metric)}]")
-    left.set_ylabel(f"predicted [{unit(study.final_metric)}]")
+    left.set_xlabel(f"measured {axis(study.final_metric)}")
+    left.set_ylabel("predicted")
     right.axhline(0, color=GREY, lw=0.8)
     steps_axis(right, log_ticks=frame["steps"])
-    right.set_ylabel(f"predicted - measured [10⁻³ {unit(study.final_metric)}]")
-    figure.legend(loc="outside upper left", ncols=2)
+    right.set_ylabel(f"predicted − measured (10⁻³ {unit(study.final_metric)})")
+    figure.legend(handles=handles, loc="outside upper left", ncols=1 if is_narrow() else 2)
     return figure
 
 

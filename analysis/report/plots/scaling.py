@@ -1,21 +1,36 @@
-"""Final value against steps, a line a warmdown ratio: measured, predicted with its band, and trials."""
+"""Final value against steps, a line a warmdown ratio: measured, predicted with a band, and trials."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter1d
 
-from analysis.forecast.surface import FARTHEST
+from analysis.forecast.surface import FARTHEST, evaluate
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, shade_legend, shades, steps_axis
+from analysis.report.plots.style import (
+    GREY,
+    MARKERS,
+    Colour,
+    canvas,
+    shade_legend,
+    shades,
+    steps_axis,
+    tip,
+    two_digits,
+)
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
+from analysis.runs.table import Floats
 from analysis.runs.units import axis
 
-NAME, TITLE, ORDER = "scaling", "Result against training steps", 10
+NAME, TITLE, ORDER, SECTION = "scaling", "Result against training steps", 10, "answer"
 
-_LENGTHS = 9
+_LENGTHS = 25
 _LINES = 5
 
 
@@ -36,35 +51,40 @@ def data(study: Study) -> pd.DataFrame:
         if (value := run.final(metric)) is not None and not run.is_constant
     ]
     if len(rows) < 2:
-        raise UnavailableError(f"fewer than two annealed runs have a final {metric}")
+        raise UnavailableError(f"fewer than two runs with a warmdown have a final {metric}")
     if study.forecast is not None:
         rows += _predicted(study) + _trials(study)
     return pd.DataFrame(rows)
 
 
 def _predicted(study: Study) -> list[dict[str, object]]:
-    """Lines at up to five of the ratios that were run, from the shortest run to twice the longest."""
-    assert study.forecast is not None
+    """Lines at up to five of the ratios that were run, from the shortest run to twice the longest; the one
+    nearest to the best run's has an interval.
+    """
+    assert study.forecast is not None and study.best is not None
     runs = [run for run in study.forecast.ensemble.measured.runs if not run.is_constant]
-    ratios = sorted({round(run.warmdown_ratio, 1) for run in runs})
+    ratios = sorted({round(run.warmdown_ratio, 2) for run in runs})
     if len(ratios) > _LINES:
         ratios = [ratios[round(i)] for i in np.linspace(0, len(ratios) - 1, _LINES)]
-    lengths = np.geomspace(min(r.steps for r in runs), FARTHEST * max(r.steps for r in runs), _LENGTHS)
+    banded = min(ratios, key=lambda ratio: abs(ratio - study.best[0].warmdown_ratio))  # type: ignore[index]
+    lengths = np.geomspace(
+        min(r.steps for r in runs), FARTHEST * max(r.steps for r in runs), _LENGTHS
+    ).round()
+    surface = evaluate(study.forecast.ensemble, lengths, np.array(ratios))
     rows: list[dict[str, object]] = []
-    for ratio in ratios:
-        for steps in lengths.round().astype(int).tolist():
-            p = study.forecast.at(steps, round(ratio * steps))
-            rows.append(
-                {
-                    "kind": "predicted",
-                    "steps": steps,
-                    "warmdown_ratio": ratio,
-                    "schedule": p.schedule,
-                    "value": p.value,
-                    "low": p.low,
-                    "high": p.high,
-                }
-            )
+    for column, ratio in enumerate(ratios):
+        for index, steps in enumerate(lengths.astype(int).tolist()):
+            row = {
+                "kind": "predicted",
+                "steps": steps,
+                "warmdown_ratio": ratio,
+                "schedule": study.forecast.schedule,
+                "value": float(surface.value[index, column]),
+            }
+            if ratio == banded:
+                p = study.forecast.at(steps, round(ratio * steps))
+                row |= {"low": p.low, "high": p.high}
+            rows.append(row)
     return rows
 
 
@@ -93,27 +113,30 @@ def _trials(study: Study) -> list[dict[str, object]]:
 
 def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, (panel,) = canvas()
-    frame = frame.assign(line=frame["warmdown_ratio"].round(1))
+    frame = frame.assign(ratio=two_digits(frame["warmdown_ratio"]))
     lines = frame[frame["kind"] == "predicted"]
     measured = frame[frame["kind"] == "measured"]
-    colours = shades(frame["line"])
-    nearest = sorted(set(lines["line"])) or sorted(set(measured["line"]))
-    for ratio in nearest:
-        rows = lines[lines["line"] == ratio]
-        panel.plot(rows["steps"], rows["value"], color=colours[ratio], lw=1.2)
-        # Bands of close ratios lie on one another: the outer two lines carry one.
-        if len(rows) and rows["low"].notna().any() and ratio in (nearest[0], nearest[-1]):
-            low, high = rows["low"].astype(float), rows["high"].astype(float)
-            panel.fill_between(rows["steps"], low, high, color=colours[ratio], alpha=0.13, lw=0)
+    colours = shades(frame["ratio"])
+    for ratio, rows in lines.groupby("ratio"):
+        colour = colours[float(str(ratio))]
+        panel.plot(rows["steps"], rows["value"], color=colour, lw=1.2)
+        if rows.get("low") is not None and rows["low"].notna().any():
+            half = _smooth((rows["high"] - rows["low"]).to_numpy(float) / 2)
+            low, high = rows["value"] - half, rows["value"] + half
+            panel.fill_between(rows["steps"], low, high, color=colour, alpha=0.16, lw=0, zorder=0.5)
     markers = dict(zip(dict.fromkeys(measured["schedule"]), MARKERS * 3, strict=False))
-    for (ratio, schedule, inside), rows in measured.groupby(["line", "schedule", "in_forecast"]):
-        seeds, colour = rows.groupby("steps")["value"], colours[float(str(ratio))]
-        panel.errorbar(
-            seeds.mean().index, seeds.mean(), seeds.std().fillna(0.0), fmt=markers[schedule], ms=4.5, lw=1,
-            color=colour, mfc=colour if inside else "white",
-        )  # fmt: skip
+    for row in measured.to_dict("records"):
+        colour = colours[row["ratio"]]
+        look: dict[str, Any] = {"color": colour, "mfc": colour if row["in_forecast"] else "white"}
+        (disc,) = panel.plot(row["steps"], row["value"], markers[row["schedule"]], ms=4.8, zorder=3, **look)
+        tip(disc, row["run_id"], f"{row['value']:.4f}", f"warmdown {row['warmdown_ratio']:.2f}")
+    _seeds(panel, measured, colours)
     trials = frame[frame["kind"] == "backtest"]
-    panel.plot(trials["steps"], trials["value"], "x", ms=5.5, mew=1.2, color=CATEGORIES[1])
+    for row in trials.to_dict("records"):
+        (cross,) = panel.plot(row["steps"], row["value"], "x", ms=5.5, mew=1.3, color=colours[row["ratio"]])
+        tip(cross, row["run_id"], f"predicted from shorter runs: {row['value']:.4f}")
+    if study.best is not None:
+        panel.plot(study.best[0].steps, study.best[1], "o", ms=10, mfc="none", mec="black", mew=0.9)
     longest = measured["steps"].max()
     if len(lines):
         panel.axvline(longest, color=GREY, lw=0.8, ls=(0, (2, 2)))
@@ -123,10 +146,12 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         )  # fmt: skip
     steps_axis(panel, log_ticks=[*measured["steps"], *(lines["steps"].iloc[-1:])])
     panel.set_ylabel(axis(study.final_metric))
-    others: dict[str, dict[str, object]] = {}
-    if len(trials):
-        others["predicted from\nshorter runs"] = {"ls": "", "marker": "x", "mew": 1.2, "color": CATEGORIES[1]}
     plain: dict[str, object] = {"ls": "", "color": GREY}
+    others: dict[str, dict[str, object]] = {}
+    if study.best is not None:
+        others["best run"] = plain | {"marker": "o", "mfc": "none", "ms": 8, "color": "black"}
+    if len(trials):
+        others["predicted from\nshorter runs"] = plain | {"marker": "x", "mew": 1.3}
     if len(markers) > 1:
         others |= {name: plain | {"marker": marker} for name, marker in markers.items()}
     if not measured["in_forecast"].all():
@@ -135,8 +160,24 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     return figure
 
 
+def _smooth(half: Floats) -> Floats:
+    """Half-widths [n] without the corner that an interval has where extrapolation sets in."""
+    padded = np.pad(np.log(half), 6, mode="reflect", reflect_type="odd")
+    return np.asarray(np.exp(gaussian_filter1d(padded, 2.0)[6:-6]))
+
+
+def _seeds(panel: Axes, measured: pd.DataFrame, colours: dict[float, Colour]) -> None:
+    """Mean and SD over seeds of one plan."""
+    for (ratio, steps, _), rows in measured.groupby(["ratio", "steps", "schedule"]):
+        if rows["seed"].nunique() > 1:
+            mean, sd = rows["value"].mean(), rows["value"].std()
+            panel.errorbar(float(str(steps)), mean, sd, lw=1.2, capsize=3, color=colours[float(str(ratio))])
+
+
 def caption(frame: pd.DataFrame, study: Study) -> str:
-    text = "Discs: measured, mean over seeds with their SD."
+    measured = frame[frame["kind"] == "measured"]
+    seeds = measured["seed"].nunique() > 1
+    text = "Discs: measured runs" + (", bars: SD over seeds." if seeds else ".")
     if study.forecast is None:
         return f"{text} No predictions: {study.no_forecast}."
     if study.forecast.left_out:
@@ -144,7 +185,8 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
         text += f" Full discs and lines: {of}."
     if frame.get("low") is None or frame["low"].isna().all():
         return f"{text} Lines: predicted; too few run lengths for an honest interval."
+    banded = frame.loc[frame["low"].notna(), "warmdown_ratio"].iloc[0]
     return (
-        f"{text} Lines: predicted, ratios rounded to .1; bands: 90 % intervals of the outer two. Crosses: "
-        "what these laws said of a run when only shorter ones were known."
+        f"{text} Lines: predicted; band: 90 % interval at ratio {banded:.2f}. Crosses: what these laws said "
+        "of a run when only shorter ones were known, in the colour of its ratio."
     )

@@ -14,11 +14,13 @@ from analysis.report.plots.style import (
     shade_legend,
     shades,
     steps_axis,
+    tip,
+    two_digits,
 )
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
 
-NAME, TITLE, ORDER = "size", "Artifact size against steps", 70
+NAME, TITLE, ORDER, SECTION = "size", "Artifact size against steps", 70, "stages"
 
 CAP_BYTES = 16_000_000
 """The challenge's limit on code and compressed model together, decimal."""
@@ -48,19 +50,21 @@ def data(study: Study) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, study: Study) -> Figure:
     floor = frame["quant_rows_at_floor"].notna().any()
     figure, panels = canvas(2 if floor else 1)
-    ratios = frame["warmdown_ratio"].round(1)
+    ratios = two_digits(frame["warmdown_ratio"])
     colours = shades(ratios)
     markers = dict(zip(dict.fromkeys(frame["setting"]), MARKERS * 4, strict=False))
     scale, prefix = (1e6, "MB") if frame["artifact_bytes"].max() > 2e6 else (1e3, "kB")
     columns = [
-        ("artifact_bytes", scale, f"artifact [{prefix}, decimal]"),
+        ("artifact_bytes", scale, f"artifact ({prefix}, decimal)"),
         ("quant_rows_at_floor", 1.0, "rows at the quantizer's floor"),
     ]
     for panel, (column, unit, label) in zip(panels, columns, strict=False):
         for (ratio, name), rows in frame.groupby([ratios, "setting"]):
             means, colour = rows.groupby("steps")[column].mean() / unit, colours[float(str(ratio))]
             panel.plot(means.index, means, "-", lw=0.8, color=colour)
-            panel.plot(rows["steps"], rows[column] / unit, markers[str(name)], ms=4.5, color=colour)
+            for run_id, at, value in zip(rows["run_id"], rows["steps"], rows[column], strict=True):
+                (disc,) = panel.plot(at, value / unit, markers[str(name)], ms=4.5, color=colour)
+                tip(disc, run_id, f"{value:,.0f}")
         steps_axis(panel, log_ticks=frame["steps"])
         panel.set_ylabel(label)
         panel.ticklabel_format(axis="y", useOffset=False, style="plain")
@@ -79,14 +83,17 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
+    cap = (
+        " Cap: the challenge allows 16,000,000 bytes for code and compressed model together."
+        if frame["artifact_bytes"].max() > 0.9 * CAP_BYTES
+        else ""
+    )
     if frame["quant_rows_at_floor"].isna().all():
         return (
-            "Rows at the quantizer's floor were not recorded, so a shrinking artifact may be the "
-            "quantizer's doing as "
-            "well as the training's. Lines join the means over seeds."
+            "Rows at the quantizer's floor were not recorded, so that the quantizer may shrink the artifact "
+            f"as well as the training. Lines join the means over seeds.{cap}"
         )
     return (
-        "Rows at the floor are stored with a step that no longer follows their weights, so a shrinking "
-        "artifact may be "
-        "the quantizer's doing. Lines join the means over seeds."
+        "Rows at the floor are stored with a step that no longer follows their weights, so that the "
+        f"quantizer may shrink the artifact. Lines join the means over seeds.{cap}"
     )

@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import CATEGORIES, GREY, canvas
+from analysis.report.plots.style import CATEGORIES, GREY, canvas, is_narrow
 from analysis.report.study import Study
-from analysis.runs.settings import setting, varying_axes
+from analysis.runs.settings import setting, shortened, varying_axes
 
-NAME, TITLE, ORDER = "stages", "From raw weights to the submitted score", 60
+NAME, TITLE, ORDER, SECTION = "stages", "From raw weights to the submitted score", 60, "stages"
 
 
 def data(study: Study) -> pd.DataFrame:
@@ -44,24 +44,26 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     best = frame[frame["run_id"] == _best(frame)]
     names = [short(name) for name in best["effect"]]
     levels = [best["before_bpb"].iloc[0], *best["after_bpb"]]
-    look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+    size = 7 if is_narrow() else 8
+    look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": size}
     panel.bar(0, levels[0], width=0.6, color=GREY)
     for i, row in enumerate(best.to_dict("records"), start=1):
         effect, before, after = (float(row[name]) for name in ("effect_bpb", "before_bpb", "after_bpb"))
         colour = CATEGORIES[2] if effect < 0 else CATEGORIES[1]
         panel.bar(i, effect, bottom=before, width=0.6, color=colour)
         panel.plot([i - 0.7, i + 0.3], [before] * 2, color="black", lw=0.7)
-        error = "" if pd.isna(row["standard_error"]) else f"\n± {row['standard_error']:.4f}"
+        error = "" if pd.isna(row["standard_error"]) or is_narrow() else f"\n± {row['standard_error']:.4f}"
         panel.annotate(f"{effect:+.4f}{error}", (i, max(before, after)), (0, 3), **look)
     last = len(names) + 1
     panel.bar(last, levels[-1], width=0.6, color=CATEGORIES[0])
     for x, level in ((0, levels[0]), (last, levels[-1])):
         panel.annotate(f"{level:.4f}", (x, level), (0, 3), **look)
-    panel.set_xticks(range(last + 1), ["raw weights", *names, "final"])
+    names = ["raw weights" if not is_narrow() else "raw", *names, "final"]
+    panel.set_xticks(range(last + 1), names, rotation=30 if is_narrow() else 0)
     span = max(levels) - min(levels) or 0.01
     panel.set_ylim(min(levels) - 0.3 * span, max(levels) + 0.25 * span)
-    panel.set_ylabel("validation [BPB], axis cut")
-    panel.set_title(_best(frame), fontsize=9)
+    panel.set_ylabel("val BPB (axis does not start at 0)")
+    panel.set_title(shortened(_best(frame)).removesuffix("…"), fontsize=9)
     panel.grid(axis="x", visible=False)
     return figure
 

@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
@@ -27,8 +29,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b6b6b"
 LIGHT = "#c9c9c9"
 
-WIDTH = 6.4  # inches: a text column's full width
-HEIGHT = 3.9
+WIDTH, HEIGHT = 6.4, 3.9  # inches: a text column's full width
+NARROW = 3.4  # of a phone's screen, where 8 points are then 12 pixels
+TIP = "tip:"
 
 _RC: Any = {
     "font.size": 9,
@@ -60,19 +63,40 @@ _RC: Any = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """The figures' settings; nothing leaks out."""
-    with plt.rc_context(_RC):
+def style(narrow: bool = False) -> Iterator[None]:
+    """The figures' settings, for paper or for a phone; nothing leaks out."""
+    with plt.rc_context(_RC | {"figure.figsize": (NARROW, HEIGHT) if narrow else (WIDTH, HEIGHT)}):
         yield
 
 
+def is_narrow() -> bool:
+    """Whether a figure for a phone is being drawn."""
+    return bool(plt.rcParams["figure.figsize"][0] < WIDTH)
+
+
+def tip(artist: Artist, run_id: object, *facts: str) -> None:
+    """Marks what was drawn of one run: hovered, it says which run it is."""
+    artist.set_gid(TIP + ", ".join([str(run_id), *facts]))
+
+
 def canvas(
-    columns: int = 1, *, height: float = HEIGHT, width: float = WIDTH, **axes: object
+    columns: int = 1, *, height: float = HEIGHT, width: float = WIDTH, rows: int = 1, **axes: object
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `columns` panels side by side, and its axes. Not registered with pyplot."""
+    """A figure of panels side by side (one above the other on a phone), and its axes, row by row.
+
+    Not registered with pyplot.
+    """
+    if is_narrow():
+        rows, columns, width = rows * columns, 1, NARROW
+        height = (2.9 if rows == 1 else 2.3 * rows) + 0.7
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(1, columns, squeeze=False, **axes)  # type: ignore[call-overload]
-    return figure, list(grid[0])
+    grid = figure.subplots(rows, columns, squeeze=False, **axes)  # type: ignore[call-overload]
+    return figure, list(grid.ravel())
+
+
+def two_digits(values: pd.Series) -> pd.Series:
+    """Ratios as legends tell them apart: to two decimals, .25 and not .2."""
+    return values.astype(float).round(2)
 
 
 def sequential() -> Colormap:
@@ -122,7 +146,17 @@ def shade_legend(
         Line2D([], [], color=colours[value], marker="o", ms=4, label=thousands(value)) for value in values
     ]
     handles += [Line2D([], [], label=label, **look) for label, look in (others or {}).items()]  # type: ignore[arg-type]
-    figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
+    legend(figure, handles, title)
+
+
+def legend(figure: Figure, handles: list[Line2D], title: str | None = None) -> None:
+    """A legend outside the panels: on their right, below them on a phone."""
+    if is_narrow():
+        words = title.replace("\n", " ") if title else None
+        look: dict[str, Any] = {"loc": "outside lower left", "ncols": 3 if len(handles) > 2 else len(handles)}
+        figure.legend(handles=handles, title=words, alignment="left", **look)
+    else:
+        figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
 
 
 def thousands(value: float) -> str:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import GREY, LIGHT, canvas, main_schedules, shade_legend, shades, steps_axis
+from analysis.report.plots.style import (
+    GREY,
+    LIGHT,
+    canvas,
+    main_schedules,
+    shade_legend,
+    shades,
+    steps_axis,
+    tip,
+)
 from analysis.report.study import Study
 from analysis.runs.units import axis
 
-NAME, TITLE, ORDER = "trajectories", "Validation along training", 20
+NAME, TITLE, ORDER, SECTION = "trajectories", "Validation along training", 20, "length"
+
+_AVERAGED: Any = {"ls": (0, (4, 1.5)), "marker": "o", "ms": 2.6, "mew": 0, "lw": 0.9}
 
 
 def data(study: Study) -> pd.DataFrame:
@@ -49,13 +62,14 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     for panel, schedule in zip(panels, schedules, strict=True):
         for _, run in frame[frame["schedule"] == "constant"].groupby("run_id", sort=False):
             panel.plot(run["step"], run[study.metric], color=LIGHT, lw=0.9)
-        for _, run in frame[frame["schedule"] == schedule].groupby("run_id", sort=False):
+        for run_id, run in frame[frame["schedule"] == schedule].groupby("run_id", sort=False):
             colour = colours[run["steps"].iloc[0]]
-            panel.plot(run["step"], run[study.metric], color=colour, lw=1.0)
-            panel.plot(
-                run["step"], run["ema_val_bpb"], ls="", marker=".", ms=3.5, color=colour, mfc="white", mew=0.7
-            )
-            panel.plot(run["step"].iloc[-1], run[study.metric].iloc[-1], "o", ms=3.6, color=colour)
+            (line,) = panel.plot(run["step"], run[study.metric], color=colour, lw=1.0)
+            tip(line, run_id)
+            averaged = run[run["ema_val_bpb"].notna()]
+            panel.plot(averaged["step"], averaged["ema_val_bpb"], color=colour, alpha=0.75, **_AVERAGED)
+            (end,) = panel.plot(run["step"].iloc[-1], run[study.metric].iloc[-1], "o", ms=3.6, color=colour)
+            tip(end, run_id, f"{run[study.metric].iloc[-1]:.4f}")
         panel.set_title(schedule)
         steps_axis(panel)
     shown = frame[frame["step"] >= 0.25 * frame["peak_steps"].clip(lower=0.2 * frame["steps"])]
@@ -64,7 +78,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     panels[0].set_ylabel(axis(study.metric))
     others: dict[str, dict[str, object]] = {}
     if frame["ema_val_bpb"].notna().any():
-        others["EMA weights"] = {"ls": "", "marker": ".", "color": GREY, "mfc": "white"}
+        others["EMA weights"] = {"color": GREY, **_AVERAGED}
     if (frame["schedule"] == "constant").any():
         others["constant"] = {"color": LIGHT}
     shade_legend(figure, "steps", colours, others)
@@ -73,5 +87,10 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
     runs = frame["run_id"].nunique()
-    ema = " Dots: the averaged weights at the same step." if frame["ema_val_bpb"].notna().any() else ""
-    return f"{runs} runs, coloured by length; discs mark the ends. The first steps are cut off.{ema}"
+    ema = (
+        " Dashed: the averaged (EMA) weights at the same step." if frame["ema_val_bpb"].notna().any() else ""
+    )
+    return (
+        f"{runs} runs, coloured by length; discs mark the ends. The first steps are cut off, and so is what "
+        f"rises above the rest.{ema}"
+    )

@@ -1,0 +1,50 @@
+"""What lines of a log may state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Step:
+    """A point of the run: what the line of a step says. Seconds are of training, rounded to `coarse` ones."""
+
+    line: int
+    step: int
+    total: int | None
+    values: dict[str, float]
+    coarse: float = 0.0
+    broken: bool = False  # a loss that is not finite
+
+
+@dataclass(slots=True)
+class Figure:
+    """A measure printed outside of the curve: the words before it, and its value as printed."""
+
+    line: int
+    label: str
+    bpb: float
+    digits: int
+    loss: float | None = None
+
+
+@dataclass(slots=True)
+class Fact:
+    """A setting, by the name that this package gives it."""
+
+    line: int
+    name: str
+    value: float | str
+
+
+@dataclass(slots=True)
+class Mark:
+    """An event that says something of the lines after it; `values` by kind."""
+
+    line: int
+    kind: str
+    text: str
+    values: dict[str, float] = field(default_factory=dict)
+
+
+Event = Step | Figure | Fact | Mark

@@ -1,0 +1,210 @@
+"""One run of a log as the row and the curve that the analysis reads, and why some cells are empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log
+
+from analysis.logs.split import Training
+from analysis.logs.stages import FINALS, Stages, stages
+from analysis.logs.warmdown import Warmdown, clock, warmdown
+from analysis.runs.errors import AnalysisError
+
+COLUMNS = (
+    "run_id", "status", "steps", "planned_steps", "stopped_by", "cap_seconds", "peak_steps", "warmdown_steps",
+    "schedule", "final_lr_fraction", "warmdown_fraction", "warmdown_of", "params", "train_tokens",
+    "float_bpb", *FINALS, "artifact_bytes", "code_bytes", "train_seconds", "seed", "source", "notes",
+)  # fmt: skip
+WHOLE = (
+    "steps", "planned_steps", "peak_steps", "warmdown_steps", "params", "train_tokens", "artifact_bytes",
+    "code_bytes", "seed",
+)  # fmt: skip
+CURVE = ("step", "val_bpb", "val_loss", "ema_val_bpb", "train_loss", "train_time_ms")
+DONE, UNFINISHED, DIVERGED = "done", "unfinished", "diverged"
+
+
+@dataclass
+class Record:
+    """`row` by COLUMNS, None where unknown; `curve` by CURVE, a row for each validation."""
+
+    row: dict[str, object]
+    curve: list[dict[str, float]]
+    why_not: dict[str, str] = field(default_factory=dict)  # column -> why it has no figure
+    unfiled: list[str] = field(default_factory=list)  # figures that are of no column
+    lines: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where and how a run ended: `steps` made, of those `planned`."""
+
+    steps: int
+    planned: int | None
+    status: str
+    stopped_by: str  # 'steps', 'wallclock', 'early stop', or '' where nothing says so
+    seconds: dict[int, float]
+    notes: tuple[str, ...] = ()
+
+
+def record(run: Training, given: int | None = None) -> Record:
+    """The row of a run; `given`: its warmdown in steps, from who imports it, before what the log states.
+
+    Raises:
+        AnalysisError: the warmdown given does not fit the run.
+    """
+    end = _end(run)
+    notes = [*run.notes, *end.notes]
+    finals = stages(run)
+    if end.status != DONE:
+        finals = Stages(unfiled=finals.unfiled, why_not=dict.fromkeys(FINALS, f"the run is {end.status}"))
+    times = clock(run, end.seconds)
+    if end.status != DONE:
+        fall = Warmdown(note=f"warmdown unknown: the run is {end.status}")
+    elif given is not None:
+        if not 0 <= given <= end.steps:
+            raise AnalysisError(f"a warmdown of {given:,} does not fit its {end.steps:,} steps")
+        fall = Warmdown(given, "linear" if given else "constant", note="warmdown as given")
+    else:
+        fall = warmdown(run, end.steps, end.planned, end.stopped_by, times)
+    why_not = dict(finals.why_not)
+    final = run.points.get(end.steps, {}).get("val_bpb") if end.status == DONE else None
+    if final is None:
+        why_not["float_bpb"] = (
+            f"the run is {end.status}"
+            if end.status != DONE
+            else f"no val_bpb at step {end.steps:,}, its last"
+        )
+    notes += [*finals.notes, *_doubtful(final, finals.values), *_per_token(run)]
+    if end.status == DONE:
+        notes += [f"{', '.join(columns)}: {reason}" for reason, columns in _grouped(why_not).items()]
+    notes.append(fall.note)
+    batch, cap = run.facts.get("batch_tokens"), run.facts.get("cap_seconds")
+    sizes, about = _sizes(run)
+    row: dict[str, object] = {
+        "run_id": "",
+        "status": end.status,
+        "steps": end.steps,
+        "planned_steps": end.planned,
+        "stopped_by": end.stopped_by or None,
+        "cap_seconds": cap or None,
+        "peak_steps": None if fall.steps is None else end.steps - fall.steps,
+        "warmdown_steps": fall.steps,
+        "schedule": fall.schedule,
+        "final_lr_fraction": fall.final,
+        "warmdown_fraction": fall.fraction,
+        "warmdown_of": fall.of,
+        "params": _whole(run.facts.get("params")),
+        "train_tokens": end.steps * int(batch) if isinstance(batch, float) else None,
+        "float_bpb": final,
+        **{column: finals.values.get(column) for column in FINALS},
+        **sizes,
+        "train_seconds": round(times.at(end.steps), 3) if times and times.steps[-1] == end.steps else None,
+        "seed": _whole(run.facts.get("seed")),
+        "source": None,
+        "notes": "; ".join(note for note in [*notes, *about] if note),
+    }
+    return Record(row, _curve(run), why_not, finals.unfiled, (run.first_line, run.last_line))
+
+
+def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:
+    """Columns by the reason why they are empty."""
+    reasons: dict[str, list[str]] = {}
+    for column in sorted(why_not, key=COLUMNS.index):
+        reasons.setdefault(why_not[column], []).append(column)
+    return reasons
+
+
+def _end(run: Training) -> _End:
+    stop = next((mark for mark in reversed(run.marks) if mark.kind == "stop"), None)
+    stated = run.facts.get("iterations")
+    planned = run.totals[-1] if run.totals else int(stated) if isinstance(stated, float) else None
+    steps, seconds = run.last, {}
+    if stop is not None and "step" in stop.values:
+        steps = max(steps, int(stop.values["step"]))
+        if "seconds" in stop.values:
+            seconds[steps] = stop.values["seconds"]
+    crash = next((mark for mark in reversed(run.marks) if mark.kind == "crash"), None)
+    said = f" (line {crash.line}: {crash.text})" if crash else ""
+    if broken := [event for event in run.broken if event.step > 0]:
+        note = f"diverged: a loss is not finite at step {broken[0].step:,} (line {broken[0].line})"
+        return _End(steps, planned, DIVERGED, "", seconds, (note,))
+    if stop is not None:
+        by = "wallclock" if "wall" in stop.text or "time" in stop.text else "early stop"
+        return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
+    if planned is not None and steps >= planned:
+        return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
+    cap, spent = run.facts.get("cap_seconds"), run.points[steps].get("seconds")
+    capped = isinstance(cap, float) and spent is not None and spent >= 0.97 * cap > 0
+    exact = bool(run.points[steps].keys() & {"val_bpb", "val_loss"})
+    if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):
+        note = "" if exact else f"{steps:,} is the last step logged; it may have made some more"
+        return _End(steps, planned, DONE, "wallclock" if capped else "", seconds, (note,))
+    of = f" of {planned:,}" if planned else ""
+    return _End(steps, planned, UNFINISHED, "", seconds, (f"unfinished at step {steps:,}{of}{said}",))
+
+
+_GAINS = (
+    ("ema_bpb", ("float_bpb",), 0.02, "the last step's, as sliding windows would be"),
+    (
+        "int6_bpb",
+        ("ema_bpb", "float_bpb"),
+        0.01,
+        "the unquantized weights', as other averages or windows would be",
+    ),
+    ("int6_sliding_bpb", ("int6_bpb", "ema_bpb", "float_bpb"), 0.06, "the figure without windows"),
+    ("ttt_bpb", ("int6_sliding_bpb", "int6_bpb", "ema_bpb", "float_bpb"), 0.08, "the figure without it"),
+)
+"""Column, those it is measured against (the first there is), its most likely gain, and the other in words."""
+
+
+def _doubtful(final: float | None, values: dict[str, float]) -> list[str]:
+    """Figures that are better than their stage makes them: of something more, or of another stage."""
+    values = values if final is None else values | {"float_bpb": final}
+    notes = []
+    for column, others, most, than in _GAINS:
+        other = next((values[name] for name in others if name in values), None)
+        if column in values and other is not None and values[column] < other - most:
+            notes.append(f"{column} is {other - values[column]:.3f} below {than}: more than its stage gives")
+    return notes
+
+
+def _per_token(run: Training) -> list[str]:
+    """Bits per byte that are the loss in bits are of a tokenizer of bytes, or no bits per byte."""
+    points = [p for p in run.points.values() if "val_bpb" in p and "val_loss" in p]
+    same = [abs(p["val_bpb"] * log(2) - p["val_loss"]) < 1e-3 * p["val_loss"] for p in points]
+    return (
+        ["val_bpb is val_loss in bits: of a byte tokenizer, or bits per token"] if same and all(same) else []
+    )
+
+
+def _sizes(run: Training) -> tuple[dict[str, int | None], list[str]]:
+    """Bytes of the artifact and the code: of several formats that of int6, of one printed again the last."""
+    artifacts = [mark for mark in run.marks if mark.kind == "artifact" and mark.values["bytes"] > 0]
+    ranked = (
+        [m for m in artifacts if "int6" in m.text] or [m for m in artifacts if "quant" in m.text] or artifacts
+    )
+    notes, artifact = [], None
+    if len({mark.text for mark in ranked}) > 1:
+        notes.append(f"artifact_bytes: of several formats ({', '.join(sorted({m.text for m in ranked}))})")
+    elif ranked:
+        artifact = int(ranked[-1].values["bytes"])
+        if "int6" not in ranked[-1].text and "quant" not in ranked[-1].text:
+            notes.append(f"artifact_bytes is of {ranked[-1].text}")
+    codes = [mark for mark in run.marks if mark.kind == "code"]
+    code = next((m for m in reversed(codes) if m.text.startswith("compressed")), codes[-1] if codes else None)
+    return {"artifact_bytes": artifact, "code_bytes": int(code.values["bytes"]) if code else None}, notes
+
+
+def _curve(run: Training) -> list[dict[str, float]]:
+    rows = []
+    for step, values in sorted(run.points.items()):
+        if values.keys() & {"val_bpb", "val_loss", "ema_val_bpb"}:
+            row = {"step": step} | {name: values[name] for name in CURVE if name in values}
+            if "seconds" in values:
+                row["train_time_ms"] = round(1000 * values["seconds"], 3)
+            rows.append(row)
+    return rows
+
+
+def _whole(value: object) -> int | None:
+    return int(value) if isinstance(value, float) and value == int(value) else None

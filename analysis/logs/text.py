@@ -1,0 +1,177 @@
+"""A log's bytes as clean, numbered lines: of any encoding, without colours, prefixes and printed source."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis.runs.errors import AnalysisError
+
+LIMIT = 512 * 2**20
+"""A log is at most this long, in bytes; gzip counts unpacked."""
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+_BINARY = 0.05  # more control characters than that are no text
+_PREFIX = re.compile(
+    r"""\s*(?:
+      \[?\d{4}-\d\d-\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?   # a date and time
+    | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?                                                 # a time
+    | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                             # glog
+    | \[?(?:rank|default|worker|gpu)\ ?(?P<rank>\d{1,4})\]?:?                            # [rank0]:
+    | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
+    | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                                # (Worker pid=1234)
+    | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                        # a level
+    )""",
+    re.VERBOSE,
+)
+_PREFIXED = re.compile(r"\s*[\[\(\dIWEFD-]")
+_CODE = re.compile(
+    r"(?:import \w|from [\w.]+ import |class \w+.*:|def \w+\(|#!|[rb]?(?:\"\"\"|''')|@\w)"
+    r"|\s+(?:return\b|(?:if|for|while|with|elif|except)\b.*:\s*$|(?:else|try):\s*$)"
+)
+_RAN = re.compile(r"Running (?:Python|PyTorch|MLX) ")
+_STEP = re.compile(r"(?:step\W{0,2})?\d+/\d+\W+(?:val|train)_loss")
+_STARTED = re.compile(
+    r"(?:val_bpb:enabled|(?:train|val)_loader:|model_params:\s*\d|Hyperparameters:|seed:\s*\d)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a log: its number in the file, from 1, and its text without prefixes."""
+
+    number: int
+    text: str
+    source: bool = False  # of the script, not of its run
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Lines of a log, without colours, timestamps, the lines of other ranks, and the script's source.
+
+    Raises:
+        AnalysisError: the file is missing, too long, or not text.
+    """
+    lines = list(_clean(_decoded(_content(path), path)))
+    return without_source(lines)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LIMIT + 1)
+        if content[:2] == b"\x1f\x8b":
+            content = _unpacked(path)
+    except FileNotFoundError:
+        raise AnalysisError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise AnalysisError(f"{path}: a folder, not a log") from None
+    except OSError as error:
+        raise AnalysisError(f"{path}: not readable ({error.strerror or error})") from None
+    if len(content) > LIMIT:
+        raise AnalysisError(f"{path}: longer than {LIMIT >> 20} MiB; cut it to the lines of one run")
+    return content
+
+
+def _unpacked(path: Path) -> bytes:
+    """What can be unpacked: of a file cut short, the lines before the cut."""
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        content = engine.decompress(path.read_bytes(), LIMIT + 1)
+    except zlib.error as error:
+        try:
+            with gzip.open(path) as file:
+                return file.read(LIMIT + 1)
+        except (OSError, EOFError, zlib.error):
+            raise AnalysisError(f"{path}: damaged gzip ({error})") from None
+    return content
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    encoding = next((name for bom, name in _BOMS if content.startswith(bom)), None)
+    if encoding is None:
+        sample = content[:4096]
+        odd, even = sample[1::2].count(0), sample[::2].count(0)
+        if min(odd, even) == 0 and max(odd, even) > len(sample) // 3:
+            encoding = "utf-16-le" if odd else "utf-16-be"
+    if encoding is None:
+        # What a crash or a full disk leaves in a file that was being written.
+        content = content.replace(b"\0", b"") if content.count(0) * 4 < len(content) else content
+        encoding = "utf-8"
+    text = content.decode(encoding, errors="replace")
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if len(_CONTROL.findall(text[: 1 << 20])) > _BINARY * min(len(text), 1 << 20):
+        raise AnalysisError(f"{path}: not a text file")
+    return text
+
+
+def _clean(text: str) -> Iterator[Line]:
+    for number, whole in enumerate(text.split("\n"), start=1):
+        for part in whole.split("\r"):
+            stripped = _unprefixed(part)
+            if stripped:
+                yield Line(number, stripped)
+
+
+def _unprefixed(text: str) -> str:
+    """The line without timestamps and the like, '' for one that another rank than the first wrote.
+
+    Leading blanks are kept where there is no prefix: they tell source from log.
+    """
+    if not _PREFIXED.match(text):
+        return text.rstrip()
+    rest = text
+    while match := _PREFIX.match(rest):
+        if int(match["rank"] or match["task"] or 0) > 0:
+            return ""
+        rest = rest[match.end() :].lstrip(" \t-|:")
+    return rest.rstrip()
+
+
+def without_source(lines: list[Line]) -> list[Line]:
+    """The same without scripts that print themselves before they run: what their text says is no figure.
+
+    Their lines on the warmdown are kept, and marked.
+    """
+    kept: list[Line] = []
+    at = 0
+    while (span := _source(lines, at)) is not None:
+        start, end = span
+        kept += lines[at:start]
+        kept += [replace(line, source=True) for line in lines[start:end] if "warmdown" in line.text.lower()]
+        at = end
+    return kept + lines[at:]
+
+
+def _source(lines: list[Line], at: int) -> tuple[int, int] | None:
+    """The next stretch of source from line `at` on: [first line, line after the last)."""
+    ran = next((i for i in range(at, len(lines)) if _RAN.match(lines[i].text)), None)
+    if ran is not None:
+        first = _first_code(lines, at, ran)
+        return (ran, ran + 1) if first is None else (first, ran + 1)
+    imports = [i for i in range(at, len(lines)) if lines[i].text.startswith(("import ", "from "))]
+    imports = [i for i in imports if _CODE.match(lines[i].text)]
+    if len(imports) < 3:
+        return None
+    first = imports[0]
+    step = next((i for i in range(first, len(lines)) if _STEP.match(lines[i].text)), len(lines))
+    last = max(i for i in range(first, step) if _CODE.match(lines[i].text))
+    return first, last + 1
+
+
+def _first_code(lines: list[Line], at: int, ran: int) -> int | None:
+    """Where the source that ends at `ran` begins: after the run before it, if there is one."""
+    code = [i for i in range(at, ran) if _CODE.match(lines[i].text)]
+    if not code:
+        return None
+    started = next((i for i in range(at, ran) if _STARTED.match(lines[i].text)), ran)
+    if code[0] < started:
+        return code[0]
+    steps = [i for i in range(at, ran) if _STEP.match(lines[i].text)]
+    return next((i for i in code if not steps or i > steps[-1]), None)

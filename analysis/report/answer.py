@@ -1,0 +1,259 @@
+"""The question of the study answered first: how long to train, how much of it as warmdown, and at what price.
+
+A sentence names a number only with the interval that carries it; where there is none it says 'undetermined'
+and what would determine it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.effects.slopes import Estimate
+from analysis.effects.soundness import CLEAR, noise_of
+from analysis.forecast.advise import interval
+from analysis.forecast.cost import Cost, cost_of
+from analysis.forecast.surface import BestRatio, Forecast
+from analysis.report.study import Study
+from analysis.runs.sweepfile import SweepFile
+from analysis.runs.table import Run
+from analysis.runs.units import axis, unit
+
+_NARROWER = 0.9  # of the ratios run: an interval that spans more of them tells nothing
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen: one headline, then labelled facts, best first."""
+
+    headline: str
+    facts: tuple[tuple[str, str], ...]  # (label, sentence)
+
+
+def answer(study: Study, sweep: SweepFile) -> Answer:
+    """What the runs say, in the order in which a person asks it."""
+    facts = [
+        ("Best run", best_run(study)),
+        ("Warmdown", warmdown_share(study)),
+        ("Twice as long", doubling(study)),
+        ("Its cost", price_of_doubling(study, sweep)),
+        ("Acceleration", study.headline or study.verdict[0]),
+        ("Compressors", compressors(study, sweep)),
+    ]
+    return Answer(headline(study), tuple((label, text) for label, text in facts if text))
+
+
+def headline(study: Study) -> str:
+    """How long, how much warmdown: one sentence."""
+    if study.best is None:
+        return f"Undetermined: no run has a final {axis(study.final_metric)}."
+    best, _ = study.best
+    lengths = {run.steps for run in study.table.runs}
+    gain = gain_of_doubling(study)
+    if study.longer_worse is not None:
+        steps = study.longer_worse.best.steps
+        length = f"Train for about {steps:,} steps: longer runs were worse"
+    elif len(lengths) == 1:
+        length = f"How long to train is undetermined: all runs have {best.steps:,} steps"
+    elif gain is None:
+        length = (
+            f"The longest runs, {max(lengths):,} steps, were best; what longer ones bring is undetermined"
+        )
+        if best.steps < max(lengths):
+            length = f"How long to train is undetermined: the best run has {best.steps:,} steps, within noise"
+    elif gain.above(0):
+        length = (
+            f"Train longer than {max(lengths):,} steps: twice as many are predicted to gain "
+            f"{gain.text('.4f')} {unit(study.final_metric)}"
+        )
+    else:
+        length = (
+            f"{best.steps:,} steps were best; whether twice the longest run is better is undetermined "
+            f"({gain.text('+.4f')} {unit(study.final_metric)})"
+        )
+    return f"{length}; {_share(study)}."
+
+
+def _share(study: Study) -> str:
+    """How much warmdown, as the end of the headline."""
+    tried = ratios_run(study)
+    if not tried:
+        return "no run has a warmdown"
+    if len(tried) == 1:
+        return f"all runs warm down for {tried[0]:.2f} of their steps, so how much is best is undetermined"
+    span = f"{tried[0]:.2f} to {tried[-1]:.2f}"
+    undetermined = f"how much warmdown is undetermined: {span} of the steps cannot be told apart"
+    best = _best_at_longest(study)
+    if best is None:
+        clear = clearly_best_ratio(study)
+        if clear is None:
+            return undetermined
+        return f"{clear[0]:.2f} of them as warmdown was best of {span}"
+    if not _narrows(best, tried) or _misfits(study):
+        return undetermined
+    end = ", the longest that was run" if best.at_edge and best.high >= tried[-1] - 0.005 else ""
+    end = ", the shortest that was run" if best.at_edge and best.low <= tried[0] + 0.005 else end
+    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{end}"
+
+
+def ratios_run(study: Study) -> list[float]:
+    """Distinct warmdown ratios of the runs with a warmdown, to two decimals."""
+    runs = study.forecast.ensemble.measured.runs if study.forecast else study.table.runs
+    return sorted({round(run.warmdown_ratio, 2) for run in runs if not run.is_constant})
+
+
+def _best_at_longest(study: Study) -> BestRatio | None:
+    """The forecast's best ratio at the longest run, where its laws know of ratios."""
+    if study.forecast is None or not study.forecast.knows_ratios:
+        return None
+    return study.forecast.best_at(_longest(study.forecast))
+
+
+def _longest(forecast: Forecast) -> int:
+    return max(run.steps for run in forecast.ensemble.measured.runs)
+
+
+def _narrows(best: BestRatio, tried: list[float]) -> bool:
+    return best.high - best.low < _NARROWER * (tried[-1] - tried[0])
+
+
+def _misfits(study: Study) -> bool:
+    return any(text.startswith("The laws miss") for text in study.findings)
+
+
+def clearly_best_ratio(study: Study) -> tuple[float, Estimate] | None:
+    """At the length of the best run: the best ratio and its lead over the next, if that exceeds the noise."""
+    if study.best is None:
+        return None
+    best, value = study.best
+    finals: dict[float, list[float]] = {}
+    for run in study.table.runs:
+        known = run.final(study.final_metric)
+        if run.steps == best.steps and run.group == best.group and not run.is_constant and known is not None:
+            finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
+    if len(finals) < 2:
+        return None
+    means = sorted((float(np.mean(values)), ratio) for ratio, values in finals.items())
+    lead, half = means[1][0] - means[0][0], CLEAR * noise_of(study.table, study.final_metric, value)[0]
+    return (means[0][1], Estimate(lead, lead - half, lead + half)) if lead > half else None
+
+
+def best_run(study: Study) -> str:
+    """The run with the best final metric, and the size of its artifact."""
+    if study.best is None:
+        return ""
+    run, value = study.best
+    known = sum(r.final(study.final_metric) is not None for r in study.table.runs)
+    text = (
+        f"{run.run_id}, best of {known}: {value:.4f} {axis(study.final_metric)}, {run.steps:,} steps"
+        if known > 1
+        else f"{run.run_id}, the only one: {value:.4f} {axis(study.final_metric)}, {run.steps:,} steps"
+    )
+    text += "" if run.is_constant else f" of which {run.warmdown_steps:,} are {run.schedule} warmdown"
+    size = run.metrics.get("artifact_bytes")
+    return text + (f"; compressed model {size:,.0f} bytes." if size else ".")
+
+
+def warmdown_share(study: Study) -> str:
+    """The best ratio with its interval, and whether it was run or lies between runs."""
+    tried = ratios_run(study)
+    best = _best_at_longest(study)
+    if len(tried) < 2:
+        return "" if not tried else f"Undetermined: every run warms down for {tried[0]:.2f} of its steps."
+    if best is None:
+        clear = clearly_best_ratio(study)
+        if clear is None or study.best is None:
+            return f"Undetermined: the runs do not tell {tried[0]:.2f} to {tried[-1]:.2f} apart."
+        return (
+            f"Measured at {study.best[0].steps:,} steps: {clear[0]:.2f} of the run, ahead of the next by "
+            f"{clear[1].text('.4f')} {unit(study.final_metric)}."
+        )
+    where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
+    if not _narrows(best, tried):
+        return (
+            f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be told "
+            f"apart at {best.steps:,} steps."
+        )
+    text = (
+        f"At {best.steps:,} steps {best.ratio:.2f} of the run [{best.low:.2f}, {best.high:.2f}], "
+        f"{best.prediction.schedule}{where}."
+    )
+    if best.at_edge:
+        word = "longest" if best.ratio > np.mean(tried) else "shortest"
+        text += f" It is the {word} that was run: the optimum may lie beyond."
+    return text
+
+
+def _was_run(study: Study, best: BestRatio) -> bool:
+    assert study.forecast is not None
+    return any(
+        abs(run.warmdown_ratio - best.ratio) < 0.005
+        for run in study.forecast.ensemble.measured.runs
+        if not run.is_constant
+    )
+
+
+def gain_of_doubling(study: Study) -> Estimate | None:
+    """How far below the best run twice the longest one is predicted to end; None without an interval."""
+    if study.forecast is None or study.best is None:
+        return None
+    ahead = study.forecast.best[-1].prediction
+    if ahead.low is None or ahead.high is None:
+        return None
+    value = study.best[1]
+    return Estimate(value - ahead.value, value - ahead.high, value - ahead.low)
+
+
+def doubling(study: Study) -> str:
+    """What twice the longest run is predicted to reach, against the best run."""
+    if study.forecast is None:
+        return f"Not predicted: {study.no_forecast}." if len({r.steps for r in study.table.runs}) else ""
+    ahead, gain = study.forecast.best[-1], gain_of_doubling(study)
+    warmdown = round(ahead.steps * ahead.ratio)
+    if gain is None:
+        return f"Undetermined: {ahead.prediction.reason}."
+    word = "better than" if gain.above(0) else "worse than" if gain.below(0) else "not clearly better than"
+    amount = gain if gain.value >= 0 else Estimate(-gain.value, -gain.high, -gain.low)  # type: ignore[operator]
+    return (
+        f"{ahead.steps:,} steps with {warmdown:,} of warmdown: {interval(ahead.prediction)}, "
+        f"{word} the best run (by {amount.text('.4f')})."
+    )
+
+
+def price_of_doubling(study: Study, sweep: SweepFile) -> str:
+    """Device time of twice the longest run, alone and from the longest trunk there is."""
+    if study.forecast is None:
+        return ""
+    cost = cost_of(study.forecast.ensemble.table)
+    if cost is None:
+        return "Unknown: no run says how long it took."
+    ahead = study.forecast.best[-1]
+    text = _priced(cost, cost.hours(ahead.steps), sweep)
+    if study.table.folder is not None:  # a store keeps the trunk's states
+        new = _new_steps(study.table.runs, ahead.steps, round(ahead.steps * ahead.ratio))
+        if new < ahead.steps:
+            shared = _priced(cost, cost.fixed + cost.per_step * new, sweep)
+            text += f" alone, {shared} from the trunk that is kept"
+    return f"{text}."
+
+
+def _new_steps(runs: tuple[Run, ...], steps: int, warmdown: int) -> int:
+    """Steps to train when the constant phase starts from the furthest state at the full rate."""
+    trunk = max((run.steps if run.is_constant else run.peak_steps) for run in runs)
+    return steps - min(trunk, steps - warmdown)
+
+
+def _priced(cost: Cost, hours: float, sweep: SweepFile) -> str:
+    text = cost.text(hours)
+    if sweep.price_per_gpu_hour is not None and cost.device == "GPU":
+        text += f" ({hours * sweep.price_per_gpu_hour:,.2f} at {sweep.price_per_gpu_hour:g} a GPU-hour)"
+    return text
+
+
+def compressors(study: Study, sweep: SweepFile) -> str:
+    """What general compressors reach on the same text, beside a metric in the same unit."""
+    if not sweep.compressor_bpb or unit(study.final_metric) != "BPB":
+        return ""
+    others = " and ".join(f"{name} {bpb:.3f}" for name, bpb in sweep.compressor_bpb)
+    return f"On the same validation text, general compressors reach {others} bits per byte."

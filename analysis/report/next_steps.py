@@ -1,0 +1,135 @@
+"""What to do next, as commands that can be pasted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.effects.sparse import needed_period
+from analysis.forecast.advise import interval
+from analysis.forecast.cost import cost_of
+from analysis.report.study import Study
+from analysis.runs.settings import varying_axes
+from analysis.runs.strictjson import plain
+from analysis.runs.sweepfile import SweepFile
+
+_ONE_OFF = {"--plan", "--fresh", "--retry-failed", "--no-report", "--json"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do: why, and the command, '' where there is none."""
+
+    why: str
+    command: str = ""
+
+
+def next_steps(study: Study, sweep: SweepFile, trajectories: str | Path | None = None) -> list[Step]:
+    """Finer evaluations where they are missing, the run that tells most, budgets, a prediction, an export."""
+    steps = [*_evaluate_more(study, sweep), *_next_run(study, sweep), *_budgets(study)]
+    if study.forecast is not None:
+        ahead = study.forecast.best[-1]
+        words = ["python", "-m", "analysis", "predict", study.table.source]
+        words += ["--trajectories", str(trajectories)] if trajectories else []
+        words += ["--steps", str(ahead.steps), "--warmdown", str(round(ahead.steps * ahead.ratio))]
+        steps.append(
+            Step("Predict any other plan, law by law:", shlex.join([*words, "--metric", study.final_metric]))
+        )
+    if study.table.folder is not None and sweep.argv and study.best is not None and _has_artifact(study):
+        words = ["python", "launch.py", "export", study.best[0].run_id, *_store(study)]
+        steps.append(
+            Step("Write the best run as a submission, proved to reproduce its score:", shlex.join(words))
+        )
+    return steps
+
+
+def _has_artifact(study: Study) -> bool:
+    folder, best = study.table.folder, study.best
+    return bool(folder and best and (folder / "artifacts" / f"{best[0].run_id}.int6").is_file())
+
+
+def _store(study: Study) -> list[str]:
+    """--output, where the store is not the default one."""
+    store = study.table.folder.parent if study.table.folder else Path("results")
+    return [] if str(store) == "results" else ["--output", str(store)]
+
+
+def _evaluate_more(study: Study, sweep: SweepFile) -> list[Step]:
+    every = needed_period(study.warmdown)
+    if not every:
+        return []
+    command = launch(sweep.argv, f"eval.every={every}") if sweep.argv else ""
+    trained = " Runs with another period are other runs: they are trained again." if command else ""
+    return [
+        Step(
+            f"Evaluate every {every} steps, so that the warmdowns can be measured (eval.every).{trained}",
+            command,
+        )
+    ]
+
+
+def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
+    """The plan whose outcome the laws disagree about most, for its cost."""
+    if study.advice is None or not study.advice.candidates:
+        return []
+    best, target, cost = study.advice.candidates[0], study.advice.target, study.advice.cost
+    price = f", {cost.text(best.new_steps * cost.per_step + cost.fixed)}" if cost else ""
+    from_trunk = f"{best.new_steps:,} new steps from the longest trunk{price}"
+    why = (
+        f"Run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown ({from_trunk}): of the plans not "
+        f"made, the one that tells the laws apart most for its cost, about {target.steps:,} steps. Look at "
+        "the plan first; without --plan it runs."
+    )
+    if not sweep.argv:
+        return [Step(why)]
+    points = [*sweep.points, _point(study, best.steps, best.warmdown_steps)]
+    return [Step(why, launch(sweep.argv, f"points={json.dumps(points)}", "--plan"))]
+
+
+def _point(study: Study, steps: int, warmdown: int) -> dict[str, object]:
+    """A single run of a sweep file, in the setting that the forecast is of."""
+    assert study.forecast is not None
+    point: dict[str, object] = {"steps": steps, "warmdown_steps": warmdown}
+    if study.forecast.schedule != "linear":
+        point["schedule"] = study.forecast.schedule
+    setting = dict(study.forecast.ensemble.table.runs[0].group)
+    wanted = {axis: setting.get(axis) for axis in varying_axes(study.table) if "." in axis}
+    return point | {axis: plain(value) for axis, value in wanted.items() if value is not None}
+
+
+def _budgets(study: Study) -> list[Step]:
+    """What a budget of hours reaches, where an interval carries it."""
+    if study.advice is None or study.forecast is None:
+        return []
+    cost = cost_of(study.forecast.ensemble.table)
+    known = [b for b in study.advice.budgets if b.best.prediction.low is not None]
+    if cost is None or not known:
+        return []
+    parts = [
+        f"{cost.text(b.hours)} pay for {b.best.steps:,} steps, predicted at {interval(b.best.prediction)}"
+        for b in known
+    ]
+    return [Step("; ".join(parts) + ".")]
+
+
+def launch(argv: Sequence[str], *more: str) -> str:
+    """The command of a sweep again, without what was meant for once, with further arguments.
+
+    An override of the same key is replaced.
+    """
+    keys = {word.partition("=")[0] for word in more if not word.startswith("-") and "=" in word}
+    kept, skip = [], False
+    for word in argv:
+        if skip or word in _ONE_OFF:
+            skip = False
+            continue
+        if word == "--only":
+            skip = True
+            continue
+        if word.startswith("--only=") or word.partition("=")[0] in keys:
+            continue
+        kept.append(word)
+    return shlex.join(["python", *kept, *more])
