@@ -33,6 +33,7 @@ from gepa_core.data.shards import (
 )
 from gepa_core.data.tokenizer import check_counts_of_tokens, load_tokenizer
 from gepa_core.errors import DataError
+from gepa_core.invocation import module
 
 MANIFEST = "manifest.json"
 FORMAT = "gepa-sweeps data"
@@ -148,7 +149,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
         raise DataError(
             f"{folder}: {what}; make it with "
-            f"`python -m gepa_core.data prepare TEXT... --out {folder}` from any .txt, .jsonl or .parquet"
+            f"`{module('gepa_core.data')} prepare TEXT... --out {folder}` from any .txt, .jsonl or .parquet"
         )
     try:
         manifest = parse_json(read_bytes(path, MAX_JSON_BYTES, DataError))

@@ -19,6 +19,7 @@ from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
 from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.errors import CheckpointError, ConfigError, DataError
+from gepa_core.invocation import module
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
 from gepa_core.training import checkpoint
@@ -123,7 +124,7 @@ def open_run(out: Path) -> Job:
     """The job whose output folder this is. Raises ConfigError if it is none."""
     path = out / JOB
     if not path.is_file():
-        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
+        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `{module('gepa_core.train')}`")
     try:
         raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:

@@ -278,7 +278,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot]
+    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -298,6 +298,32 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
 
     show_plan(Console(highlight=False, soft_wrap=True), plan, figures, notes=notes, advice=advice)
     return 0
+
+
+def trained_again(plan: Plan, output: str) -> list[str]:
+    """Why steps are to be trained that the store had: their states went when their runs were done."""
+    branches = [node for node in plan.segments.values() if node.id not in plan.done and not node.trunk]
+    if not branches or (store := existing_store(output)) is None:
+        return []
+    prefixes = tuple({f"{node.start}-{node.stop}-" for node in branches})
+    known = {
+        (done.identity.get("trunk_id"), *_shape(done.identity.get("config") or {}))
+        for done in store.all_done(id_ for id_ in store.ids() if id_.startswith(prefixes)).values()
+    }
+    again = [n for n in branches if (n.trunk_id, *_shape(n.config.model_dump(mode="json"))) in known]
+    if not again:
+        return []
+    steps = sum(node.steps for node in again)
+    return [
+        f"{steps:,} of the {plan.steps_left:,} steps left were trained before: the final states of "
+        f"{len(again)} runs were deleted when the runs were done (keep: artifacts), and what is new starts "
+        "from them; keep: final would have kept them"
+    ]
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a branch depends on besides its trunk."""
+    return tuple(config.get(key) for key in ("steps", "warmdown_steps", "schedule", "final_lr_fraction"))
 
 
 def only(sweep: Sweep, glob: str) -> Sweep:
