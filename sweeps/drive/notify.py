@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,9 @@ class Notifier:
             process = subprocess.Popen(
                 self.command, shell=True, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
             )
-            if wait and (code := process.wait(_SECONDS)):
+            if not wait:  # its end is waited for beside, so that it leaves no zombie
+                threading.Thread(target=process.wait, daemon=True).start()
+            elif code := process.wait(_SECONDS):
                 self.say(f"--notify: the command ended with exit code {code}")
         except subprocess.TimeoutExpired:
             self.say(f"--notify: the command still runs after {_SECONDS:.0f} s; it is left to itself")
