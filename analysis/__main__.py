@@ -9,10 +9,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.reach.invocation import python
+from analysis.reach.remote import at_hand
 from analysis.runs import strictjson
 from analysis.runs.errors import AnalysisError
 
@@ -32,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = options.run
     try:
-        command(options)
+        with ExitStack() as copies:
+            # A URL's tables are copied to this machine for as long as the command takes.
+            options.at_hand = lambda source: copies.enter_context(at_hand(source))
+            command(options)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -139,7 +144,7 @@ def make_report(
     Raises:
         AnalysisError: the input carries no analysis, or cannot be read.
     """
-    from analysis.reach.remote import at_hand, is_url, upload
+    from analysis.reach.remote import is_url, upload
     from analysis.report.answer import answer as answer_of
     from analysis.report.report import write_report
     from analysis.report.study import study
@@ -186,7 +191,7 @@ def _predict(options: argparse.Namespace) -> None:
     from analysis.runs.load import load
     from analysis.runs.table import default_metric
 
-    table = load(options.source, options.trajectories)
+    table = load(options.at_hand(options.source), options.trajectories)
     result = predict(
         table,
         steps=options.steps,
@@ -238,7 +243,7 @@ def _backtest(options: argparse.Namespace) -> None:
     from analysis.runs.load import load
 
     result = backtest(
-        load(options.source, options.trajectories),
+        load(options.at_hand(options.source), options.trajectories),
         split=options.split,
         metric=options.metric,
         level=options.level,
@@ -262,7 +267,9 @@ def _compare(options: argparse.Namespace) -> None:
     from analysis.effects.compare import compare
     from analysis.runs.load import load
 
-    before, after = (load(source, schedules=False) for source in (options.before, options.after))
+    before, after = (
+        load(options.at_hand(source), schedules=False) for source in (options.before, options.after)
+    )
     result = compare(before, after)
     if options.json:
         print(strictjson.dumps(result.as_json()))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -26,12 +27,13 @@ class Copied:
     """The tables of a sweep in a store, in a folder that lives as long as this does."""
 
     def __init__(self, url: str) -> None:
-        self._scratch = TemporaryDirectory(prefix="gepa-report-", ignore_cleanup_errors=True)
-        self.folder = Path(self._scratch.name, urlsplit(url).path.rstrip("/").rpartition("/")[2] or "sweep")
+        scratch = mkdtemp(prefix="gepa-report-")
+        self._end = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        self.folder = Path(scratch, urlsplit(url).path.rstrip("/").rpartition("/")[2] or "sweep")
         _download(url, self.folder)
 
     def close(self) -> None:
-        self._scratch.cleanup()
+        self._end()
 
 
 def copy_of(url: str) -> Copied:
