@@ -82,6 +82,11 @@ def write_report(folder: str) -> tuple[str, str]:
     return report_on(folder)
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """The command line's: `python launch.py ...`, and `gepa-sweeps ...` where it is installed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
 
     p = commands.add_parser("inspect", help="counts, fingerprint and bytes per token of shards")
-    p.add_argument("data", metavar="DIR|PATTERN")
+    p.add_argument("data", metavar="DIR|PATTERN", help="a prepared folder, or shards by a glob pattern")
     p.add_argument(
         "--tokenizer", type=Path, metavar="FILE.model", help="for bytes per token of a bare PATTERN"
     )

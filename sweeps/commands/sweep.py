@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from gepa_core.errors import ConfigError, DataError, UserError
 from gepa_core.invocation import launch, module
 from sweeps.plan.advice import advise, uneven_ranks
@@ -386,5 +388,5 @@ def local_node() -> Machine:
     gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
     if visible is not None:
         gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

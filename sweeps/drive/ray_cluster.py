@@ -30,6 +30,7 @@ _QUIET = {
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.exceptions import ActorDiedError, RayError, RayTaskError  # noqa: E402
 from ray.util.placement_group import (  # noqa: E402
@@ -324,7 +325,7 @@ def _session_folder() -> Path:
     base = Path(tempfile.gettempdir())
     for folder in base.glob("gepa-ray-*"):
         pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
     path = base / f"gepa-ray-{os.getpid()}"
     if len(str(path)) > 40:  # a socket's path has 107 characters, of which Ray needs some 60
