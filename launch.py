@@ -1,8 +1,10 @@
 """Plan, run, resume and report a sweep of training runs: `python launch.py sweeps/quickstart.yaml`."""
 
 import argparse
+import shlex
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from sweeps.commands import parser as cli
@@ -17,6 +19,20 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `| head`
         return 0
+    except ModuleNotFoundError as error:
+        print(not_installed(error, sys.argv[1:] if argv is None else argv), file=sys.stderr)
+        return 2
+
+
+def not_installed(error: ModuleNotFoundError, argv: list[str]) -> str:
+    """What to do where this Python lacks a package; raises the error where the fault is this project's own."""
+    if (error.name or "").partition(".")[0] in ("gepa_core", "sweeps", "analysis", ""):
+        raise error
+    own = Path(__file__).resolve().with_name(".venv") / "bin" / "python"
+    told = f"{error.name} is not installed for {sys.executable}"
+    if own.is_file() and Path(sys.prefix) != own.parents[1]:
+        return f"{told}; use the project's own Python: {shlex.join([str(own), __file__, *argv])}"
+    return f"{told}; `launch.py doctor` says what is missing and how to install it"
 
 
 def command(argv: list[str]) -> int:

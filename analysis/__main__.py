@@ -41,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("analysis", ""):
+            raise
+        print(
+            f"error: {error.name} is not installed for {sys.executable}; use .venv/bin/python",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2

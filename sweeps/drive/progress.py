@@ -184,8 +184,10 @@ def cost_text(plan: Plan, seconds: float) -> str:
     """Device-hours, and money where there is a price."""
     resources = plan.sweep.resources
     hours = seconds / 3600
-    unit = "GPU-hours" if resources.gpus_per_run else "CPU worker-hours"
-    words = f"{hours:.2f} {unit}" if hours < 100 else f"{hours:,.0f} {unit}"
+    of = "GPU" if resources.gpus_per_run else "CPU worker"
+    words = f"{hours:.2f} {of}-hours" if hours < 100 else f"{hours:,.0f} {of}-hours"
+    if hours < 0.5:
+        words = f"{hours * 60:.1f} {of}-minutes"
     price = resources.price_per_gpu_hour
     return words if price is None else f"{words}, ${hours * price:,.2f}"
 
