@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def not_installed(error: ModuleNotFoundError, argv: list[str]) -> str:
-    """What to do where this Python lacks a package; raises the error where the fault is this project's own."""
+    """What to do where this Python lacks a package. Raises the error where the fault is the project's own."""
     if (error.name or "").partition(".")[0] in ("gepa_core", "sweeps", "analysis", ""):
         raise error
     own = Path(__file__).resolve().with_name(".venv") / "bin" / "python"

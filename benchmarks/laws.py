@@ -23,10 +23,10 @@ import numpy as np
 
 from analysis.forecast.backtest import score
 from analysis.forecast.ensemble import build
-from analysis.forecast.observations import final_rows, trajectory_rows
 from analysis.forecast.predict import predict, predict_run
 from analysis.laws import FINAL_LAWS, TRAJECTORY_LAWS
 from analysis.laws.fit import fit
+from analysis.laws.observations import final_rows, trajectory_rows
 from analysis.runs.load import load
 from analysis.runs.table import Run, Table
 from benchmarks.synthetic import grid, sweep

@@ -49,7 +49,12 @@ def headline(study: Study) -> str:
     if study.best is None:
         return f"Undetermined: no run has a final {axis(study.final_metric)}."
     best, _ = study.best
-    lengths = {run.steps for run in study.table.runs}
+    lengths, tried = {run.steps for run in study.table.runs}, ratios_run(study)
+    if len(lengths) == 1 and len(tried) == 1:
+        return (
+            f"Undetermined, how long and how much warmdown: all runs have {best.steps:,} steps and warm down "
+            f"for {tried[0]:.2f} of them."
+        )
     gain = gain_of_doubling(study)
     if study.longer_worse is not None:
         steps = study.longer_worse.best.steps
@@ -85,13 +90,14 @@ def _share(study: Study) -> str:
     span = f"{tried[0]:.2f} to {tried[-1]:.2f}"
     undetermined = f"how much warmdown is undetermined: {span} of the steps cannot be told apart"
     best = _best_at_longest(study)
-    if best is None:
-        clear = clearly_best_ratio(study)
-        if clear is None:
+    if best is None or not _narrows(best, tried) or _misfits(study):
+        if (measured := measured_ratios(study)) is None:
             return undetermined
-        return f"{clear[0]:.2f} of them as warmdown was best of {span}"
-    if not _narrows(best, tried) or _misfits(study):
-        return undetermined
+        _, _, low, high, _ = measured
+        within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+        if tried[-1] in (low, high):
+            return f"{within} of them as warmdown, the longest that was run"
+        return f"{within} of them as warmdown, of {span} that were run"
     end = ", the longest that was run" if best.at_edge and best.high >= tried[-1] - 0.005 else ""
     end = ", the shortest that was run" if best.at_edge and best.low <= tried[0] + 0.005 else end
     return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{end}"
@@ -122,21 +128,36 @@ def _misfits(study: Study) -> bool:
     return any(text.startswith("The laws miss") for text in study.findings)
 
 
-def clearly_best_ratio(study: Study) -> tuple[float, Estimate] | None:
-    """At the length of the best run: the best ratio and its lead over the next, if that exceeds the noise."""
-    if study.best is None:
+def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | None:
+    """(steps, best ratio, from, to, noise) at the best run's length: the ratios that end within the noise of
+    the best one.
+
+    None where fewer than two were run there, where none ends clearly above, or where the trunk is unstable,
+    so that the noise is unknown.
+    """
+    if study.best is None or study.unstable:
         return None
     best, value = study.best
     finals: dict[float, list[float]] = {}
     for run in study.table.runs:
         known = run.final(study.final_metric)
-        if run.steps == best.steps and run.group == best.group and not run.is_constant and known is not None:
+        like = (run.steps, run.group, run.schedule) == (best.steps, best.group, best.schedule)
+        if like and not run.is_constant and known is not None:
             finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
-    if len(finals) < 2:
+    means = {ratio: float(np.mean(values)) for ratio, values in sorted(finals.items())}
+    if len(means) < 2:
         return None
-    means = sorted((float(np.mean(values)), ratio) for ratio, values in finals.items())
-    lead, half = means[1][0] - means[0][0], CLEAR * noise_of(study.table, study.final_metric, value)[0]
-    return (means[0][1], Estimate(lead, lead - half, lead + half)) if lead > half else None
+    noise = noise_of(study.table, study.final_metric, value)[0]
+    ratios, lowest = list(means), min(means, key=lambda ratio: means[ratio])
+    alike = [mean - means[lowest] <= CLEAR * noise for mean in means.values()]
+    first = last = ratios.index(lowest)
+    while first > 0 and alike[first - 1]:
+        first -= 1
+    while last + 1 < len(ratios) and alike[last + 1]:
+        last += 1
+    return (
+        None if last - first + 1 == len(ratios) else (best.steps, lowest, ratios[first], ratios[last], noise)
+    )
 
 
 def best_run(study: Study) -> str:
@@ -161,20 +182,19 @@ def warmdown_share(study: Study) -> str:
     best = _best_at_longest(study)
     if len(tried) < 2:
         return "" if not tried else f"Undetermined: every run warms down for {tried[0]:.2f} of its steps."
-    if best is None:
-        clear = clearly_best_ratio(study)
-        if clear is None or study.best is None:
-            return f"Undetermined: the runs do not tell {tried[0]:.2f} to {tried[-1]:.2f} apart."
+    if best is None or not _narrows(best, tried) or _misfits(study):
+        if (measured := measured_ratios(study)) is None:
+            return (
+                f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be "
+                "told apart."
+            )
+        steps, lowest, low, high, noise = measured
+        alike = "no other ratio" if low == high else f"{low:.2f} to {high:.2f}"
         return (
-            f"Measured at {study.best[0].steps:,} steps: {clear[0]:.2f} of the run, ahead of the next by "
-            f"{clear[1].text('.4f')} {unit(study.final_metric)}."
+            f"Measured at {steps:,} steps: {lowest:.2f} of the run was best, {alike} within the noise of two "
+            f"runs ({noise:.4f} {unit(study.final_metric)} each)."
         )
     where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
-    if not _narrows(best, tried):
-        return (
-            f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be told "
-            f"apart at {best.steps:,} steps."
-        )
     text = (
         f"At {best.steps:,} steps {best.ratio:.2f} of the run [{best.low:.2f}, {best.high:.2f}], "
         f"{best.prediction.schedule}{where}."

@@ -80,11 +80,11 @@ def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
     from_trunk = f"{best.new_steps:,} new steps from the longest trunk{price}"
     why = (
         f"Run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown ({from_trunk}): of the plans not "
-        f"made, the one that tells the laws apart most for its cost, about {target.steps:,} steps. Look at "
-        "the plan first; without --plan it runs."
+        f"made, the one that tells the laws apart most for its cost, about {target.steps:,} steps."
     )
     if not sweep.argv:
         return [Step(why)]
+    why += " Look at the plan first; without --plan it runs."
     points = [*sweep.points, _point(study, best.steps, best.warmdown_steps)]
     return [Step(why, launch(sweep.argv, f"points={json.dumps(points)}", "--plan"))]
 

@@ -9,19 +9,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gepa_core.commands.load import data_paths, open_model
 from gepa_core.commands.train import torchrun_group
 from gepa_core.config import ExecConfig, RunConfig
-from gepa_core.data.shards import load_tokens, open_shards
-from gepa_core.data.tokenizer import ByteTable, byte_table
+from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
 from gepa_core.errors import ConfigError, DivergedError, UserError
-from gepa_core.evaluation.scoring import Evaluation, evaluate_plain, evaluate_sliding
-from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.training.segment import prepare
 
@@ -36,8 +34,7 @@ class Subject:
     """Of training; an artifact does not say."""
     run: RunConfig
     exec_cfg: ExecConfig
-    tokens: Any
-    table: ByteTable
+    text: Text
 
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
@@ -68,40 +65,27 @@ def open_subject(args: argparse.Namespace) -> Subject:
         exec_cfg = exec_cfg.model_copy(update={"device": args.device})
     paths = data_paths(args.data, opened)
     limit = run.data.val_tokens if args.tokens is None else args.tokens
-    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
-    table = byte_table(paths.tokenizer, run.model.vocab_size)
+    text = open_text(paths.val, paths.tokenizer, run.model.vocab_size, limit)
     opened.model.to(prepare(exec_cfg))
-    return Subject(opened.model, opened.weights, opened.step, run, exec_cfg, tokens, table)
+    return Subject(opened.model, opened.weights, opened.step, run, exec_cfg, text)
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
+def _figures(way: str, subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    found = measure(way, subject.model, subject.text, run.eval, run.ttt, subject.exec_cfg)
     return {
-        "val_bpb": evaluation.bpb,
-        "val_loss": evaluation.loss,
-        "tokens": evaluation.tokens,
-        "bytes": evaluation.bytes,
-        "seconds": evaluation.seconds,
+        "stage": way,
+        "val_bpb": found.bpb,
+        "val_loss": found.loss,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "seconds": found.seconds,
+        **(asdict(found.adaptation) if found.adaptation else {}),
     }
 
 
-def _evaluate(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    evaluate = evaluate_sliding if args.sliding else evaluate_plain
-    run = subject.run
-    result = evaluate(subject.model, subject.tokens, subject.table, run.eval, subject.exec_cfg)
-    return {"stage": "sliding" if args.sliding else "plain"} | _figures(result)
-
-
-def _ttt(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    run = subject.run
-    result = test_time_train(
-        subject.model, subject.tokens, subject.table, run.eval, run.ttt, subject.exec_cfg
-    )
-    cost = ("tokens_scored", "tokens_trained", "updates", "score_seconds", "train_seconds")
-    return {"stage": "ttt"} | _figures(result.evaluation) | {key: getattr(result, key) for key in cost}
-
-
 def _command(
-    parser: argparse.ArgumentParser, measure: Callable[..., dict[str, Any]], argv: list[str] | None
+    parser: argparse.ArgumentParser, way: Callable[[argparse.Namespace], str], argv: list[str] | None
 ) -> int:
     """Exit codes: 0 done, 2 bad input, 3 the model's scores are not finite."""
     args = parser.parse_args(argv)
@@ -109,7 +93,7 @@ def _command(
         with torchrun_group():
             subject = open_subject(args)
             names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
-            figures = names | measure(args, subject)
+            figures = names | _figures(way(args), subject)
             if rank_and_world()[0] == 0:
                 print(json.dumps(figures) if args.json else _line(figures))
     except UserError as error:
@@ -136,8 +120,8 @@ def evaluate_command(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--sliding", action="store_true", help="overlapping windows instead of plain sequences"
     )
-    return _command(parser, _evaluate, argv)
+    return _command(parser, lambda args: "sliding" if args.sliding else "plain", argv)
 
 
 def ttt_command(argv: list[str] | None = None) -> int:
-    return _command(_parser("ttt", "Legal, score-first test-time training."), _ttt, argv)
+    return _command(_parser("ttt", "Legal, score-first test-time training."), lambda args: "ttt", argv)

@@ -3,6 +3,7 @@
 `load_model` is for Python; the commands open what they score in the same way.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -156,31 +157,36 @@ def _job(given: Path | None, path: Path) -> Job | Described | None:
 
 
 def _artifact(path: Path, job: Job | Described | None) -> Opened:
-    """The job's model with an artifact's weights; without a job, of the published recipe in either variant,
-    whose artifacts need its rotary tables.
-    """
-    runs = [job.run] if job else [_published(bigram) for bigram in ("poly", "xor")]
-    models = [GEPA(run.model) for run in runs]
-    state = read_artifact(path, max(num_weights(model.state_dict()) for model in models))
-    for model, run in zip(models, runs, strict=True):
-        try:
-            check_fits(state, model.state_dict())
-        except ArtifactError as error:
-            if job:
-                raise ArtifactError(f"{path}: {error}") from None
-            continue
-        model.load_state_dict(state)
-        data, exec_cfg = (job.data, job.exec) if job else (None, ExecConfig())
-        return Opened(model, "artifact", None, run, data, exec_cfg)
+    """The job's model with an artifact's weights; without a job, the published recipe's."""
+    largest = GEPA(job.run.model if job else ModelConfig(ve_dim=256))
+    state = read_artifact(path, num_weights(largest.state_dict()))
+    run = job.run if job else _published_run(path, state)
+    model = GEPA(run.model)
+    try:
+        check_fits(state, model.state_dict())
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    model.load_state_dict(state)
+    data, exec_cfg = (job.data, job.exec) if job else (None, ExecConfig())
+    return Opened(model, "artifact", None, run, data, exec_cfg)
+
+
+def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
+    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
+    bigram, value = state.get("bigram_emb.embed.weight"), state.get("ve_shared.embed.weight")
+    variant: dict[str, Any] = {"bigram": "xor" if "bigram_emb.scale" in state else "poly"}
+    variant |= {"ve_layers": ()} if value is None else {"ve_dim": value.shape[-1]}
+    if bigram is not None and bigram.ndim == 2:
+        variant |= {"bigram_buckets": len(bigram), "bigram_dim": bigram.shape[1]}
+    with contextlib.suppress(ArtifactError, ValidationError, IndexError):
+        model = ModelConfig(**variant, rope_precision="bf16_published")
+        with torch.device("meta"):
+            check_fits(state, GEPA(model).state_dict())
+        return RunConfig(steps=1, warmdown_steps=0, model=model)
     raise ConfigError(
         f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
         "--job, the job file or output folder it was made from"
     )
-
-
-def _published(bigram: str) -> RunConfig:
-    model = ModelConfig.model_validate({"bigram": bigram, "rope_precision": "bf16_published"})
-    return RunConfig(steps=1, warmdown_steps=0, model=model)
 
 
 class LoadedModel:

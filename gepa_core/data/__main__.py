@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer", type=Path, metavar="FILE.model", help="for bytes per token of a bare PATTERN"
     )
+    p.add_argument(
+        "--val", metavar="PATTERN", help="validation shards whose documents are looked for in a bare PATTERN"
+    )
     p.add_argument("--verify", action="store_true", help="rehash every file and look at every token")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -153,7 +156,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    found = inspect.inspect(args.data, tokenizer=args.tokenizer, verify=args.verify)
+    found = inspect.inspect(args.data, tokenizer=args.tokenizer, val=args.val, verify=args.verify)
     sys.stdout.write(inspect.as_json(found) if args.json else inspect.as_text(found))
     return 0
 

@@ -8,6 +8,7 @@ Sources: Muon, Jordan et al. 2024 (github.com/KellerJordan/Muon); AdamW, Loshchi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +45,14 @@ def lr_factor(name: str, model: GEPA, decoder_multiplier: float) -> float:
 
 
 class FlatParameters:
-    """The parameters of a model, their gradients and their moving average in flat fp32 buffers.
+    """The parameters of a model, their gradients and their moving averages in flat fp32 buffers.
 
     fp32 parameters become views of `values`. Others (the bf16 token embedding) keep their own storage; their
     gradient is accumulated in fp32 all the same, and their slot of `values` is a copy for the average.
     The layout is a function of the model alone: that of the reduction over ranks never changes.
     """
 
-    def __init__(self, model: GEPA, decoder_multiplier: float) -> None:
+    def __init__(self, model: GEPA, decoder_multiplier: float, num_averages: int = 1) -> None:
         named = sorted(
             model.named_parameters(), key=lambda item: _layout_key(item, model, decoder_multiplier)
         )
@@ -64,7 +65,7 @@ class FlatParameters:
         device = named[0][1].device
         self.size = size
         self.values = torch.zeros(size, device=device)
-        self.average = torch.zeros(size, device=device)
+        self.averages = [torch.zeros(size, device=device) for _ in range(num_averages)]
         # The loss and the ranks' votes travel behind the gradients: one reduction serves all.
         self._reduced = torch.zeros(size + _ALIGN, device=device)
         self.gradients = self._reduced[:size]
@@ -77,7 +78,7 @@ class FlatParameters:
                 parameter.grad = self.view(self.gradients, name)
             else:
                 parameter.register_post_accumulate_grad_hook(self._widen(name))
-        self.restart_average()
+        self.restart_averages()
 
     def _widen(self, name: str) -> Any:
         slot = self.view(self.gradients, name)
@@ -102,10 +103,11 @@ class FlatParameters:
         last = names[-1]
         return slice(self.offsets[names[0]], self.offsets[last] + padded(self.parameters[last].numel()))
 
-    def restart_average(self) -> None:
-        """Sets the average to the present weights; no bias correction, as published."""
+    def restart_averages(self) -> None:
+        """Sets the averages to the present weights; no bias correction, as published."""
         self.refresh()
-        self.average.copy_(self.values)
+        for average in self.averages:
+            average.copy_(self.values)
 
     def refresh(self) -> None:
         """Copies parameters that are not fp32 into their slot of `values`."""
@@ -121,15 +123,16 @@ class FlatParameters:
             if parameter.dtype != torch.float32:
                 parameter.copy_(self.view(flat, name))
 
-    def update_average(self, decay: float, flat: bool = True) -> None:
-        """EMA of every weight. `flat=False` goes one tensor at a time (for ablation)."""
+    def update_averages(self, decays: Sequence[float], flat: bool = True) -> None:
+        """EMA of every weight, one for each decay. `flat=False` goes one tensor at a time (for ablation)."""
         self.refresh()
-        if flat:
-            self.average.lerp_(self.values, 1.0 - decay)
-            return
-        values, averages = self.named(self.values), self.named(self.average)
-        for name, average in averages.items():
-            average.mul_(decay).add_(values[name], alpha=1.0 - decay)
+        for average, decay in zip(self.averages, decays, strict=True):
+            if flat:
+                average.lerp_(self.values, 1.0 - decay)
+                continue
+            values = self.named(self.values)
+            for name, part in self.named(average).items():
+                part.mul_(decay).add_(values[name], alpha=1.0 - decay)
 
     def zero_gradients(self) -> None:
         self._reduced.zero_()
@@ -263,13 +266,17 @@ class Optimizer:
         return (1.0 - done) * cfg.muon_momentum_start + done * cfg.muon_momentum
 
     @torch.no_grad()
-    def step(self, step: int, lr_scale: float) -> None:
-        """Updates the weights from the flat gradients. `step` counts from 0."""
+    def step(self, step: int, lr_scale: float, adam_lr_scale: float | None = None) -> None:
+        """Updates the weights from the flat gradients. `step` counts from 0.
+
+        lr_scale: multiplier of the learning rates; AdamW's own where adam_lr_scale is given.
+        """
+        adam_lr_scale = lr_scale if adam_lr_scale is None else adam_lr_scale
         momentum = self.muon_momentum(step)
         for stack in self._stacks:
             self._muon_step(stack, momentum, lr_scale)
         for group in self._adam.param_groups:
-            group["lr"] = group["base_lr"] * lr_scale
+            group["lr"] = group["base_lr"] * adam_lr_scale
             (weights,) = group["params"]
             if weights.dtype != torch.float32:
                 weights.grad = (

@@ -7,13 +7,13 @@ torchrun --nproc-per-node 4 -m gepa_core.train JOB.yaml --out DIR   several rank
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
 from gepa_core.device import resolve_device
 from gepa_core.errors import CheckpointError, ConfigError
@@ -55,6 +55,7 @@ def train_segment(
     on_report: Callable[[StepReport], None],
     should_stop: Callable[[], bool] = never,
     final_step: bool = True,
+    averages: Sequence[Average] = (),
 ) -> Segment:
     """Trains from the state `start` (None: initial weights) to `until` steps; leaves that state in `workdir`.
 
@@ -62,6 +63,7 @@ def train_segment(
     multiples of eval.every, at config.peak_steps, and, unless final_step is False, at config.steps. In a
     torch.distributed group each rank calls this and trains on its spans; rank 0 reports and writes. When
     should_stop says so on any rank, the state is saved and the result has finished=False.
+    The state holds the `averages` (none given: the run's own).
 
     Raises ConfigError, DataError, CheckpointError; DivergedError when loss or weights are no longer finite;
     torch.OutOfMemoryError passes through.
@@ -69,7 +71,7 @@ def train_segment(
     if until > config.steps:
         raise ConfigError(f"until {until} is past the run's {config.steps} steps")
     device = prepare(exec_cfg)
-    trainer = Trainer(config, exec_cfg, TokenStream(open_shards(paths.train)), device)
+    trainer = Trainer(config, exec_cfg, TokenStream(open_shards(paths.train)), device, averages)
     folder = workdir / CHECKPOINTS
     clock = Stopwatch(device)
     is_kept = _restore(trainer, start, folder, clock)

@@ -219,6 +219,7 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
     Raises DataError.
     """
     from gepa_core.data.folder import check_launch
+    from gepa_core.data.overlap import launch_warning
 
     found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
@@ -227,6 +228,8 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
         found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
             check_launch(found[source], vocab_size=vocab_size, seq_len=seq_len)
+        if warning := launch_warning(found[source]):
+            say(f"warning: {source}: {warning}")
     return sweep.with_data(found)
 
 

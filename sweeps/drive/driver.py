@@ -188,7 +188,7 @@ class Driver:
         wanted = set(self.wanted)
         self._left_seconds = sum(self.plan.seconds[node] for node in wanted - self.done)
         for node in self.plan.nodes.values():
-            if node.id in wanted and node.id not in self.done and (not node.after or node.after in self.done):
+            if node.id in wanted and node.id not in self.done and self.plan.can_start(node.id, self.done):
                 self._make_ready(node.id)
         self._wanted = wanted
         children = self.plan.children
@@ -383,7 +383,8 @@ class Driver:
         self._paths -= self._wanted.isdisjoint(self.plan.children.get(node, ()))
         self._left_seconds -= self.plan.seconds[node]
         for child in self.plan.children.get(node, []):
-            if child in self._wanted and child not in self.done:
+            waits = child in self._wanted and child not in self.done
+            if waits and self.plan.can_start(child, self.done):
                 self._make_ready(child)
 
     def _failed(self, node: str, outcome: Outcome | None, error: str) -> None:

@@ -192,11 +192,11 @@ def _left(plan: Plan, wanted: set[str], done: set[str]) -> set[str]:
     left: set[str] = set()
     needed = {node for node in wanted if not plan.nodes[node].trains}
     needed |= {run.last for run in plan.runs.values() if run.last in wanted}
-    for node in needed:
-        at: str | None = node
-        while at is not None and at not in done and at not in left:
+    while needed:
+        at = needed.pop()
+        if at not in done and at not in left:
             left.add(at)
-            at = plan.nodes[at].after
+            needed.update(plan.nodes[at].needs)
     return left
 
 

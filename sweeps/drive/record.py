@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.config import DataPaths, canonical_json
+from gepa_core.sizes import num_params
 from sweeps.drive.progress import View, log_tail
-from sweeps.kinds.flops import num_params
 from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
@@ -57,7 +57,7 @@ class SweepRecorder:
             if id_ in self.plan.done or not needs_state or self.store.final_state(outcome):
                 self.done[id_] = outcome
         for node in self.plan.nodes.values():
-            if node.id not in known and (node.after is None or node.after in self.done):
+            if node.id not in known and self.plan.can_start(node.id, self.done):
                 self._commit_unseen(node.id)
         for outcome in self.done.values():
             self._publish(outcome, missing_only=True)
@@ -103,6 +103,8 @@ class SweepRecorder:
             exec=exec_cfg,
             identity=work.identity(),
             start=self._start(work.after) if work.after else None,
+            sources=tuple(self._start(source) for source in work.sources),
+            averages=work.averages,
             until=work.stop,
             final=work.final,
             resume=self._resumable(node, exec_cfg.micro_batch_seqs) if resumes else (),
@@ -184,8 +186,13 @@ class SweepRecorder:
     def _drop_states(self, done: Outcome) -> None:
         """Delete the final state that `done` needed and nothing else needs any more."""
         node = self.plan.nodes[done.id]
-        owner = node if node.trains else self.plan.nodes[node.after or ""]
-        if owner.trunk or owner.id not in self.done or self.plan.kind(owner.id).gives != FINAL_STATE:
+        owner = node if node.trains else self.plan.nodes.get(node.after or "")
+        if (
+            owner is None
+            or owner.trunk
+            or owner.id not in self.done
+            or self.plan.kind(owner.id).gives != FINAL_STATE
+        ):
             return
         if self.plan.sweep.keep != "artifacts":
             return

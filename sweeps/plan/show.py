@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from sweeps.kinds.flops import num_params
+from gepa_core.sizes import num_params
 from sweeps.plan.figures import human_bytes, human_hours
 from sweeps.plan.tree import Node, Plan
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
-from sweeps.kinds.table import STAGES
+from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.spec.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
 from sweeps.spec.source import DataSource
@@ -41,6 +41,8 @@ class Reader:
         name, recipe = self._name(), self._recipe()
         stages, share = self._stages(), self._bool("share", True)
         keep = self._keep()
+        if not share and (alone := [stage for stage in stages if KINDS[stage].states]):
+            self.document.report(("stages",), f"{alone[0]} takes states of a trunk; it needs share: true")
         resources = self._model("resources", Resources)
         exec_config = self._exec(resources)
         grid, settings = self._grid(), self._settings()
@@ -131,10 +133,10 @@ class Reader:
         return str(keep)
 
     def _stages(self) -> tuple[str, ...]:
-        stages = self.value.get("stages", list(STAGES))
+        stages = self.value.get("stages", list(USUAL_STAGES))
         if not isinstance(stages, list):
             self.document.report(("stages",), f"must be a list, of {', '.join(STAGES)}")
-            return STAGES
+            return USUAL_STAGES
         for i, stage in enumerate(stages):
             if stage not in STAGES:
                 hint = near_miss(str(stage), STAGES)
@@ -214,8 +216,10 @@ class Reader:
                 found.append((key, value, here))
 
         walk(given, "", path)
-        if seen.keys() >= _WARMDOWN:
-            self.document.report(seen["warmdown_ratio"], "give either warmdown_ratio or warmdown_steps")
+        for own in ("", "adam_"):
+            ratio, steps = f"{own}warmdown_ratio", f"{own}warmdown_steps"
+            if seen.keys() >= {ratio, steps}:
+                self.document.report(seen[ratio], f"give either {ratio} or {steps}")
         return found
 
     def _typed(self, key: Key, value: Any, path: KeyPath) -> list[Any]:

@@ -79,6 +79,16 @@ TRAJECTORY = _schema(
         _field("val_loss", _real, "nats/token", "raw weights, plain evaluation"),
         _field("val_bpb", _real, "bits/byte", "raw weights, plain evaluation"),
         _field("ema_val_bpb", _real, "bits/byte", "EMA weights, plain evaluation"),
+        _field(
+            "ema_val_bpb_by_average",
+            _text,
+            "bits/byte",
+            "where a training keeps several averages: JSON, ema_decay (and horizon) -> ema_val_bpb",
+        ),
+        _field("int6_val_bpb", _real, "bits/byte", "EMA weights, quantized by eval.int6_method, plain"),
+        _field("artifact_bytes", _int, "bytes", "the file that they make"),
+        _field("raw_int6_val_bpb", _real, "bits/byte", "raw weights, quantized by eval.int6_method, plain"),
+        _field("raw_artifact_bytes", _int, "bytes", "the file that they make"),
         _field("elapsed_seconds", _real, "s", "training time since the segment began"),
     ]
 )
@@ -200,5 +210,9 @@ def _fault(file: pq.ParquetFile, schema: pa.Schema) -> str | None:
     return None
 
 
-_ADDED_LATER: set[str] = {"ranks", "quant_rows", "code_bytes", "commit", "epochs"}
+_ADDED_LATER = {
+    *("ranks", "quant_rows", "code_bytes", "commit", "epochs"),
+    *(f"{kind.name}_bpb" for kind in MEASURED if kind.optional),
+    *("ema_val_bpb_by_average", "int6_val_bpb", "artifact_bytes", "raw_int6_val_bpb", "raw_artifact_bytes"),
+}
 """Columns that stores of earlier versions may lack."""

@@ -63,7 +63,7 @@ def test_runs_without_trajectories_are_used_by_their_finals(tmp_path: Path) -> N
     assert default_metric(table) == "val_bpb"
     assert any("no trajectories" in note for note in table.notes)
     found = predict(table, steps=20000, warmdown=8000, metric="float_bpb")
-    assert set(found.laws) == {"log-linear"}
+    assert set(found.laws) == {"power"}
 
 
 @pytest.mark.parametrize(
@@ -179,11 +179,11 @@ def test_a_logged_rate_stands_for_an_unknown_schedule(tmp_path: Path) -> None:
     )
     run = load(*write(tmp_path, runs, curves)).run("x")
     assert (run.peak_steps, run.warmdown_steps) == (2000, 2000)
-    assert run.lr[[1000, 2500, 3500]] == pytest.approx([1.0, 0.75, 0.25])
+    assert run.rate(np.array([1000, 2500, 3500])) == pytest.approx([1.0, 0.75, 0.25])
     observed = Table((run,))
     with pytest.raises(AnalysisError, match="give --schedule"):
         planned_run(observed, 8000, 4000, None)
-    assert planned_run(observed, 8000, 4000, "linear").lr[6000] == 0.5
+    assert planned_run(observed, 8000, 4000, "linear").rate(np.array([6000])) == [0.5]
 
 
 @pytest.fixture

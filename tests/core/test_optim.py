@@ -215,10 +215,10 @@ def test_average_starts_at_the_weights_and_follows(embedding_dtype: str, flat_up
     for step in range(4):
         fill_gradients(flat, step)
         optimizer.step(step, 1.0)
-        flat.update_average(0.9, flat=flat_update)
+        flat.update_averages([0.9], flat=flat_update)
         for name, weight in weights(model).items():
             averages[name] = 0.9 * averages[name] + 0.1 * weight.double()
-    for name, average in flat.named(flat.average).items():
+    for name, average in flat.named(flat.averages[0]).items():
         torch.testing.assert_close(average.double(), averages[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
@@ -227,11 +227,11 @@ def test_weights_can_be_exchanged_and_put_back(embedding_dtype: str) -> None:
     model, flat, optimizer = build(embedding_dtype=embedding_dtype)
     fill_gradients(flat)
     optimizer.step(0, 1.0)
-    flat.update_average(0.9)
+    flat.update_averages([0.9])
     before, kept = weights(model), flat.values.clone()
-    flat.set_weights(flat.average)
+    flat.set_weights(flat.averages[0])
     for name, weight in weights(model).items():
-        assert torch.equal(weight, flat.view(flat.average, name).to(weight.dtype)), name
+        assert torch.equal(weight, flat.view(flat.averages[0], name).to(weight.dtype)), name
     flat.set_weights(kept)
     after = weights(model)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -63,7 +63,7 @@ def test_thirty_losses_are_the_published(shared: Path, tmp_path: Path) -> None:
     )
     trainer = Trainer(config, ExecConfig(device="cpu"), stream_of(tokens, tmp_path), CPU)
     trainer.model.load_state_dict(model.state_dict())
-    trainer.flat.restart_average()
+    trainer.flat.restart_averages()
 
     found = losses(trainer, 30)
     assert found[:4] == pytest.approx(figures["train_loss"][:4], rel=1e-4)
@@ -74,7 +74,7 @@ def test_thirty_losses_are_the_published(shared: Path, tmp_path: Path) -> None:
     batch = text[:-1].view(-1, 64), text[1:].view(-1, 64)
     with torch.no_grad():
         assert trainer.model.loss(*batch).item() == pytest.approx(figures["raw_val_loss"], rel=1e-2)
-        with trainer.averaged():
+        with trainer.borrowed(trainer.flat.averages[0]):
             assert trainer.model.loss(*batch).item() == pytest.approx(figures["ema_val_loss"], rel=1e-3)
 
 
@@ -186,7 +186,9 @@ def test_a_trunk_is_extended_from_any_of_its_states(paths: DataPaths, whole: Pat
 
 def test_states_of_other_runs_are_refused(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
     trunk = train(paths, tmp_path / "trunk", until=6, final_step=False)[0].path
-    for other in ({"seed": 1}, {"ema_decay": 0.5}, {"batch": RUN.batch.model_copy(update={"spans": 2})}):
+    with pytest.raises(CheckpointError, match=r"no average of the weights with ema_decay 0.5 \(it has 0.9\)"):
+        train(paths, tmp_path / "a", RUN.model_copy(update={"ema_decay": 0.5}), start=trunk)
+    for other in ({"seed": 1}, {"batch": RUN.batch.model_copy(update={"spans": 2})}):
         with pytest.raises(CheckpointError, match="of another configuration"):
             train(paths, tmp_path / "a", RUN.model_copy(update=other), start=trunk)
     wider = RUN.model.model_copy(update={"mlp_hidden": 64})

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from gepa_core.config import EvalConfig, TTTConfig
 from gepa_core.evaluation import ttt
-from gepa_core.evaluation.scoring import Scorer, sliding_windows
+from gepa_core.evaluation.scoring import Scorer
+from gepa_core.evaluation.windows import sliding_windows
 from tests import tiny
 from tests.tiny import CPU
 
@@ -61,8 +62,8 @@ def legal(tokens: NDArray[np.uint16], cfg: EvalConfig = EVAL) -> tuple[Scores, l
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ttt, "Scorer", observed)
-        result = ttt.test_time_train(tiny.tiny_model(), tokens, tiny.byte_table(), cfg, CFG, CPU)
-    return result.evaluation.scores, traces[0].history
+        result = tiny.adapted(tiny.tiny_model(), tokens, tiny.byte_table(), cfg, CFG, CPU)
+    return result.scores, traces[0].history
 
 
 def legal_in_reference_counting(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
@@ -213,9 +214,9 @@ def test_the_checks_have_something_to_see() -> None:
     """Adaptation at this learning rate moves every later score: unmoved bits are no accident."""
     tokens = tiny.text(NUM_TOKENS)
     scores, _ = legal(tokens)
-    untrained = ttt.test_time_train(
+    untrained = tiny.adapted(
         tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CFG.model_copy(update={"epochs": 0}), CPU
-    ).evaluation.scores
+    ).scores
     assert np.array_equal(scores[: CFG.chunk_tokens], untrained[: CFG.chunk_tokens])
     assert (np.abs(scores - untrained)[CFG.chunk_tokens :] > 1e-4).mean() > 0.9
 

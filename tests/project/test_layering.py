@@ -14,7 +14,7 @@ ROOMS = {
         "model": {""},
         "data": {""},
         "evaluation": {"", "model", "data"},
-        "training": {"", "model", "data", "evaluation"},
+        "training": {"", "model", "data", "evaluation", "quantization"},
         "quantization": {"", "model"},
         "submission": {"", "model", "data", "evaluation", "training", "quantization"},
         "commands": {"", "model", "data", "evaluation", "training", "quantization", "submission"},

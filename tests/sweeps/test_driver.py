@@ -10,7 +10,7 @@ import pytest
 
 from gepa_core.config import ExecConfig, RunConfig
 from sweeps.drive.driver import ClusterError, Driver, Ended, Ending, Event, LeaseGone, LeaseReady, Options
-from sweeps.kinds.table import STAGES
+from sweeps.kinds.table import USUAL_STAGES
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Resources, Sweep
@@ -139,7 +139,7 @@ class Memory:
 
 def plan_of(configs: list[RunConfig], share: bool = True) -> Plan:
     resources = Resources(gpus_per_run=1.0)
-    return make_plan(Sweep("s", "gepa-11l", tuple(configs), STAGES, resources, ExecConfig(), share))
+    return make_plan(Sweep("s", "gepa-11l", tuple(configs), USUAL_STAGES, resources, ExecConfig(), share))
 
 
 def small_plan(share: bool = True) -> Plan:

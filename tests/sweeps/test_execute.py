@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
+from sweeps.kinds.table import KINDS
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
 from sweeps.store.schema import RUNS
@@ -68,7 +69,8 @@ def test_runs_parquet_has_every_column_and_the_sum_of_the_work(data: Path, share
     table = pq.read_table(shared / "tiny" / "runs.parquet")
     assert table.schema.names == RUNS.names
     unknown = {name for name in table.schema.names if table[name].null_count}
-    assert unknown <= {"error", "commit"}
+    optional = {kind.column for kind in KINDS.values() if kind.optional}
+    assert unknown <= {"error", "commit"} | optional
     plan = plan_of(sweep_text(data, GRID), shared)
     for row in table.to_pylist():
         chain = [plan.segments[node] for node in plan.segments_of(row["run_id"])]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gepa_core.config import EvalConfig, ExecConfig, QuantConfig, RunConfig, TTTConfig, digest
 from gepa_core.schedule import lr_multiplier
-from sweeps.kinds.table import STAGES
+from sweeps.kinds.table import USUAL_STAGES
 from sweeps.plan.estimate import eta_seconds, naive_hours, shared_hours
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import KnownSegment, Plan
@@ -25,7 +25,7 @@ def links(plan: Plan) -> list[tuple[str, str | None]]:
     return [(node.id, node.after) for node in plan.nodes.values()]
 
 
-def sweep_of(*runs: RunConfig, share: bool = True, stages: tuple[str, ...] = STAGES) -> Sweep:
+def sweep_of(*runs: RunConfig, share: bool = True, stages: tuple[str, ...] = USUAL_STAGES) -> Sweep:
     unique = tuple(dict.fromkeys(runs))
     return Sweep("test", "gepa-11l", unique, stages, Resources(), ExecConfig(), share)
 
