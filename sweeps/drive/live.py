@@ -50,7 +50,7 @@ class LiveView:
         for line in self.watched.follow(what, node, facts):
             dim = line.startswith("    | ")
             text = line if dim else f"{clock(tally.clock() - tally.begun)} {line}"
-            self.console.print(Text(text, style="dim" if dim else "", no_wrap=True, overflow="ellipsis"))
+            self.console.print(Text(text, style="dim" if dim else ""))
 
     def refresh(self) -> None:
         self.watched.read_reports()
