@@ -281,7 +281,7 @@ def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
         "runs": {run_id: _reproduce(plan, store, run_id) for run_id in plan.runs},
         "argv": sys.argv,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": (status := _git("status", "--porcelain")) and bool(status),
+        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": {
             "host": platform.node(),
