@@ -10,7 +10,7 @@ import pytest
 from launch import main
 from sweeps.commands.manage import gc_command
 from sweeps.store.gc import find_waste
-from sweeps.store.schema import from_parquet
+from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 from sweeps.work.policy import Observed
 from tests.tiny_sweep import NUMBERS, InThisProcess, launch_here, make_data, plan_of, rows, sweep_text
@@ -181,7 +181,7 @@ def test_import_starts_runs_from_a_checkpoint_bit_for_bit(
     assert "2 runs of tiny can start at step 3" in capsys.readouterr().out
     assert main([command[0], str(checkpoint), *command[2:]]) == 0
     (adopted,) = Store(output).all_done().values()
-    (row,) = from_parquet(Store(output).read_file(adopted, "trajectory.parquet"))
+    (row,) = from_parquet(Store(output).read_file(adopted, "trajectory.parquet"), TRAJECTORY)
     assert (row["step"], row["train_loss"]) == (3, 5.5)
     plan = plan_of(text, output)
     assert plan.steps_left == plan.steps_shared - 3
