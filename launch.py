@@ -55,6 +55,11 @@ def command(argv: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a path that no file can have, say
+        print(f"{str(error.filename or '')[:300]}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def sweep(word: str, argv: list[str]) -> int:

@@ -19,6 +19,7 @@ MAX_TEXT_BYTES = 1 << 20
 """Of a sweep or job file, 1 MiB."""
 MAX_JSON_BYTES = 64 << 20
 """Of a manifest or a record."""
+_PIECE = 1 << 20
 MAX_DEPTH = 50
 MAX_NODES = 50_000
 """Values in a YAML file, aliases counted as often as they are used."""
@@ -33,10 +34,21 @@ def read_bytes(path: Path, limit: int, error: type[UserError] = ConfigError) -> 
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
             raise error(f"{path}: not a regular file; give a file on a disk")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        data = read_stream(file, limit)
+    if data is None:
         raise error(f"{path}: over {limit:,} bytes, and no more are read of such a file")
     return data
+
+
+def read_stream(stream: Any, limit: int) -> bytes | None:
+    """All of a stream; None if over `limit`. By pieces: a reader may reserve all it is asked for."""
+    pieces, length = [], 0
+    while piece := stream.read(_PIECE):
+        pieces.append(piece)
+        length += len(piece)
+        if length > limit:
+            return None
+    return b"".join(pieces)
 
 
 def parse_json(data: str | bytes) -> Any:

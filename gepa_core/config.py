@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gepa_core.schedule import SHAPES
 
 # Raised by any change to results, rounding included: what other numerics made is never reused as if equal.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 MAX_STEPS = 100_000_000
 """Four thousand times the published run. What is above any use is refused where it is read, before a plan or
@@ -29,8 +29,8 @@ _MAX_COUNT = 1_000_000_000
 _MAX_TOKENS = 1 << 40
 _MAX_PLACE = 8 * MAX_TEXT
 """Of a fingerprint; one not known yet holds the names of all it is of."""
-_MAX_REAL = 1e6
-"""Of a learning rate, a decay, a clip."""
+_MAX_REAL = 1e38
+"""Of a learning rate, a decay, a clip: what float32 holds."""
 
 CAP_BYTES = 16_000_000
 """The challenge's limit on code + compressed model, decimal bytes."""
@@ -152,6 +152,8 @@ class OptimConfig(_Frozen):
     muon_momentum_start: float = Field(0.92, ge=0, lt=1)
     muon_momentum_warmup_steps: int = Field(1500, ge=0, le=_MAX_COUNT)
     muon_ns_steps: int = Field(5, ge=1, le=1000)
+    muon_ns_dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of Newton-Schulz; the published recipe's is bf16."""
     muon_weight_decay: float = Field(0.04, ge=0, le=_MAX_REAL)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
@@ -175,6 +177,8 @@ class EvalConfig(_Frozen):
 
     every: int = Field(500, ge=1, le=_MAX_COUNT)
     """Steps between validations of the raw weights; also at peak_steps and at the end."""
+    warmdown_points: int = Field(0, ge=0, le=_MAX_COUNT)
+    """Validations besides, at so many equal parts of the warmdown, so that a short one is seen as well."""
     ema_every: int = Field(2000, ge=1, le=_MAX_COUNT)
     int6_every: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """Steps between looks at what int6 would cost: raw and averaged weights, quantized and validated."""
@@ -395,6 +399,7 @@ class RunConfig(_Frozen):
             kept.pop(key, None)
         for key in ("stride", "counting", "block_tokens"):
             del kept["eval"][key]
+        kept["eval"].pop("warmdown_points", None)
         if self.eval.int6_every is None:
             kept["eval"].pop("int6_method", None)
         else:
@@ -411,8 +416,8 @@ class RunConfig(_Frozen):
 
     def tail(self) -> dict[str, Any]:
         """What a state after peak_steps depends on besides, in a fixed order."""
-        kept = self.identity()
-        return {key: kept[key] for key in _TAIL if key in kept}
+        kept = {key: getattr(self, key) for key in _TAIL}
+        return {key: value for key, value in kept.items() if key not in LATER or value != LATER[key]}
 
     @property
     def probe_quant(self) -> QuantConfig:
@@ -435,6 +440,8 @@ LATER: dict[str, Any] = {
     "adam_warmdown_steps": None,
     "ema_horizon": "fixed",
     "model.document_start": None,
+    "optim.muon_ns_dtype": "bf16",
+    "eval.warmdown_points": 0,
     "eval.int6_every": None,
     "eval.int6_method": "reference",
     "quant.clip_sigmas": 12.85,

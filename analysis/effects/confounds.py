@@ -153,7 +153,7 @@ def _config(run: Run) -> dict[str, object] | None:
         return None
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -238,7 +238,10 @@ def _step(line: Line) -> Step | None:
     if not broken and not values.keys() & {"val_bpb", "val_loss", "train_loss", "ema_val_bpb"}:
         return None
     total = match["total"]
-    step, of = int(number(match["step"])), None if total is None else int(number(total))
+    counts = number(match["step"]), 0.0 if total is None else number(total)
+    if not all(isfinite(count) for count in counts):
+        return None
+    step, of = int(counts[0]), None if total is None else int(counts[1])
     if step > 10**9 or (of is not None and step > of and "step" not in text.lower()):
         return None
     return Step(line.number, step, of, values, coarse, broken)

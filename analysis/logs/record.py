@@ -210,4 +210,4 @@ def _curve(run: Training) -> list[dict[str, float]]:
 
 
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, float) and value == int(value) else None
+    return int(value) if isinstance(value, float) and value.is_integer() else None

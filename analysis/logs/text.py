@@ -66,6 +66,8 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise AnalysisError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
             content = file.read(LIMIT + 1)

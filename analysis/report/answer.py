@@ -95,12 +95,15 @@ def _share(study: Study) -> str:
             return undetermined
         _, _, low, high, _ = measured
         within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
-        if tried[-1] in (low, high):
-            return f"{within} of them as warmdown, the longest that was run"
-        return f"{within} of them as warmdown, of {span} that were run"
-    end = ", the longest that was run" if best.at_edge and best.high >= tried[-1] - 0.005 else ""
-    end = ", the shortest that was run" if best.at_edge and best.low <= tried[0] + 0.005 else end
-    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{end}"
+        return f"{within} of them as warmdown{_open_end(low, high, tried)}"
+    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{_open_end(best.low, best.high, tried)}"
+
+
+def _open_end(low: float, high: float, tried: list[float]) -> str:
+    """What says that the ratios which were run end where the best ones do."""
+    if high >= tried[-1] - 0.005:
+        return ", and no longer one was run"
+    return ", and no shorter one was run" if low <= tried[0] + 0.005 else ""
 
 
 def ratios_run(study: Study) -> list[float]:

@@ -5,18 +5,21 @@ Everything that cannot be read as it stands is one AnalysisError; what can be le
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.runs import strictjson
 from analysis.runs.checks import diverged, refuse_mixed_units, refuse_signs, refuse_two_texts
 from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
 from analysis.runs.rows import CURVES, METRICS, UnknownScheduleError, run_of
 from analysis.runs.table import Run, Table, joined_trunks
 
+_MAX_CSV_BYTES = 128 << 20
 _BOOKKEEPING = {
     "run_id", "sweep", "status", "error", "seed", "steps", "peak_steps", "warmdown_steps", "warmdown_ratio",
     "schedule", "final_lr_fraction", "warmup_steps", "first_step", "ranks", "device", "torch_version",
@@ -91,10 +94,12 @@ def _runs(
 def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise AnalysisError(f"{path}: no such file or results folder")
+    if path.stat().st_size > _MAX_CSV_BYTES:
+        raise AnalysisError(f"{path}: over {_MAX_CSV_BYTES >> 20} MiB; leave out rows that no law needs")
     try:
         frame = pd.read_csv(path, dtype={"run_id": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"{path}: not a readable CSV ({error})") from None
+    except Exception as error:  # pandas raises many types for a damaged file
+        raise AnalysisError(f"{path}: not a readable CSV ({' '.join(str(error).split())[:300]})") from None
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise AnalysisError(
@@ -113,8 +118,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     frame = read_parquet(file)
     if "final_lr_fraction" not in frame and "config_json" in frame:
         frame["final_lr_fraction"] = [
-            json.loads(config).get("final_lr_fraction") if isinstance(config, str) else None
-            for config in frame["config_json"]
+            _final_lr_fraction(config) if isinstance(config, str) else None for config in frame["config_json"]
         ]
     axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
     made_of = _segments_of_runs(folder / "plan.json")
@@ -128,15 +132,31 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     return frame, pd.concat(curves) if curves else None, axes, trunks
 
 
+def _final_lr_fraction(config: str) -> float | None:
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        fraction = json.loads(config).get("final_lr_fraction")
+        return float(fraction) if isinstance(fraction, int | float) else None
+    return None
+
+
 def _segments_of_runs(plan: Path) -> dict[str, list[str]]:
     """run_id -> its segments in order, as plan.json says."""
     if not plan.is_file():
         return {}
-    content = json.loads(plan.read_text())
-    runs = content.get("runs", [])
-    if isinstance(runs, dict):
-        return {run_id: list(run["segments"]) for run_id, run in runs.items()}
-    return {run["run_id"]: list(run.get("segments", ())) for run in runs if isinstance(run, dict)}
+    content = strictjson.read(plan)
+    try:
+        runs = content.get("runs", [])
+        if isinstance(runs, dict):
+            made_of = {run_id: run["segments"] for run_id, run in runs.items()}
+        else:
+            made_of = {run["run_id"]: run.get("segments", []) for run in runs if isinstance(run, dict)}
+        if all(
+            isinstance(names, list) and all(isinstance(n, str) for n in names) for names in made_of.values()
+        ):
+            return made_of
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise AnalysisError(f"{plan}: damaged, its runs name no segments; resuming the sweep writes it anew")
 
 
 def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from analysis.runs import strictjson
+from analysis.runs.errors import AnalysisError
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class SweepFile:
 def read_sweep_file(folder: Path | None) -> SweepFile:
     """Empty where there is no readable sweep.json."""
     try:
-        content = json.loads((folder / "sweep.json").read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
+        content = strictjson.read(folder / "sweep.json") if folder else {}
+    except AnalysisError:
         content = {}
     if not isinstance(content, dict):
         return SweepFile()

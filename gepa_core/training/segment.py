@@ -15,7 +15,7 @@ import torch
 
 from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
-from gepa_core.device import resolve_device
+from gepa_core.device import resolve_device, warn_where_emulated
 from gepa_core.errors import CheckpointError, ConfigError
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import CHECKPOINTS
@@ -60,10 +60,10 @@ def train_segment(
     """Trains from the state `start` (None: initial weights) to `until` steps; leaves that state in `workdir`.
 
     Continues from the newest whole checkpoint under workdir/checkpoints, where there is one. Validates at
-    multiples of eval.every, at config.peak_steps, and, unless final_step is False, at config.steps. In a
-    torch.distributed group each rank calls this and trains on its spans; rank 0 reports and writes. When
-    should_stop says so on any rank, the state is saved and the result has finished=False.
-    The state holds the `averages` (none given: the run's own).
+    multiples of eval.every, where the warmdown begins, at eval.warmdown_points parts of it, and, unless
+    final_step is False, at config.steps. In a torch.distributed group each rank calls this and trains on its
+    spans; rank 0 reports and writes. When should_stop says so on any rank, the state is saved and the result
+    has finished=False. The state holds the `averages` (none given: the run's own).
 
     Raises ConfigError, DataError, CheckpointError; DivergedError when loss or weights are no longer finite;
     torch.OutOfMemoryError passes through.
@@ -71,6 +71,7 @@ def train_segment(
     if until > config.steps:
         raise ConfigError(f"until {until} is past the run's {config.steps} steps")
     device = prepare(exec_cfg)
+    warn_where_emulated(config.model, device)
     trainer = Trainer(config, exec_cfg, TokenStream(open_shards(paths.train)), device, averages)
     folder = workdir / CHECKPOINTS
     clock = Stopwatch(device)

@@ -88,6 +88,12 @@ class Stopwatch:
             self.start()
 
 
+def is_warmdown_point(config: RunConfig, step: int) -> bool:
+    """Whether `step` is where the warmdown begins, or the first past one of its equal parts."""
+    done, points, length = step - config.peak_steps, config.eval.warmdown_points, config.warmdown_steps
+    return done == 0 or (done > 0 and done * points // length > (done - 1) * points // length)
+
+
 class Observer:
     """Decides after each step what is due to be seen, and looks."""
 
@@ -111,7 +117,7 @@ class Observer:
     def observe(self, lr_scale: float) -> StepReport | None:
         step, cfg = self._trainer.step, self._config.eval
         at_end = self._final_step and step == self._config.steps
-        validates = step % cfg.every == 0 or at_end or step == self._config.peak_steps
+        validates = step % cfg.every == 0 or at_end or is_warmdown_point(self._config, step)
         averages = step % cfg.ema_every == 0 or at_end
         if cfg.int6_every is not None and (step % cfg.int6_every == 0 or at_end):
             quantizes = validates = averages = True  # a tax is a difference: both of its sides at one step

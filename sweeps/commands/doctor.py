@@ -34,7 +34,6 @@ FEATURES = (
 FREE_BYTES = 2e9
 """Less than that of disk or memory is a problem: a quickstart takes 0.1 GB of disk and 0.6 GB a worker."""
 SLOW_BF16 = 2.0
-_SIZE, _TRIES = 384, 3
 
 
 def doctor_command(args: argparse.Namespace) -> int:
@@ -89,8 +88,15 @@ def problems_of(found: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
         )
     missing = [name for name in NEEDED if found["packages"][name] is None]
     if missing:
+        own = ROOT / ".venv" / "bin" / "python"
+        inside = sys.prefix != sys.base_prefix
         pip = f"{_python()} -m pip install -c constraints.txt -e ."
-        yield f"not installed here: {', '.join(missing)}", f"in the project's folder: {pip}", True
+        if not inside:
+            pip = "python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e ."
+        remedy = f"in the project's folder: {pip}"
+        if own.is_file() and Path(sys.prefix) != own.parents[1]:
+            remedy = f"use the project's own Python, {own}, or {remedy}"
+        yield f"not installed here: {', '.join(missing)}", remedy, True
     torch = found["torch"]
     if error := torch.get("error"):
         yield (
@@ -155,7 +161,7 @@ def as_text(found: dict[str, Any]) -> Iterator[str]:
     if torch.get("fp32_gflops"):
         yield (
             f"products    fp32 {torch['fp32_gflops']:,.0f} GFLOP/s, bf16 {torch['bf16_gflops']:,.0f} GFLOP/s "
-            f"on one core ({_SIZE} x {_SIZE})"
+            "on one core"
         )
     gpus = [f"{gpu['name']} ({gpu['memory_bytes'] / 1e9:.0f} GB)" for gpu in torch.get("gpus", ())]
     built = f"CUDA {torch['cuda']}" if torch.get("cuda") else "built without CUDA"
@@ -163,9 +169,11 @@ def as_text(found: dict[str, Any]) -> Iterator[str]:
     yield f"torch       {torch.get('version') or 'missing'}" + (
         f", {built}; {seen}" if torch.get("version") else ""
     )
-    where = ray["address"] or "none named: a local one is started"
-    state = {True: ", answers", False: ", does not answer", None: ""}[ray["answers"]]
-    yield f"ray         {ray['version'] or 'missing'}; cluster {where}{state}; auth {ray['auth']}"
+    where = "no cluster named: a launch starts its own, on the loopback and with a token of its own"
+    if ray["address"]:
+        state = {True: "answers", False: "does not answer", None: "not asked"}[ray["answers"]]
+        where = f"cluster {ray['address']} ({state}), auth {ray['auth']}"
+    yield f"ray         {ray['version'] or 'missing'}; {where}"
     free, total = found["memory"]["available_bytes"], found["memory"]["total_bytes"]
     if total:
         yield f"memory      {free / 1e9:.1f} GB free of {total / 1e9:.1f}"
@@ -276,7 +284,8 @@ def _torch() -> dict[str, Any]:
             }
             for i in range(torch.cuda.device_count())
         ]
-        speeds = {name: _gflops(torch, getattr(torch, name)) for name in ("float32", "bfloat16")}
+        torch.set_num_threads(1)  # a CPU worker has one
+        speeds = importlib.import_module("gepa_core.device").product_speeds()
     except Exception as error:  # a broken install fails in its own ways
         return {"version": _version("torch"), "error": (str(error) or type(error).__name__).splitlines()[0]}
     return {
@@ -284,27 +293,10 @@ def _torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpus": gpus,
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "fp32_gflops": speeds["float32"],
-        "bf16_gflops": speeds["bfloat16"],
-        "bf16_slower": speeds["float32"] / speeds["bfloat16"],
+        "fp32_gflops": speeds.fp32 / 1e9,
+        "bf16_gflops": speeds.bf16 / 1e9,
+        "bf16_slower": speeds.bf16_slowdown,
     }
-
-
-def _gflops(torch: Any, dtype: Any) -> float:
-    """Of a square product on one core, the best of a few."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        left = torch.randn(_SIZE, _SIZE).to(dtype)
-        left @ left
-        taken = []
-        for _ in range(_TRIES):
-            begun = time.perf_counter()
-            left @ left
-            taken.append(time.perf_counter() - begun)
-    finally:
-        torch.set_num_threads(threads)
-    return float(2 * _SIZE**3 / min(taken) / 1e9)
 
 
 def _ray(address: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line of launch.py: its sub-commands and their arguments. Only argparse is imported."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -271,7 +272,9 @@ class positive:  # noqa: N801 - an argparse type, named as it shows in messages
         self.__name__ = f"positive {kind.__name__}"
 
     def __call__(self, text: str) -> float:
-        value = self.kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError(text)
-        return value
+        limit = 1_000_000_000
+        with contextlib.suppress(ValueError):
+            value = self.kind(text[:40])
+            if 0 < value <= limit:
+                return value
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0, {limit:,} at most")

@@ -48,7 +48,12 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
-    for notice in (*sweep.notices, *(f"advice: {line}" for line in advise(plan.sweep))):
+    for notice in (
+        *sweep.notices,
+        *unused_gpus(sweep, args),
+        *emulated(sweep, args),
+        *(f"advice: {line}" for line in advise(plan.sweep)),
+    ):
         say(notice)
     from sweeps.drive.launch import RunOptions, run_sweep
     from sweeps.drive.notify import Notifier
@@ -133,6 +138,27 @@ def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
 def say(line: str) -> None:
     """Progress goes to standard error: standard output is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def unused_gpus(sweep: Sweep, args: argparse.Namespace) -> list[str]:
+    """What is said where this machine has GPUs, and the sweep asks for none."""
+    if sweep.resources.gpus_per_run or address_of(args) or not (gpus := int(local_node().resources["GPU"])):
+        return []
+    return [
+        f"the sweep runs on the CPU: resources.gpus_per_run is 0, though this machine has {gpus} "
+        f"GPU{'s' * (gpus > 1)}; resources.gpus_per_run=1 trains a run on each"
+    ]
+
+
+def emulated(sweep: Sweep, args: argparse.Namespace) -> list[str]:
+    """What is said where this machine is to multiply in bf16, and its CPU can only emulate that."""
+    on_cpu = not sweep.resources.gpus_per_run and not address_of(args)
+    if not on_cpu or all(run.model.compute_dtype == "fp32" for run in sweep.runs):
+        return []
+    from gepa_core.device import emulation_warning, product_speeds  # torch: seconds, and rarely needed
+
+    speeds = product_speeds()
+    return [emulation_warning(speeds)] if speeds.emulates_bf16 else []
 
 
 def address_of(args: argparse.Namespace) -> str | None:
@@ -283,7 +309,8 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
-    notes = [*sweep.notices, *sweep.unchecked, *epochs(plan), *cannot, *trained_again(plan, args.output)]
+    notes = [*sweep.notices, *unused_gpus(sweep, args), *emulated(sweep, args)]
+    notes += [*sweep.unchecked, *epochs(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 

@@ -22,6 +22,7 @@ from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupt
 from sweeps.drive.fresh import forget
 from sweeps.drive.notify import Notifier, NotifyingView
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.session import remove_dead
 from sweeps.drive.views import make_view
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
@@ -133,6 +134,7 @@ def run_sweep(
         return _result(recorder, selected, ending, driver, time.monotonic() - begun)
     finally:
         lease.release()
+        remove_dead()
 
 
 def _carry_out(

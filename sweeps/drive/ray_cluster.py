@@ -9,9 +9,7 @@ import contextlib
 import functools
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +28,10 @@ _QUIET = {
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
 
-import psutil  # noqa: E402
 import ray  # noqa: E402
+import ray._raylet as raylet  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
+from ray._private import worker as ray_worker  # noqa: E402
 from ray.exceptions import ActorDiedError, RayError, RayTaskError  # noqa: E402
 from ray.util.placement_group import (  # noqa: E402
     placement_group,
@@ -42,6 +42,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # n
 
 from sweeps.drive.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
 from sweeps.drive.service_thread import ServiceThread  # noqa: E402
+from sweeps.drive.session import LOOPBACK, change_environment, new_folder, private_environment  # noqa: E402
 from sweeps.plan.estimate import Machine, places, refusal  # noqa: E402
 from sweeps.spec.sweep import Sweep  # noqa: E402
 from sweeps.store.store import Outcome  # noqa: E402
@@ -67,6 +68,12 @@ _TELLING = (
 
 class RankActor(Worker):
     """A worker as a Ray actor, with a second thread for `stop`."""
+
+    def __init__(self, rank: int, world: int, device: str) -> None:
+        """Hides the node's GPUs from a worker that has leased none, before torch looks for them."""
+        if device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        super().__init__(rank, world)
 
     def hello(self) -> tuple[int, str, int]:
         """(rank, address of this node, a port free on it), once the worker is ready for jobs."""
@@ -96,6 +103,10 @@ class RayCluster:
         """Object reference -> lease and what it answers: hello, join or run."""
         self._opened = 0
         self.is_local = address is None
+        self._before: dict[str, str | None] = {}
+        """The environment, while that of a local Ray is in its place."""
+        self._servers: dict[str, Any] = {}
+        """A local Ray's processes without which it is none, by name."""
         if address is None:
             self._ray = self._start_local()
         else:
@@ -114,20 +125,34 @@ class RayCluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for lease in list(self._leases):
-            self.close(lease)
-        self._ray.close()
+        if self._lost() is None:
+            for lease in list(self._leases):
+                self.close(lease)
+            self._ray.close()
+        else:
+            self._ray.kill()
+        _set_environment(self._before)
 
     def _start_local(self) -> ServiceThread:
-        # A cluster that is joined may ask for a token; Ray finds it by itself.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        code = str(Path(__file__).parents[2])
-        paths = [code, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        self._before = _set_environment(private_environment(Path(__file__).parents[2]))
         try:
-            return _ray(_session_folder(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
-        except Exception as error:  # ray raises all sorts here
-            raise ClusterError(f"a local Ray did not start: {_one_line(error)}") from error
+            folder = new_folder()
+            thread = _ray(folder, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+        except BaseException as error:
+            _set_environment(self._before)
+            if isinstance(error, Exception):  # ray raises all sorts here
+                raise ClusterError(f"a local Ray did not start: {_one_line(error)}") from error
+            raise
+        node: Any = ray_worker._global_node
+        for name, started in node.all_processes.items():
+            if name in (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET):
+                self._servers[name] = started[0].process
+        return thread
+
+    def _lost(self) -> str | None:
+        """Which of a local Ray's servers is gone; no call to Ray returns then."""
+        gone = (name for name, server in self._servers.items() if server.poll() is not None)
+        return next(gone, None)
 
     def room(self) -> int:
         """Leases that fit beside those held; one more is asked for elsewhere, to let a cluster grow."""
@@ -137,6 +162,7 @@ class RayCluster:
 
     def capacity(self) -> int:
         """Leases that the nodes as they are can hold. Raises ClusterError where this machine holds none."""
+        self._check()
         nodes = _nodes()
         if self.is_local and (why := refusal(self.sweep, nodes)):
             raise ClusterError(
@@ -144,6 +170,14 @@ class RayCluster:
                 "or give --address of a cluster"
             )
         return places(self.bundles, self.sweep.resources, nodes)
+
+    def _check(self) -> None:
+        """Raises ClusterError where the local Ray is gone."""
+        if name := self._lost():
+            raise ClusterError(
+                f"the local Ray is lost: its process {name} was killed or crashed "
+                "(short of memory, the system does that)"
+            )
 
     def open(self) -> str:
         self._opened += 1
@@ -165,7 +199,9 @@ class RayCluster:
             }
             if "memory" in bundle:
                 options["memory"] = bundle["memory"]
-            workers.append(self._actor.options(**options).remote(rank, len(self.bundles)))
+            workers.append(
+                self._actor.options(**options).remote(rank, len(self.bundles), self.sweep.exec.device)
+            )
         self._leases[name] = _Lease(group, workers, placed_at=time.monotonic())
         self._expect(name, "hello", [worker.hello.remote() for worker in workers])
         return name
@@ -181,6 +217,8 @@ class RayCluster:
 
     def close(self, lease: str) -> None:
         held = self._leases.pop(lease)
+        if self._lost():
+            return
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != lease}
         if held.job is None:  # at rest: it can tidy up
             with contextlib.suppress(RayError):
@@ -192,6 +230,7 @@ class RayCluster:
             remove_placement_group(held.group)
 
     def poll(self, timeout: float) -> list[Event]:
+        self._check()
         if not self._waiting:
             time.sleep(timeout)
             return []
@@ -283,7 +322,7 @@ class RayCluster:
 def _ray(folder: Path | None = None, **options: Any) -> ServiceThread:
     """Ray, started or joined. `folder`: of a local Ray. Raises what ray.init raises."""
     if folder:
-        options["_temp_dir"] = str(folder)
+        options["_temp_dir"] = str(folder / "r")
     start = functools.partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
     return ServiceThread.started(start, ray.shutdown, folder)
 
@@ -320,18 +359,15 @@ def _master(answers: list[Any]) -> tuple[str, int]:
     return ("127.0.0.1" if all(other == address for _, other, _ in others) else address), port
 
 
-def _session_folder() -> Path:
-    """Ray's folder of this process, with a path short enough for sockets; those of dead ones are deleted."""
-    base = Path(tempfile.gettempdir())
-    for folder in base.glob("gepa-ray-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-    path = base / f"gepa-ray-{os.getpid()}"
-    if len(str(path)) > 40:  # a socket's path has 107 characters, of which Ray needs some 60
-        path = Path("/tmp") / path.name
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+def _set_environment(changes: dict[str, str | None]) -> dict[str, str | None]:
+    """Changes the environment, what Ray has read of it included; returns what it was."""
+    before = change_environment(changes)
+    switch, loopback = next(iter(LOOPBACK.items()))
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(switch) != loopback
+    known: Any = raylet
+    known.Config.initialize("")
+    known.AuthenticationTokenLoader.instance().reset_cache()
+    return before
 
 
 def _passed_on() -> dict[str, str]:

@@ -64,6 +64,15 @@ class ServiceThread(threading.Thread):
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def kill(self) -> None:
+        """Ends a service that does not answer any more. Its library would wait for it, or crash, when this
+        process ends: that ends without it, by exit code 3.
+        """
+        _kill_children(f"self/task/{self.native_id}")
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.register(_end_at_once)
+
     def abandon(self) -> None:
         """Ends this process where the service is half up: nothing but the kernel can undo that."""
         for stream in (sys.stdout, sys.stderr):
@@ -75,6 +84,12 @@ class ServiceThread(threading.Thread):
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(128 + signal.SIGINT)
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(3)
 
 
 def _kill_children(task: str) -> None:

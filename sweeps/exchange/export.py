@@ -220,7 +220,7 @@ def _as_measured(store: Store, exec_cfg: ExecConfig, measured: Outcome | None) -
     if measured is not None:
         how = measured.execution
         on_cpu = how.get("device") == "cpu"
-        update |= {"device": "cpu" if on_cpu else "auto", "threads": how.get("threads") if on_cpu else None}
+        update |= {"device": "cpu" if on_cpu else "cuda", "threads": how.get("threads") if on_cpu else None}
         attempt = store.files.read(f"{store.attempt_path(measured.id, measured.attempt)}/attempt.json")
         limit = json.loads(attempt)["micro_batch_seqs"] if attempt else None
         if limit is not None and limit != exec_cfg.micro_batch_seqs:  # memory was short

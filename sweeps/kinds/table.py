@@ -22,8 +22,10 @@ def _training_cost(config: RunConfig, tokens: int, start: int, stop: int, averag
         return sum(stop // period - start // period for period in known) - together
 
     every, ema_every, int6_every = config.eval.every, config.eval.ema_every, config.eval.int6_every
-    validations = times(every, int6_every) + averages * times(ema_every, int6_every)
+    validations: float = times(every, int6_every) + averages * times(ema_every, int6_every)
     validations += (2 if averages == 1 else 1) * times(int6_every)
+    if warmdown := max(0, stop - max(start, config.peak_steps)):
+        validations += config.eval.warmdown_points * warmdown / config.warmdown_steps
     return {
         "train": (stop - start) * step_flops(config),
         "evaluate": validations * measure_flops("plain", config, tokens),

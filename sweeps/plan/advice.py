@@ -65,14 +65,16 @@ def few_evaluations(sweep: Sweep) -> Iterator[str]:
         every = max((m * 10**k for k in range(9) for m in (1, 2, 5) if m * 10**k <= enough), default=1)
         yield (
             f"{len(few)} of {len(warmdowns)} warmdowns would have fewer than {MIN_EVALUATIONS} evaluations: "
-            f"whether improvement accelerates would stay undetermined; set eval.every: {every}"
+            f"whether improvement accelerates would stay undetermined; set eval.every: {every}, "
+            f"or eval.warmdown_points: {MIN_EVALUATIONS}, which is that many in each"
         )
 
 
 def _evaluations(run: RunConfig) -> int:
-    """Evaluations after the peak: at multiples of the period, and at the end."""
+    """Evaluations after the peak, at least: at multiples of the period and the end, or at equal parts."""
     every = run.eval.every
-    return run.steps // every - run.peak_steps // every + (run.steps % every > 0)
+    periodic = run.steps // every - run.peak_steps // every + (run.steps % every > 0)
+    return max(periodic, min(run.eval.warmdown_points, run.warmdown_steps))
 
 
 def momentum_warmup(sweep: Sweep) -> Iterator[str]:

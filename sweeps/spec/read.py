@@ -164,7 +164,7 @@ class Reader:
             return model()
 
     def _exec(self, resources: Resources) -> ExecConfig:
-        """ExecConfig with the ranks that the GPUs imply, and consistent with them."""
+        """ExecConfig with the device and the ranks that the GPUs imply, and consistent with them."""
         config: ExecConfig = self._model("exec", ExecConfig)
         gpus, given = resources.gpus_per_run, self._mapping("exec").get("ranks")
         where = ("resources", "gpus_per_run")
@@ -181,7 +181,12 @@ class Reader:
             self.document.report(("exec", "device"), "cuda needs resources.gpus_per_run above 0")
         if config.device == "cpu" and gpus:
             self.document.report(where, "must be 0 (or left out) with exec.device cpu")
-        return config
+        if self._mapping("exec").get("device") == "auto":
+            self.document.report(
+                ("exec", "device"),
+                "auto is no choice in a sweep: resources.gpus_per_run decides, 0 for the CPU; leave it out",
+            )
+        return config.model_copy(update={"device": "cuda" if gpus else "cpu"})
 
     def _mapping(self, section: str) -> dict[str, Any]:
         given = self.value.get(section)

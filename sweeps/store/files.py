@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from gepa_core.bounded import read_bytes
+from gepa_core.bounded import read_bytes, read_stream
 from sweeps.store.patience import FIRST_PATIENCE, StorageError, patiently
 from sweeps.store.remote import check_url, open_remote
 
@@ -60,6 +60,7 @@ class Files:
             check_url(self.url)
             # Opening may ask the bucket for its region.
             self._fs, self._root = self._patiently(lambda: open_remote(self.url), "open", "")
+            self._has_answered = False
 
     def __repr__(self) -> str:
         return f"Files({self.url!r})"
@@ -79,10 +80,10 @@ class Files:
                 if self.local:
                     return read_bytes(self.local / path, limit, StorageError)
                 with self._fs.open_input_stream(self._remote(path)) as stream:
-                    data: bytes = stream.read(limit + 1)
+                    data = read_stream(stream, limit)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            if len(data) > limit:
+            if data is None:
                 raise StorageError(f"{self.describe(path)}: over {limit:,} bytes, and no more are read of it")
             return data
 

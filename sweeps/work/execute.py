@@ -58,7 +58,8 @@ def execute(
                     logging.getLogger(__name__).error("%s: %s", outcome.status, outcome.error)
         return outcome
     except (OSError, StorageError) as error:  # the workdir itself could not be written
-        return replace(outcome, status=observed(error), error=str(error), files={})
+        status = Observed.DISK_FULL if is_full(error) else Observed.STORAGE
+        return replace(outcome, status=status, error=str(error), files={})
 
 
 def _attempt(at: Attempt) -> Outcome:
@@ -72,6 +73,8 @@ def _attempt(at: Attempt) -> Outcome:
         status, text = observed(error), _first_line(error)
         if at.job.start and isinstance(error, DamagedError | ArtifactError):
             status = Observed.DAMAGED  # the driver looks whether it is what it started from
+        if status is Observed.DISK_FULL and not text.startswith("disk full"):
+            text = f"disk full: {text}; free some space, then give the same command again"
         if status is Observed.CRASHED:
             traceback.print_exc()
             text = f"{type(error).__name__}: {text}"

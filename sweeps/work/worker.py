@@ -41,12 +41,17 @@ class Worker:
         import torch
         import torch.distributed as dist
 
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=self.rank,
-            world_size=self.world,
-        )
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if address != LOOPBACK:
+            place = f"tcp://{address}:{port}"
+            dist.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.world)
+            return
+        # All are here: what they open is for nobody else.
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+        listener = _listen(port) if self.rank == 0 else None
+        store = dist.TCPStore(LOOPBACK, port, self.world, self.rank == 0, master_listen_fd=listener)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world)
 
     def run(self, job: Job) -> Outcome:
         """Executes a job; this rank's outcome."""
@@ -84,6 +89,18 @@ class Worker:
                 os._exit(128 + signal.SIGTERM)
 
         threading.Thread(target=wait, name="sigterm", daemon=True).start()
+
+
+LOOPBACK = "127.0.0.1"
+
+
+def _listen(port: int) -> int:
+    """A listening socket, by its number, which is the receiver's to close."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((LOOPBACK, port))
+    listener.listen(1024)
+    return listener.detach()
 
 
 def own_scratch() -> Path:

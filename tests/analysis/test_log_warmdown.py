@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.logs.importing import read_runs
-from analysis.runs.schedule import lr_curve
+from analysis.runs.schedule import rate_at
 from tests.log_lines import HEADER, curve, log, stopped
 
 
@@ -158,7 +158,7 @@ def test_a_warmdown_given_goes_before_the_logs(tmp_path: Path) -> None:
 
 
 def test_a_floor_holds_a_linear_warmdown_up() -> None:
-    lr = lr_curve(100, 50, "linear-floor", 0.2)
+    lr = rate_at(np.arange(101), 100, 50, "linear-floor", 0.2)
     assert lr[:51] == pytest.approx(1.0) and lr[60] == pytest.approx(0.8)
     assert lr[90:] == pytest.approx(0.2) and np.all(np.diff(lr) <= 0)
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gepa_core.config import EvalConfig, TTTConfig
+from gepa_core.data.text import Text
 from gepa_core.evaluation import ttt
 from gepa_core.evaluation.scoring import Scorer
 from gepa_core.evaluation.windows import sliding_windows
@@ -42,7 +43,7 @@ def setup(tokens: NDArray[np.uint16]) -> tuple[Trace, ttt.Adapter, NDArray[np.in
     windows = sliding_windows(len(tokens) - 1, EVAL.seq_len, EVAL.stride, EVAL.counting)
     bounds = ttt.chunk_bounds(windows.first_scored, len(tokens) - 1, CFG.chunk_tokens)
     model = tiny.tiny_model()
-    scorer = Trace(model, tokens, windows, CPU)
+    scorer = Trace(model, Text(tokens, tiny.byte_table()), windows, CPU)
     scorer.history = []
     return scorer, ttt.Adapter(model, CFG, scorer, len(bounds) - 1), bounds
 

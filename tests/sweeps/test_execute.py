@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
+from sweeps.drive.launch import StoppedError
 from sweeps.kinds.table import KINDS
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
@@ -405,6 +406,21 @@ def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
     assert launch_here(text, tmp_path).executed == 0
 
 
+def test_gpus_that_torch_does_not_see_end_the_run_with_the_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    grid = {"steps": [8], "warmdown_ratio": [0.5]}
+    cluster = InThisProcess()
+    leased = sweep_text(data, grid, resources={"gpus_per_run": 1}, exec={"device": "cuda"})
+    result = launch_here(leased, tmp_path, cluster=cluster)
+    assert result.exit_code == 3
+    assert all("a GPU is asked for" in reason for reason in result.failures.values()) and result.failures
+    assert len(cluster.jobs) == 1, "another try would find no more"
+
+
 def test_only_some_runs(data: Path, tmp_path: Path) -> None:
     text = sweep_text(data, {"steps": [4, 6], "warmdown_ratio": [0.5]})
     result = launch_here(text, tmp_path, only="4-*")
@@ -451,11 +467,11 @@ def test_a_crash_is_retried_and_then_given_up_with_the_log(
     )
 
 
-def test_a_disk_that_is_full_for_a_while_fails_no_run(
+def test_a_full_disk_stops_the_sweep_at_once_and_fails_no_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As safetensors tells it, more often than a crash would be forgiven."""
-    real, failures = checkpoint.save_file, iter(range(3))
+    """As safetensors tells it: nothing is trained again for nothing, and the same command goes on."""
+    real, failures = checkpoint.save_file, iter(range(1))
 
     def full(*args: Any) -> None:
         if next(failures, None) is not None:
@@ -465,7 +481,10 @@ def test_a_disk_that_is_full_for_a_while_fails_no_run(
     monkeypatch.setattr(checkpoint, "save_file", full)
     text = sweep_text(data, {"steps": [2], "warmdown_ratio": [0.0]}, stages=[])
     cluster = InThisProcess()
-    assert launch_here(text, tmp_path, cluster=cluster).exit_code == 0 and len(cluster.jobs) == 4
+    with pytest.raises(StoppedError, match=r"^disk full: .*; free some space, then give the same command"):
+        launch_here(text, tmp_path, cluster=cluster)
+    assert len(cluster.jobs) == 1
+    assert launch_here(text, tmp_path).exit_code == 0
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -476,7 +495,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), Observed.STORAGE),
+        (OSError(errno.ENOSPC, "No space left on device"), Observed.DISK_FULL),
         (OSError(errno.ESTALE, "Stale file handle"), Observed.STORAGE),
         (caused(CheckpointError("unreadable"), OSError(errno.EIO, "Input/output error")), Observed.STORAGE),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), Observed.CRASHED),

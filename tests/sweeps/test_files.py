@@ -135,7 +135,7 @@ def test_storage_that_stays_away_is_an_error_that_says_so(s3_endpoint: str) -> N
 def test_a_bucket_that_is_not_there_is_an_error_at_once(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.store.files.time.sleep", lambda seconds: pytest.fail("waited for it"))
+    monkeypatch.setattr("sweeps.store.patience.time.sleep", lambda seconds: pytest.fail("waited for it"))
     with pytest.raises(StorageError, match="cannot write s3://no-such-bucket/x"):
         Files("s3://no-such-bucket", patience=60.0).put("x", b"")
 

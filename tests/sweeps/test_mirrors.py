@@ -14,7 +14,7 @@ import launch
 from gepa_core.errors import ConfigError
 from sweeps.exchange.mirrors import FINALS, Mirrored, MissingExtraError, read_runs, to_tensorboard, to_wandb
 from sweeps.store.curves import CURVES
-from sweeps.store.schema import from_parquet
+from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 from tests.tiny_sweep import launch as launch_sweep
 from tests.tiny_sweep import make_data, sweep_text
@@ -51,7 +51,7 @@ def test_curves_are_joined_over_the_trunk(store: Path, run: Mirrored) -> None:
     segments = json.loads((store / "tiny" / "plan.json").read_text())["runs"][run.run_id]["segments"]
     assert len(segments) == 2
     tables = [
-        from_parquet((store / "tiny" / "trajectory" / f"{segment}.parquet").read_bytes())
+        from_parquet((store / "tiny" / "trajectory" / f"{segment}.parquet").read_bytes(), TRAJECTORY)
         for segment in segments
     ]
     raw = [row for table in tables for row in table]

@@ -1,0 +1,425 @@
+"""Damages what every command reads, at random, and looks that each ends in a result or in a line.
+
+    python -m tests.fault.fuzz --seconds 600 --seed 0
+
+A reader is a command (or the function behind it) over a file that is valid at first. Each example mutates
+that file, in its bytes or in its structure, and calls the reader in this process. What must hold: exit code 0
+or 2, no exception, under 2 s of processor and 500 MB more memory than before. Prints JSON, a count a reader.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SECONDS, MEGABYTES = 2.0, 500.0
+HOSTILE: tuple[Any, ...] = (
+    None, True, False, 0, -1, -5, 1, 2**31, 2**63, 10**18, 10**30, 0.5, -0.0, 1e308, 1e-308, float("nan"),
+    float("inf"), "", "x", "../../../../etc", "/", ".", "a/b", "\0", "é" * 300, "9" * 5000, "=1+1",
+    "<script>", "nan", "1e999", "s3://k:s@b", [], [[]], [None], {}, {"": None}, {"a": {"b": []}}, ["x"] * 300,
+    json.loads("[" * 200 + "]" * 200),
+)  # fmt: skip
+
+
+def mutated(data: bytes, form: str, rng: random.Random) -> bytes:
+    """Damaged data. `form`: json, lines (of JSON), csv, text or binary; the structured ones by halves."""
+    if form in ("json", "lines", "csv", "yaml") and rng.random() < 0.6:
+        with contextlib.suppress(ValueError, IndexError):
+            return _STRUCTURES[form](data, rng)
+    return _bytes(data, rng)
+
+
+def _bytes(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        at = rng.randrange(len(out) + 1)
+        match rng.randrange(8):
+            case 0 if out:
+                out[min(at, len(out) - 1)] ^= 1 << rng.randrange(8)
+            case 1:
+                out = out[:at]
+            case 2:
+                out[at : at + rng.randrange(1, 64)] = b""
+            case 3:
+                out[at:at] = rng.randbytes(rng.randrange(1, 16))
+            case 4:
+                out[at:at] = out[at : at + rng.randrange(1, 256)]
+            case 5:
+                value = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))
+                out[at : at + 8] = value.to_bytes(8, "little")
+            case 6:
+                out[at : at + 1] = rng.choice(
+                    (b"\0", b"\xff", b"\n", b'"', b"{", b"[" * 2000, b"9" * 5000, b"-")
+                )
+            case 7:
+                out = bytearray(
+                    rng.choice(
+                        (b"", b"null", b"[]", b"{}", b"3", b'"x"', data.decode("latin-1").encode("utf-16"))
+                    )
+                )
+    return bytes(out)
+
+
+def _damage(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one part of it replaced, dropped or added."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = rng.choice(keys)
+        changed = value.copy()
+        match rng.randrange(8):
+            case 0:
+                del changed[key]
+            case 1 if isinstance(changed, dict):
+                changed[rng.choice(("", "x", "../x", str(key) * 60))] = changed.pop(key)
+            case 2 if isinstance(changed, list):
+                changed.append(rng.choice(HOSTILE))
+            case _:
+                changed[key] = _damage(value[key], rng)
+        return changed
+    return rng.choice(HOSTILE)
+
+
+def _json(data: bytes, rng: random.Random) -> bytes:
+    return json.dumps(_damage(json.loads(data), rng)).encode("utf-8", "surrogatepass")
+
+
+def _lines(data: bytes, rng: random.Random) -> bytes:
+    lines = data.splitlines()
+    at = rng.randrange(len(lines))
+    lines[at] = _json(lines[at], rng)
+    return b"\n".join(lines) + b"\n"
+
+
+def _csv(data: bytes, rng: random.Random) -> bytes:
+    rows = list(csv.reader(io.StringIO(data.decode())))
+    for _ in range(rng.choice((1, 1, 3))):
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = str(rng.choice(HOSTILE))[:6000]
+    if rng.random() < 0.2:
+        rows.insert(rng.randrange(len(rows)), rng.choice(rows)[: rng.randrange(1, 5)])
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _yaml(data: bytes, rng: random.Random) -> bytes:
+    import yaml
+
+    if rng.random() < 0.1:
+        bomb = "".join(
+            f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9 if i else ['x'] * 9)}]\n" for i in range(9)
+        )
+        return data + bomb.encode()
+    text = yaml.safe_dump(_damage(yaml.safe_load(data), rng), sort_keys=False, allow_unicode=True)
+    return text.encode("utf-8", "surrogatepass")
+
+
+_STRUCTURES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "json": _json,
+    "lines": _lines,
+    "csv": _csv,
+    "yaml": _yaml,
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A command over a file; `call` gives its exit code."""
+
+    name: str
+    file: Path
+    form: str
+    call: Callable[[], int]
+    valid: bytes = field(init=False, repr=False)
+    """What the file holds when it is whole."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "valid", self.file.read_bytes())
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An example that did not end as it must, with the damaged file for a second look."""
+
+    reader: str
+    what: str
+    data: bytes
+
+
+def example(reader: Reader, rng: random.Random) -> Fault | None:
+    """One damage, one call; the file is whole again afterwards."""
+    data = mutated(reader.valid, reader.form, rng)
+    reader.file.write_bytes(data)
+    memory, begun = _peak(), time.process_time()
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            code = reader.call()
+        what = f"exit code {code}: {told.getvalue()[-300:]}" if code not in (0, 2) else None
+        if what is None and "Traceback" in told.getvalue():
+            what = told.getvalue()[-2000:]
+    except SystemExit as error:  # of argparse
+        what = None if error.code in (0, 2) else f"exit code {error.code}"
+    except BaseException:
+        what = traceback.format_exc()[-2500:]
+    finally:
+        reader.file.unlink(missing_ok=True)
+        reader.file.parent.mkdir(parents=True, exist_ok=True)
+        reader.file.write_bytes(reader.valid)
+    if what is None and (seconds := time.process_time() - begun) > SECONDS:
+        what = f"{seconds:.1f} s"
+    if what is None and (more := _peak() - memory) > MEGABYTES:
+        what = f"{more:.0f} MB more"
+    return Fault(reader.name, what, data) if what else None
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def told(call: Callable[[], object]) -> Callable[[], int]:
+    """A function behind a command, as the command takes its errors."""
+
+    def run() -> int:
+        from analysis.runs.errors import AnalysisError
+        from gepa_core.errors import UserError
+
+        try:
+            call()
+        except (UserError, AnalysisError) as error:
+            print(error)
+            return getattr(error, "exit_code", 2)
+        return 0
+
+    return run
+
+
+def read_as(artifact: Path, expected: Any) -> Callable[[], int]:
+    """The reader of an artifact of a model with these tensors."""
+    from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
+
+    return told(lambda: check_fits(read_artifact(artifact, num_weights(expected)), expected))
+
+
+def make_readers(folder: Path) -> list[Reader]:
+    """Every command's reader, over files of a small study that is made below `folder`."""
+    return [*_of_stores(folder / "store"), *_of_runs(folder / "runs"), *_of_analysis(folder / "analysis")]
+
+
+def _of_stores(folder: Path) -> Iterator[Reader]:
+    import launch
+    from tests.tiny_sweep import launch_here, make_data, sweep_text
+
+    data = make_data(folder / "data")
+    coded = {"quant.method": "rd", "quant.budget_bytes": 20_000, "quant.calibration_tokens": 256}
+    grid = {"steps": [6, 8], "warmdown_ratio": [0.5]}
+    text = sweep_text(data, grid, stages=["ema", "int6"], set=coded)
+    file, store = folder / "tiny.yaml", folder / "store"
+    file.write_text(text)
+    assert launch_here(text, store).exit_code == 0
+    run = sorted(path.stem for path in (store / "tiny" / "artifacts").iterdir())[0]
+    plan = json.loads((store / "tiny" / "plan.json").read_text())
+    segment, quantized = plan["runs"][run]["segments"][-1], plan["runs"][run]["stages"][1]
+    attempt = next((store / "segments" / segment / "attempts").iterdir())
+    stored = next((store / "segments" / quantized / "attempts").iterdir()) / "model.int6"
+    lease = store / "tiny" / "lease.json"
+    from sweeps.store.files import Files
+    from sweeps.store.lock import Lease
+
+    lease.write_bytes(Lease(Files(store), "tiny/lease.json", ttl=-1.0)._record())
+
+    def fresh(*arguments: str) -> Callable[[], int]:
+        def call() -> int:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            return launch.main(list(arguments))
+
+        return call
+
+    commands = {
+        "status": fresh("status", str(store), "--json"),
+        "gc": fresh("gc", str(store), "--dry-run", "--states"),
+        "export": fresh("export", run, "--output", str(store), "--to", str(folder / "out"), "--no-verify"),
+        "plan": fresh(str(file), "--plan", "--json", "--output", str(store)),
+    }
+    with contextlib.suppress(ImportError):
+        import tensorboard  # noqa: F401
+
+        commands["mirror"] = fresh("mirror", str(store), "--tensorboard", str(folder / "out"))
+    commands["launch"] = told(lambda: launch_here(text, store))
+    records = {
+        "plan.json": (store / "tiny" / "plan.json", "json", commands),
+        "sweep.json": (store / "tiny" / "sweep.json", "json", commands),
+        "runs.parquet": (store / "tiny" / "runs.parquet", "binary", commands),
+        "lease.json": (lease, "json", ["status", "gc"]),
+        "DONE.json": (store / "segments" / segment / "DONE.json", "json", commands),
+        "DONE.json of a stage": (store / "segments" / quantized / "DONE.json", "json", commands),
+        "trajectory": (store / "tiny" / "trajectory" / f"{segment}.parquet", "binary", ["export", "mirror"]),
+        "artifact": (store / "tiny" / "artifacts" / f"{run}.int6", "binary", ["export"]),
+        "stored artifact": (stored, "binary", ["export", "gc"]),
+        "attempt.json": (attempt / "attempt.json", "json", ["export", "gc"]),
+    }
+    from analysis.runs.load import load
+
+    commands["analysis"] = told(lambda: load(store / "tiny"))
+    blocks = store / "tiny" / "blocks" / f"{run}.parquet"
+    records["blocks"] = (blocks, "binary", ["analysis", "launch"])
+    records["trajectory"][2].append("analysis")  # type: ignore[attr-defined]
+    for record, (path, form, names) in records.items():
+        for name in names:
+            if name in commands:
+                yield Reader(f"{record} by {name}", path, form, commands[name])
+    from sweeps.store.journal import events, reports_of_training
+
+    journal = attempt / "events.jsonl"
+    yield Reader("events.jsonl", journal, "lines", told(lambda: events(journal.read_bytes(), str(journal))))
+    yield Reader(
+        "events.jsonl of training",
+        journal,
+        "lines",
+        told(lambda: reports_of_training(journal.read_bytes(), str(journal))),
+    )
+    yield Reader("sweep file", file, "yaml", commands["plan"])
+    from gepa_core.config import RunConfig
+    from gepa_core.model.gepa import GEPA
+
+    config = RunConfig.model_validate_json(
+        json.dumps(
+            json.loads((store / "segments" / quantized / "DONE.json").read_text())["identity"]["config"]
+        )
+    )
+    yield Reader("coded artifact", stored, "binary", read_as(stored, GEPA(config.model).state_dict()))
+    yield from _of_data(data, folder)
+
+
+def _of_data(data: Path, folder: Path) -> Iterator[Reader]:
+    from gepa_core.data.__main__ import main
+    from gepa_core.data.folder import open_patterns
+
+    inspect = lambda: main(["inspect", str(data), "--json"])  # noqa: E731
+    shard, tokenizer = data / "val_000000.bin", data / "tokenizer.model"
+    pattern = str(data / "val_*.bin")
+    yield Reader("manifest.json", data / "manifest.json", "json", inspect)
+    yield Reader("shard", shard, "binary", lambda: main(["inspect", pattern, "--tokenizer", str(tokenizer)]))
+    bare = folder / "bare"
+    bare.mkdir()
+    for name in ("val_000000.bin", "train_000000.bin", "tokenizer.model"):
+        shutil.copy(data / name, bare / name)
+    patterns = (str(bare / "train_*.bin"), str(bare / "val_*.bin"), str(bare / "tokenizer.model"))
+    open_patterns(*patterns)
+    yield Reader(
+        "fingerprint cache", bare / ".fingerprints.json", "json", told(lambda: open_patterns(*patterns))
+    )
+    rows = folder / "text.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(20)))
+    from gepa_core.data.corpus import read_documents
+
+    yield Reader("jsonl", rows, "lines", told(lambda: list(read_documents(rows))))
+
+
+def _of_runs(folder: Path) -> Iterator[Reader]:
+    """Job files, checkpoints and artifacts."""
+    from gepa_core.config import QuantConfig
+    from gepa_core.quantization.artifact import write_artifact
+    from gepa_core.quantization.methods import quantize
+    from gepa_core.training.trained import load_model, read_job
+    from tests import training
+
+    paths = training.make_data(folder / "data")
+    state = training.train(paths, folder / "run", until=1, final_step=False)[0].path
+    for name, form in (("state.json", "json"), ("state.safetensors", "binary")):
+        yield Reader(name, state / name, form, told(lambda: load_model(state, average=True)))
+    expected = load_model(state, average=True)[0].state_dict()
+    artifact = folder / "model.int6"
+    write_artifact(quantize(expected, QuantConfig(keep_float_max_numel=64)), artifact)
+    yield Reader("published artifact", artifact, "binary", read_as(artifact, expected))
+    job = folder / "job.yaml"
+    job.write_text(
+        json.dumps(
+            {"run": {"recipe": "gepa-nano", "steps": 10, "warmdown_steps": 4}, "data": paths.model_dump()}
+        )
+    )
+    yield Reader("job file", job, "yaml", told(lambda: read_job(job)))
+
+
+def _of_analysis(folder: Path) -> Iterator[Reader]:
+    from analysis.__main__ import main
+    from analysis.runs.load import load
+
+    folder.mkdir(parents=True)
+    runs, curves, log = folder / "runs.csv", folder / "curves.csv", folder / "a.log"
+    runs.write_text(
+        "run_id,steps,warmdown_steps,schedule,seed,val_bpb,train_seconds\n"
+        + "".join(f"r{n},{n},{n // 2},linear,1,{1.4 - n / 1e5:.4f},10\n" for n in (4000, 6000, 9000))
+    )
+    curves.write_text(
+        "run_id,step,lr_scale,val_bpb\n"
+        + "".join(
+            f"r{n},{step},{min(1.0, 2 - 2 * step / n):.3f},{1.5 - step / 1e5:.4f}\n"
+            for n in (4000, 6000, 9000)
+            for step in range(500, n + 1, 500)
+        )
+    )
+    log.write_text(
+        "model_params:27030107\nseed:42\ntrain_batch_tokens:786432\n"
+        + "".join(
+            f"step:{s}/2000 val_loss:{4 - s / 1e3} val_bpb:{2 - s / 2e3} train_time:{s}ms\n"
+            for s in range(100, 2001, 100)
+        )
+        + "Serialized model int6+zstd: 15632049 bytes\nfinal_int6_roundtrip_exact val_bpb:1.1\n"
+    )
+    yield Reader("runs.csv", runs, "csv", told(lambda: load(runs, curves)))
+    yield Reader("trajectories.csv", curves, "csv", told(lambda: load(runs, curves)))
+    out = folder / "imported.csv"
+    yield Reader("training log", log, "text", lambda: main(["import", str(log), "--out", str(out)]))
+
+
+def campaign(readers: list[Reader], seconds: float, seed: int, say: Any = None) -> dict[str, Any]:
+    """Examples in turn over all readers for so long."""
+    rng, end = random.Random(seed), time.monotonic() + seconds
+    counts: Counter[str] = Counter()
+    faults: list[Fault] = []
+    while time.monotonic() < end:
+        for reader in readers:
+            counts[reader.name] += 1
+            if fault := example(reader, rng):
+                faults.append(fault)
+                if say:
+                    say(fault)
+    by_reader = dict(sorted(counts.items()))
+    return {"examples": counts.total(), "faults": len(faults), "by_reader": by_reader, "seed": seed}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readers", help="those whose name has this in it (default: all)", default="")
+    args = parser.parse_args()
+
+    def say(fault: Fault) -> None:
+        print(f"{fault.reader}: {fault.what}\n  {fault.data[:200]!r}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        readers = [reader for reader in make_readers(Path(folder)) if args.readers in reader.name]
+        result = campaign(readers, args.seconds, args.seed, say)
+    print(json.dumps(result, indent=1))
+    return 1 if result["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
