@@ -278,7 +278,7 @@ def what_is_wrong(error: ValidationError) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ").splitlines()[0][:300]
     if fault["type"] == "json_invalid":
         return f"damaged, not JSON ({message.removeprefix('Invalid JSON: ')})"
-    if where == "format":
+    if where == "format" and fault["type"] != "missing":
         return f"of a format that this version does not know ({str(fault['input'])[:20]}; it knows {FORMAT})"
     with contextlib.suppress(KeyError):
         if not isinstance(fault["input"], dict | list):
