@@ -129,9 +129,8 @@ class Store:
         where = self.files.describe(path)
         outcome = Outcome.from_json(data, where)
         if outcome.id != id_:
-            raise records.RecordError(
-                f"{where}: damaged or foreign (the record of {outcome.id}); {_REMEDY[path.rpartition('/')[2]]}"
-            )
+            told = f"damaged or foreign (the record of {outcome.id})"
+            raise records.RecordError(f"{where}: {told}; {_REMEDY[path.rpartition('/')[2]]}")
         return outcome
 
     def ids(self) -> list[str]:

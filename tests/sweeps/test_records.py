@@ -217,7 +217,7 @@ def test_nothing_is_deleted_through_a_link_that_leads_out_of_the_store(tmp_path:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "segments").symlink_to(outside)
     for path in ("segments/x", "../outside", "a/../../outside/x", "/etc"):
-        with pytest.raises(Exception, match="leads out of the store|no path inside a store"):
+        with pytest.raises(Exception, match=r"leads out of the store|no path inside a store"):
             store.files.delete(path)
     assert (outside / "x" / "kept").exists()
     store.files.delete("segments")  # the link itself
