@@ -36,8 +36,8 @@ from tests.tiny_sweep import make_data, rows, sweep_text
 ROOT = Path(__file__).parents[2]
 CHECKPOINT_EVERY = 4
 KINDS = ("rank", "sigterm", "node", "driver", "zombie", "suspend", "altered", "truncated")
-"""`suspend`: the driver is stopped for seconds. `altered`, `truncated`: so is a stored state, and the driver is
-killed with it, for a driver reads a state only once."""
+"""`suspend`: the driver is stopped for seconds. `altered`, `truncated`: so is a stored state, and the driver
+is killed with it, for a driver reads a state only once."""
 PATIENCE = 600.0  # seconds for one sweep with all its kills, on a busy machine
 STAGES = ["ema", "int6"]
 
