@@ -5,17 +5,18 @@ trunks that it shares; its configuration; and its final figures once it is done.
 """
 
 import importlib
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gepa_core.bounded import parse_json
 from gepa_core.errors import ConfigError, UserError
 from sweeps.kinds.stages import MEASURED
 from sweeps.store.curves import joined, segment_rows
+from sweeps.store.records import RecordError
 from sweeps.store.schema import RUNS
 from sweeps.store.store import Store
 
@@ -59,6 +60,12 @@ def read_runs(store: Store, name: str) -> list[Mirrored]:
     tables: dict[str, list[dict[str, Any]]] = {}
     found = []
     for row in rows:
+        if row["run_id"] not in plan["runs"] or _config(row) is None:
+            where = store.files.describe(f"{name}/runs.parquet")
+            raise RecordError(
+                f"{where}: damaged or foreign (run {row['run_id']} is not one of plan.json, or without its "
+                "configuration); the sweep's launch.py command writes both anew"
+            )
         chain = plan["runs"][row["run_id"]]["segments"]
         for segment in chain:
             if segment not in tables:
@@ -69,6 +76,14 @@ def read_runs(store: Store, name: str) -> list[Mirrored]:
     return found
 
 
+def _config(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's configuration; None where the row does not hold it."""
+    with suppress(ValueError):
+        config = parse_json(row["config_json"] or "null")
+        return config if isinstance(config, dict) else None
+    return None
+
+
 def _mirrored(row: dict[str, Any], points: list[dict[str, float]]) -> Mirrored:
     further = [name for name in row if name not in RUNS.names]
     axes = {name: row[name] for name in (*AXES, *further) if row[name] is not None}
@@ -77,7 +92,7 @@ def _mirrored(row: dict[str, Any], points: list[dict[str, float]]) -> Mirrored:
         run_id=row["run_id"],
         started=row["started_at"].timestamp() if row["started_at"] else 0.0,
         axes=axes,
-        config=json.loads(row["config_json"]),
+        config=_config(row) or {},
         points=points,
         finals={n: row[n] for n in FINALS if row[n] is not None} if row["status"] == "done" else {},
     )

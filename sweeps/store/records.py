@@ -132,6 +132,9 @@ class Done(_Record):
         measured = "step" if kind.trains else kind.columns[0]
         if self.status == "finished" and self.result.get(measured) is None:
             raise ValueError(f"its result has no {measured}")
+        counted = (self.result.get(name) for name in ("tokens", "bytes") if kind.column)
+        if self.status == "finished" and not all(isinstance(n, int) and n > 0 for n in counted):
+            raise ValueError("its result does not say of how many tokens and bytes it is")
         return self
 
 
