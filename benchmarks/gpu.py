@@ -19,9 +19,9 @@ from torch.nn.attention import sdpa_kernel
 
 from benchmarks import harness, quantize, step, ttt
 from gepa_core.config import ExecConfig, RunConfig
+from gepa_core.data.text import Text
 from gepa_core.device import ATTENTION_KERNELS
-from gepa_core.evaluation.scoring import evaluate_plain
-from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.evaluation import stages
 from gepa_core.model.gepa import GEPA, causal_attention
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,8 +53,8 @@ def bf16_loss(config: RunConfig, device: torch.device) -> dict[str, Any]:
         sizes = config.model.model_copy(update={"compute_dtype": dtype})
         model = trained_a_little(config.model_copy(update={"model": sizes})).to(where)
         exec_cfg = ExecConfig(device="cuda" if where.type == "cuda" else "cpu", compile=False)
-        table = harness.byte_table(config.model.vocab_size)
-        losses[dtype] = evaluate_plain(model, tokens, table, config.eval, exec_cfg).loss
+        text = Text(tokens, harness.byte_table(config.model.vocab_size))
+        losses[dtype] = stages.measure("plain", model, text, config.eval, config.ttt, exec_cfg).loss
     difference = losses["bf16"] - losses["fp32"]
     return losses | {"difference": difference, "passed": abs(difference) < LOSS_TOLERANCE}
 
@@ -63,12 +63,12 @@ def fast_ttt(config: RunConfig, exec_cfg: ExecConfig) -> dict[str, Any]:
     """Test-time training as it is run, against all of its optimisations switched off, on a short text."""
     plain = exec_cfg.model_copy(update={"compile": False, "trim_last_block": False, "device_windows": False})
     tokens = harness.random_text(2 * config.ttt.chunk_tokens + 1, config.model.vocab_size)
-    table = harness.byte_table(config.model.vocab_size)
+    text = Text(tokens, harness.byte_table(config.model.vocab_size))
     cfg = config.ttt.model_copy(update={"epochs": 2})
     bpb = {}
     for name, how in (("fast", exec_cfg), ("plain", plain)):
         model = trained_a_little(config).to(harness.resolve_device(how))
-        bpb[name] = test_time_train(model, tokens, table, config.eval, cfg, how).evaluation.bpb
+        bpb[name] = stages.measure("ttt", model, text, config.eval, cfg, how).bpb
     difference = bpb["fast"] - bpb["plain"]
     tolerance = BPB_TOLERANCE[config.model.compute_dtype]
     return bpb | {"difference": difference, "passed": abs(difference) < tolerance}

@@ -65,7 +65,7 @@ def noisy_quadratic(rng: np.random.Generator, modes: int = 48) -> Truth:
         edges = np.unique(np.concatenate([np.arange(0, run.steps + 1, block), steps]))
         mean, variance, losses = np.ones(modes), np.zeros(modes), [floor + bias.sum()]
         for start, stop in pairwise(edges):
-            rate = run.lr[start:stop].mean()
+            rate = run.rate(np.arange(start, stop)).mean()
             decay = np.exp(-2 * curvature * rate * (stop - start))
             mean, variance = mean * decay, variance * decay + rate**power * (1 - decay)
             losses.append(floor + float(bias @ mean + noise @ variance))
@@ -106,7 +106,7 @@ def grid(rng: np.random.Generator, runs: int, evaluations: int) -> Table:
         run = _run(steps, round(steps * (0.1 + 0.8 * (i // 5) / max(runs // 5 - 1, 1))), seed=0)
         at = np.unique(np.linspace(0, steps, evaluations + 1).astype(np.int64)[1:])
         value = truth(run, at) * np.exp(rng.normal(0, 3e-4, len(at)))
-        curve = Trajectory(at, run.lr[at - 1], {"val_loss": value})
+        curve = Trajectory(at, run.rate(at - 1), {"val_loss": value})
         made.append(replace(run, trajectory=curve, metrics={"final_loss": float(value[-1])}))
     return Table(tuple(made), "synthetic grid")
 
@@ -130,7 +130,7 @@ def _ar1(rng: np.random.Generator, n: int, sd: float, start: float = 0.0) -> Flo
 def _measured(rng: np.random.Generator, truth: Truth, run: Run, trunk: Floats, level: float) -> Run:
     steps = np.arange(EVERY, run.steps + 1, EVERY)
     on_trunk = int(np.sum(steps <= run.peak_steps))
-    rate = run.lr[steps - 1]
+    rate = run.rate(steps - 1)
     own = _ar1(rng, len(steps) - on_trunk, NOISE_SD, float(trunk[on_trunk - 1]))
     noise = np.concatenate([trunk[:on_trunk], own * np.sqrt(rate[on_trunk:])])
     value = truth(run, steps) + noise + level

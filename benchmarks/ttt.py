@@ -15,8 +15,8 @@ import torch
 from benchmarks import harness
 from benchmarks.baseline import PlainTTT
 from gepa_core.config import ExecConfig, RunConfig
-from gepa_core.evaluation import ttt
-from gepa_core.evaluation.scoring import evaluate_sliding
+from gepa_core.data.text import Text
+from gepa_core.evaluation import stages
 from gepa_core.model.gepa import GEPA
 from gepa_core.sizes import forward_flops_per_token, training_flops_per_token
 
@@ -34,8 +34,9 @@ class Bench:
         self.model.to(device)
         self.start = {name: t.clone() for name, t in self.model.state_dict().items()}
         vocab_size = config.model.vocab_size
-        self.text = harness.random_text(chunks * config.ttt.chunk_tokens + 1, vocab_size)
-        self.table = harness.byte_table(vocab_size)
+        tokens = harness.random_text(chunks * config.ttt.chunk_tokens + 1, vocab_size)
+        self.text = Text(tokens, harness.byte_table(vocab_size))
+        self.first_chunk = Text(tokens[: config.ttt.chunk_tokens + 1], self.text.table)
         self.bpb: dict[str, float] = {}
         self.parts: dict[str, list[tuple[float, float]]] = {}
 
@@ -51,30 +52,33 @@ class Bench:
         def run() -> None:
             self._restart()
             config = self.config
-            result = ttt.test_time_train(self.model, self.text, self.table, config.eval, config.ttt, exec_cfg)
-            self.bpb[name] = result.evaluation.bpb
-            self.parts.setdefault(name, []).append((result.score_seconds, result.train_seconds))
+            found = stages.measure("ttt", self.model, self.text, config.eval, config.ttt, exec_cfg)
+            assert found.adaptation is not None
+            self.bpb[name] = found.bpb
+            seconds = found.adaptation.score_seconds, found.adaptation.train_seconds
+            self.parts.setdefault(name, []).append(seconds)
 
         return run
 
     def published(self) -> None:
         self._restart()
-        plain = PlainTTT(self.model, self.text, self.table, self.config.eval)
+        plain = PlainTTT(self.model, self.text.tokens, self.text.table, self.config.eval)
         self.bpb["baseline"] = plain.run(self.config.ttt)
 
     def sliding(self, name: str, exec_cfg: ExecConfig) -> Callable[[], None]:
         """Sliding evaluation of this library, on the first chunk's length of text."""
 
         def run() -> None:
-            text = self.text[: self.config.ttt.chunk_tokens + 1]
-            self.bpb[name] = evaluate_sliding(self.model, text, self.table, self.config.eval, exec_cfg).bpb
+            config = self.config
+            self.bpb[name] = stages.measure(
+                "sliding", self.model, self.first_chunk, config.eval, config.ttt, exec_cfg
+            ).bpb
 
         return run
 
     def published_sliding(self) -> None:
-        plain = PlainTTT(
-            self.model, self.text[: self.config.ttt.chunk_tokens + 1], self.table, self.config.eval
-        )
+        text = self.first_chunk
+        plain = PlainTTT(self.model, text.tokens, text.table, self.config.eval)
         plain.score(plain.windows())
         self.bpb["sliding baseline"] = plain.bpb
 
@@ -125,7 +129,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             variants["without passes by hand"] = harness.plainly(bench.ours("plain", exec_cfg))
     seconds = harness.interleave(variants, args.rounds, clock)
     top = harness.profile(variants["ours"], device) if args.profile else None
-    num_targets = len(bench.text) - 1
+    num_targets = bench.text.num_targets
     score_flops, train_flops = model_flops(config, num_targets)
     parts = [statistics.median(part) for part in zip(*bench.parts["ours"][1:], strict=True)]
     median = harness.summary(seconds["ours"])["median_seconds"]

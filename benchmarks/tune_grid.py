@@ -28,39 +28,39 @@ from gepa_core.training.trained import Job, load_model
 
 def train_and_measure(config: dict[str, Any], work: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The trial: the stages' bits a byte and the steps trained."""
-    from gepa_core.data.shards import load_tokens, open_shards
-    from gepa_core.data.tokenizer import byte_table
-    from gepa_core.evaluation.scoring import evaluate_plain, evaluate_sliding
-    from gepa_core.evaluation.ttt import test_time_train
+    from gepa_core.data.text import open_text
+    from gepa_core.evaluation.stages import measure
     from gepa_core.quantization.artifact import read_artifact, write_artifact
     from gepa_core.quantization.methods import quantize
     from gepa_core.training.segment import train_segment
 
     stages = work[config["id"]]["stages"]
     job = Job.model_validate_json(json.dumps(work[config["id"]]["job"]))
-    run, limit = job.run, job.run.data.val_tokens
+    run = job.run
     folder = Path(tune.get_context().get_trial_dir())
     trained = train_segment(
         run, job.data, job.exec, start=None, until=run.steps, workdir=folder, on_report=lambda report: None
     )
-    tokens = load_tokens(open_shards(job.data.val), None if limit is None else limit + 1)
-    table = byte_table(job.data.tokenizer, run.model.vocab_size)
+    text = open_text(job.data.val, job.data.tokenizer, run.model.vocab_size, run.data.val_tokens)
+
+    def bpb(way: str, model: Any) -> float:
+        return measure(way, model, text, run.eval, run.ttt, job.exec).bpb
+
     found: dict[str, Any] = {"steps": trained.steps_done}
     for stage, average in (("float", False), ("ema", True)):
         if stage in stages:
             model, _ = load_model(trained.path, average=average)
-            found[stage] = evaluate_plain(model, tokens, table, run.eval, job.exec).bpb
+            found[stage] = bpb("plain", model)
     if {"int6", "int6_sliding", "ttt"} & set(stages):
         model, _ = load_model(trained.path, average=True)
         write_artifact(quantize(model.state_dict(), run.quant), folder / "model.int6")
         model.load_state_dict(read_artifact(folder / "model.int6"))
         if "int6" in stages:
-            found["int6"] = evaluate_plain(model, tokens, table, run.eval, job.exec).bpb
+            found["int6"] = bpb("plain", model)
         if "int6_sliding" in stages:
-            found["int6_sliding"] = evaluate_sliding(model, tokens, table, run.eval, job.exec).bpb
+            found["int6_sliding"] = bpb("sliding", model)
         if "ttt" in stages:  # last: it changes the model
-            adapted = test_time_train(model, tokens, table, run.eval, run.ttt, job.exec)
-            found["ttt"] = adapted.evaluation.bpb
+            found["ttt"] = bpb("ttt", model)
     return found
 
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import logging
 import os
+import platform
 import time
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +36,10 @@ ATTENTION_KERNELS = {
     "math": SDPBackend.MATH,
 }
 _HOPPER = 9  # major compute capability; cuDNN's attention is the faster one there, flash on Ampere
+_PRODUCT = (512, 256)
+_PRODUCT_DTYPES = (torch.float32, torch.bfloat16)
+_PRODUCT_ROUNDS = 4  # the first makes its kernel
+_EMULATED = 2.0  # times as long as in fp32; half as long with bf16 arithmetic, 4 to 100 times without
 _SOUND_CUDNN = 91500  # wrong for some lengths before (pytorch/pytorch#169849)
 
 
@@ -44,8 +51,75 @@ def resolve_device(exec_cfg: Any) -> torch.device:
     if name != "cuda":
         return torch.device(name)
     if not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use cpu or auto")
+        raise ConfigError(
+            "a GPU is asked for (device cuda; in a sweep, resources.gpus_per_run above 0), and torch sees "
+            f"none on {platform.node()}: {_why_no_cuda()}"
+        )
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a build that has it"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides them"
+    return (
+        f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}; what does nvidia-smi say?"
+    )
+
+
+@dataclass(frozen=True)
+class ProductSpeeds:
+    """FLOP/s of matrix products on this CPU, with the threads that torch has here."""
+
+    fp32: float
+    bf16: float
+
+    @property
+    def bf16_slowdown(self) -> float:
+        """How many times as long as in fp32 a product takes in bf16; below 1 where it is the faster one."""
+        return self.fp32 / self.bf16
+
+    @property
+    def emulates_bf16(self) -> bool:
+        return self.bf16_slowdown > _EMULATED
+
+
+@functools.cache
+def product_speeds() -> ProductSpeeds:
+    """Times a product of a small model's size, once a process: 0.03 s, or 0.5 where bf16 is emulated.
+
+    The best of three, so that another process's work beside it counts little.
+    """
+    x, weight = torch.ones(_PRODUCT), torch.ones(_PRODUCT[1], _PRODUCT[1])
+    flops = 2 * _PRODUCT[0] * _PRODUCT[1] ** 2
+    return ProductSpeeds(*(flops / _best_seconds(x.to(kind), weight.to(kind)) for kind in _PRODUCT_DTYPES))
+
+
+def _best_seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
+    seconds = []
+    for _ in range(_PRODUCT_ROUNDS):
+        begun = time.perf_counter()
+        x @ weight
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def warn_where_emulated(model_cfg: Any, device: torch.device) -> None:
+    """Logs a warning where a CPU is to multiply in bf16 and can only emulate it. model_cfg: ModelConfig."""
+    if device.type != "cpu" or model_cfg.compute_dtype != "bf16" or not product_speeds().emulates_bf16:
+        return
+    logging.getLogger(__name__).warning("%s", emulation_warning(product_speeds()))
+
+
+def emulation_warning(speeds: ProductSpeeds) -> str:
+    """In words for a user."""
+    return (
+        f"model.compute_dtype is bf16, which this CPU emulates: a matrix product takes "
+        f"{speeds.bf16_slowdown:.0f} times as long as in fp32 ({speeds.bf16 / 1e9:.1f} against "
+        f"{speeds.fp32 / 1e9:.1f} GFLOP/s); set model.compute_dtype: fp32, or use a GPU"
+    )
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -6,14 +6,14 @@ are chosen for the lengths the preset is meant for. To add one, enter it here.
 
 from typing import Any
 
-_SMALL_MODEL = {"compute_dtype": "fp32", "vocab_size": 1024}
+_FP32_MODEL = {"compute_dtype": "fp32", "embedding_dtype": "fp32"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 27,030,107 parameters: pull request 644 of openai/parameter-golf.
     "gepa-11l": {},
     # Every part of the recipe at a size for minutes on one CPU core, some hundreds of steps.
     "gepa-nano": {
-        "model": _SMALL_MODEL
+        "model": _FP32_MODEL
         | {
             "num_layers": 4,
             "width": 64,
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ve_layers": (2, 3),
         },
         "batch": {"seq_len": 128, "seqs_per_span": 8, "spans": 2},
-        "optim": {"muon_momentum_warmup_steps": 100},
+        "optim": {"muon_ns_dtype": "fp32", "muon_momentum_warmup_steps": 100},
         "ema_decay": 0.98,
         "eval": {
             "every": 50,
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Wikipedia on a CPU of a few cores, some thousands of steps.
     "gepa-mini": {
-        "model": _SMALL_MODEL
+        "model": _FP32_MODEL
         | {
             "num_layers": 6,
             "width": 128,
@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ve_layers": (4, 5),
         },
         "batch": {"seq_len": 256, "seqs_per_span": 8, "spans": 2},
-        "optim": {"muon_momentum_warmup_steps": 300},
+        "optim": {"muon_ns_dtype": "fp32", "muon_momentum_warmup_steps": 300},
         "ema_decay": 0.99,
         "eval": {
             "every": 100,
@@ -74,9 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The least size at which quantizers are compared: over 5 million parameters. bf16 is 1.25 times as fast
     # as fp32 at this width on a CPU with AVX512-BF16 or AMX; on one without, set model.compute_dtype to fp32.
     "gepa-5m": {
-        "model": _SMALL_MODEL
-        | {
-            "compute_dtype": "bf16",
+        "model": {
             "num_layers": 8,
             "width": 256,
             "num_heads": 4,

@@ -5,6 +5,7 @@ by DROP (warmdown_steps / 1000)^GROWTH (1 - r^Q). Noise: AR(1) along a trunk, sh
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ FLOOR, A, ALPHA = 1.15, 4.0, 0.5
 DROP, GROWTH, Q = 0.06, 0.15, 0.7
 EFFECTS = {"ema": -0.0006, "int6": 0.0148, "int6_sliding": -0.0235, "ttt": -0.0055}
 """BPB of each stage less the one before it."""
+ON_FLOAT = {"ema_sliding": ("ema", -0.0235), "ema_ttt": ("ema_sliding", -0.0035)}
+"""Stages of the EMA weights that were never quantized, each less the one named: TTT mends .002 of int6."""
 BLOCKS, BLOCK_BYTES = 40, 80_000
 EVERY = 100
 
@@ -41,8 +44,12 @@ def write_sweep(
     noise: float = 0.0004,
     pending: int = 0,
     floor_rows: int | None = 900,
+    on_float: bool = False,
 ) -> Path:
-    """Write runs.parquet, plan.json, sweep.json, trajectory/ and blocks/ under `folder`; returns it."""
+    """Write runs.parquet, plan.json, sweep.json, trajectory/ and blocks/ under `folder`; returns it.
+
+    `on_float`: also the stages of ON_FLOAT, and int6 with its bytes along the trajectories.
+    """
     for name in ("trajectory", "blocks"):
         (folder / name).mkdir(parents=True)
     grid = [(n, r, s, seed) for seed in seeds for n in steps for r in ratios for s in schedules]
@@ -70,8 +77,11 @@ def write_sweep(
             chain = [f"trunk{seed}-{start}" for start, stop in zip([0, *peaks], peaks) if stop <= peak]  # noqa: B905
             plan["runs"][run_id] = {"segments": [*chain, run_id], "stages": []}
             done = len(grid) - len(rows) > pending
-            stages = _write_blocks(folder, run_id, float(value[-1]), rng) if done else {}
-            rows.append(_row(run_id, n, down, schedule, seed, done, stages, floor_rows))
+            stages = _write_blocks(folder, run_id, float(value[-1]), rng, on_float) if done else {}
+            row = _row(run_id, n, down, schedule, seed, done, stages, floor_rows)
+            rows.append(row | {f"{name}_bpb": stages.get(f"{name}_bpb") for name in ON_FLOAT if on_float})
+    if on_float:
+        _add_int6(folder)
     pd.DataFrame(rows).to_parquet(folder / "runs.parquet")
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "sweep.json").write_text(
@@ -107,13 +117,29 @@ def _write_segment(
     frame.to_parquet(folder / "trajectory" / f"{segment}.parquet")
 
 
-def _write_blocks(folder: Path, run_id: str, raw: float, rng: np.random.Generator) -> dict[str, float]:
+def _add_int6(folder: Path) -> None:
+    """int6 and its bytes at every fifth evaluation: the tax rises and the size falls as the rate does."""
+    for path in (folder / "trajectory").glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        at = frame["ema_val_bpb"].notna()
+        frame["int6_val_bpb"] = frame["ema_val_bpb"] + 0.004 + 0.011 * (1 - frame["lr_scale"])
+        frame["artifact_bytes"] = (300_000 - 20_000 * (1 - frame["lr_scale"])).where(at)
+        frame.to_parquet(path)
+
+
+def _write_blocks(
+    folder: Path, run_id: str, raw: float, rng: np.random.Generator, on_float: bool
+) -> dict[str, float]:
     """Blocks that differ by far more than stages do, so that only pairing resolves the effects."""
     difficulty = np.random.default_rng(7).normal(0, 0.05, BLOCKS)
     difficulty -= difficulty.mean()
-    bpb, rows, stages = raw, [], {}
-    for stage in ("float", *EFFECTS):
-        bpb += EFFECTS.get(stage, 0.0)
+    level, rows, stages = {"float": raw}, [], {}
+    order = ("float", *EFFECTS)
+    for before, stage in pairwise(order):
+        level[stage] = level[before] + EFFECTS[stage]
+    for stage, (before, effect) in ON_FLOAT.items() if on_float else ():
+        level[stage] = level[before] + effect
+    for stage, bpb in level.items():
         own = bpb + difficulty + rng.normal(0, 0.0004, BLOCKS)
         nll = own * np.log(2) * BLOCK_BYTES
         rows += [

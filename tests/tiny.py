@@ -9,7 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from gepa_core.config import EvalConfig, ExecConfig, ModelConfig, TTTConfig
+from gepa_core.data.text import Text
 from gepa_core.data.tokenizer import ByteTable
+from gepa_core.evaluation.scoring import Evaluation
+from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 
 VOCAB = 64
@@ -83,3 +86,17 @@ def parity(shared: Path) -> tuple[GEPA, NDArray[np.uint16], dict[str, Any]]:
         }
         model.load_state_dict(state)
         return model, arrays["val_tokens"], figures
+
+
+def plain(model: Any, tokens: Any, table: ByteTable, cfg: Any, exec_cfg: Any = CPU) -> Evaluation:
+    return measure("plain", model, Text(tokens, table), cfg, TTT, exec_cfg)
+
+
+def sliding(model: Any, tokens: Any, table: ByteTable, cfg: Any, exec_cfg: Any = CPU) -> Evaluation:
+    return measure("sliding", model, Text(tokens, table), cfg, TTT, exec_cfg)
+
+
+def adapted(
+    model: Any, tokens: Any, table: ByteTable, cfg: Any, ttt_cfg: Any, exec_cfg: Any = CPU
+) -> Evaluation:
+    return measure("ttt", model, Text(tokens, table), cfg, ttt_cfg, exec_cfg)

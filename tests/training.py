@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core.config import BatchConfig, DataPaths, EvalConfig, ExecConfig, RunConfig, TTTConfig
+from gepa_core.config import Average, BatchConfig, DataPaths, EvalConfig, ExecConfig, RunConfig, TTTConfig
 from gepa_core.data.shards import write_shard
 from gepa_core.training import checkpoint
 from gepa_core.training.segment import Segment, StepReport, train_segment
@@ -70,6 +70,7 @@ def train(
     until: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     final_step: bool = True,
+    averages: Sequence[Average] = (),
     **execution: Any,
 ) -> tuple[Segment, list[StepReport]]:
     reports: list[StepReport] = []
@@ -83,6 +84,7 @@ def train(
         on_report=reports.append,
         should_stop=should_stop,
         final_step=final_step,
+        averages=averages,
     )
     return segment, reports
 

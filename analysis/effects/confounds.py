@@ -19,22 +19,36 @@ def confounds(table: Table, metric: str) -> tuple[str, ...]:
 
 
 def replicate_sd(table: Table, metric: str) -> tuple[float, int] | None:
-    """(SD, pairs): noise of one value of `metric` between trainings that should be equal but for chance.
+    """(SD, degrees of freedom): noise of one value of `metric` between trainings equal but for chance.
 
-    From final values of runs that differ in the seed only, and from retrained trunks over the later half of
-    the steps that two of them spent at the full rate. None without such a pair.
+    From final values of runs that differ in the seed only (branches of one trunk count once), and from
+    retrained trunks over the later half of the steps that two of them spent at the full rate. Of n equal
+    trainings n - 1 are independent differences, however many pairs there are. None without any.
     """
-    squares: dict[frozenset[object], float] = {}
+    square, freedom = 0.0, 0
+    plans: dict[tuple[object, ...], dict[str, list[float]]] = {}
+    for run in table.runs:
+        if (final := run.final(metric)) is not None:
+            plan = (run.group, run.steps, run.warmdown_steps, run.schedule)
+            plans.setdefault(plan, {}).setdefault(run.trunk or run.run_id, []).append(final)
+    compared: set[frozenset[str]] = set()
+    for trunks in plans.values():
+        means = np.array([np.mean(finals) for finals in trunks.values()])
+        square += float(np.sum((means - means.mean()) ** 2))
+        freedom += len(means) - 1
+        compared |= {frozenset(pair) for pair in combinations(trunks, 2)}
+    retrained: dict[frozenset[str], float] = {}
     for a, b in combinations(table.runs, 2):
-        if a.group != b.group or a.trunk == b.trunk:
+        pair = frozenset((a.trunk or a.run_id, b.trunk or b.run_id))
+        if a.group != b.group or len(pair) < 2 or pair in compared or pair in retrained:
             continue
-        same_plan = (a.steps, a.warmdown_steps, a.schedule) == (b.steps, b.warmdown_steps, b.schedule)
-        x, y = a.final(metric), b.final(metric)
-        if same_plan and x is not None and y is not None:
-            squares[frozenset((a.run_id, b.run_id))] = (x - y) ** 2 / 2
-        elif (trunks := _trunk_square(a, b, metric)) is not None:
-            squares[frozenset((a.trunk, b.trunk))] = trunks
-    return (float(np.sqrt(np.mean(list(squares.values())))), len(squares)) if squares else None
+        if (found := _trunk_square(a, b, metric)) is not None:
+            retrained[pair] = found
+    if retrained:
+        independent = len(frozenset().union(*retrained)) - 1
+        square += float(np.mean(list(retrained.values()))) * independent
+        freedom += independent
+    return (float(np.sqrt(square / freedom)), freedom) if freedom else None
 
 
 def _trunk_square(a: Run, b: Run, metric: str) -> float | None:
@@ -52,7 +66,8 @@ def _seeds(table: Table, metric: str) -> str:
     noise = replicate_sd(table, metric)
     seeds = len({run.seed for run in table.runs})
     measured = (
-        f" Trainings that should be equal differ by {noise[0]:.4f} {unit(metric)} (SD, {noise[1]} pairs)."
+        f" Trainings that should be equal differ by {noise[0]:.4f} {unit(metric)} (SD, {noise[1]} "
+        f"degree{'s' * (noise[1] > 1)} of freedom)."
         if noise
         else " Nothing measures the noise between equal trainings."
     )

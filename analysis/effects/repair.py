@@ -69,15 +69,14 @@ def repair_sentences(found: tuple[Repair, ...]) -> list[str]:
     if not (on_float.bounded and on_int6.bounded and mended.bounded):
         return ["What TTT mends of the quantizer is undetermined: one or two runs, and no errors per block."]
     over = f"mean over {len(found)} runs" if len(found) > 1 else "one run"
-    word = "nothing beyond the noise"
+    word = "is within the noise: it learns the text, and nothing shows that it mends the quantizer"
     if mended.below(0):
-        word = "the rest mends the quantizer"
+        word = "is what it mends of the quantizer's loss"
     elif mended.above(0):
-        word = "it undoes none of the quantizer's loss"
+        word = "is what it gains less on int6: it mends nothing of the quantizer's loss"
     return [
         f"TTT changes float weights by {on_float.text('+.4f')} BPB and int6 weights by "
-        f"{on_int6.text('+.4f')} ({over}). The difference, {mended.text('+.4f')}, is "
-        f"what it mends of int6: {word}."
+        f"{on_int6.text('+.4f')} ({over}). The difference, {mended.text('+.4f')}, {word}."
     ]
 
 

@@ -14,6 +14,7 @@ from analysis.runs.units import unit
 ONE_LENGTH = 1.05  # runs whose steps differ by less are of one length: a clock or a cap ended them
 USUAL_NOISE = 0.001  # relative SD between seeds in public studies, where the runs measure none
 CLEAR = 1.645 * 2**0.5  # standard deviations of one run that a difference of two exceeds by chance in 5 %
+_LEAP = 6.0  # times the median change between evaluations: four standard deviations of Gaussian noise
 BURN_IN = 1 / 6  # of the longest run, as for the laws
 
 
@@ -91,7 +92,10 @@ def unstable_trunk(table: Table, metric: str, level: float = 0.9) -> str:
     """A sentence where validation rises at the full learning rate, over its later half or by one leap larger
     than all that the warmdown's length changes; '' where it does neither.
     """
-    effect = effect_of_warmdown(table, metric)
+    effect, of = effect_of_warmdown(table, metric), "the warmdown's length changes in any result"
+    if effect is None:
+        finals = [final for run in table.runs if (final := run.final(metric)) is not None]
+        effect, of = float(np.ptp(finals)) if finals else 0.0, "all results differ"
     found: list[tuple[float, str]] = []
     for run in _longest_of_each_trunk(table, metric):
         curve = run.curve(metric)
@@ -111,16 +115,17 @@ def unstable_trunk(table: Table, metric: str, level: float = 0.9) -> str:
                         f"from step {step[late][0]:,} to {step[late][-1]:,}",
                     )
                 )
-        if len(step) >= 3 and effect is not None:
+        if len(step) >= 4:
             leaps = value - np.minimum.accumulate(value)
             worst = int(leaps.argmax())
-            if leaps[worst] > effect:
+            change = np.diff(value)  # of which most is noise and a smooth descent
+            usual = float(np.median(np.abs(change - np.median(change))))
+            if leaps[worst] > max(effect, _LEAP * usual):
                 found.append(
                     (
                         float(leaps[worst]),
                         f"at step {step[worst]:,} validation stands {leaps[worst]:.4f} {unit(metric)} above "
-                        "what it had reached before, more than the warmdown's length changes in any result "
-                        f"({effect:.4f})",
+                        f"what it had reached before, more than {of} ({effect:.4f})",
                     )
                 )
     if not found:

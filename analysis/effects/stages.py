@@ -74,7 +74,7 @@ class Decomposition:
     runs: tuple[RunStages, ...]
     ttt_on_base: tuple[
         Trend, ...
-    ]  # TTT effect (or the mixed one that ends in it) on the BPB before it, by setting
+    ]  # TTT effect (or the mixed one that ends in it) on the mean BPB before and after it, by setting
     bytes_on_steps: tuple[Trend, ...]  # artifact bytes on ln(steps), by setting
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
@@ -159,8 +159,14 @@ def _ttt_trend(runs: list[RunStages], prefix: str, level: float) -> Trend | None
     if not last:
         return None
     name = last[0][1].name
-    rows = [(run, run.metrics[s.before], s.effect.value) for run, s in last if s.name == name]
-    return _trend(f"{prefix}{name} on {last[0][1].before}", rows, level)
+    # On the mean of both: a difference regressed on its own start has a slope by the start's noise alone
+    # (Oldham 1962).
+    rows = [
+        (run, (run.metrics[s.before] + run.metrics[s.after]) / 2, s.effect.value)
+        for run, s in last
+        if s.name == name
+    ]
+    return _trend(f"{prefix}{name} on the mean BPB before and after", rows, level)
 
 
 def _size_trend(table: Table, prefix: str, level: float) -> Trend | None:
@@ -196,7 +202,7 @@ def _ttt_sentence(trend: Trend) -> str:
     s = trend.slope
     if s.above(0) or s.below(0):
         word = "more" if s.value < 0 else "less"
-        text = f"{trend.what}: it gains {word} the worse the model before it"
+        text = f"{trend.what}: runs of higher BPB gain {word} from it"
     else:
         text = f"{trend.what}: no clear dependence"
     text += f" (slope {s} over {trend.points} points)"

@@ -20,38 +20,73 @@ from analysis.runs.units import unit
 Floats = NDArray[np.float64]
 
 
+CLEARLY = 0.5  # of the other ways' spread: what lines runs up so much better is said to be followed
+
+
 @dataclass(frozen=True)
 class Collapse:
-    """Between-run SD of the share of the drop reached, when runs are lined up in one of three ways.
+    """How much runs differ when their drops are lined up in one way or another.
 
-    The small one names what drives the drop. None where it cannot be told from the other (one schedule shape:
-    `progress` and `remaining` are the same variable).
+    Rate against steps: between-run SD of the drop as a share of its mean, the drops as they are. (Divided by
+    their own ends they would meet at the end of the warmdown by construction, and the rate would always win.)
+    Rate against share of the warmdown: SD of the part of the whole drop that is reached; both lines end where
+    the warmdown does, so that here lengths may differ in how much they bring. None with one schedule shape,
+    where rate and share are one variable.
     """
 
     remaining: float  # at equal remaining learning rate
-    progress: float | None  # at equal share of the warmdown's steps
     steps: float  # at equal number of steps since the peak
+    part_by_rate: float | None
+    part_by_share: float | None
+
+    @property
+    def followed(self) -> str | None:
+        """'steps', 'rate', 'share', or 'rate or share'; None where these runs do not settle it."""
+        if self.steps < CLEARLY * self.remaining:
+            return "steps"
+        if self.remaining >= CLEARLY * self.steps:
+            return None
+        if self.part_by_rate is None or self.part_by_share is None:
+            return "rate or share"
+        if self.part_by_rate < CLEARLY * self.part_by_share:
+            return "rate"
+        return "share" if self.part_by_share < CLEARLY * self.part_by_rate else "rate or share"
 
 
 def collapse(runs: Sequence[RunWarmdown]) -> Collapse | None:
-    """Line the drops of two or more runs up; None below two."""
-    curves = [(r, share) for r in runs if (share := r.share_of_drop) is not None]
-    if len(curves) < 2:
+    """Line the drops of two or more runs up; None below two, or where all warmdowns are of one length."""
+    curves = [
+        (r, drop, share)
+        for r in runs
+        if (drop := r.drop) is not None
+        if (share := r.share_of_drop) is not None
+    ]
+    lengths = [r.run.warmdown_steps for r, _, _ in curves]
+    if len(curves) < 2 or max(lengths) < 1.2 * min(lengths):
         return None
     grid = np.linspace(0.05, 0.95, 19)
 
-    def spread(at: Callable[[RunWarmdown], Floats]) -> float:
-        shares = [np.interp(at(r), r.step, share) for r, share in curves]
-        return float(np.sqrt(np.mean(np.var(shares, axis=0, ddof=1))))
+    def at_rate(r: RunWarmdown) -> Floats:
+        return np.interp(grid, r.remaining[::-1], r.step[::-1].astype(float))
 
-    shortest = min(r.run.warmdown_steps for r, _ in curves)
-    shapes = {r.run.schedule for r, _ in curves}
+    def at_share(r: RunWarmdown) -> Floats:
+        return np.asarray(r.run.peak_steps + grid * r.run.warmdown_steps)
+
+    def at_steps(r: RunWarmdown) -> Floats:
+        return np.asarray(r.run.peak_steps + grid * min(lengths))
+
+    def lined_up(at: Callable[[RunWarmdown], Floats], parts: bool) -> tuple[float, float]:
+        """(SD between runs, mean)."""
+        values = np.array([np.interp(at(r), r.step, share if parts else drop) for r, drop, share in curves])
+        return float(np.sqrt(np.mean(np.var(values, axis=0, ddof=1)))), float(np.abs(values.mean()))
+
+    (by_rate, mean_rate), (by_steps, mean_steps) = (lined_up(at, False) for at in (at_rate, at_steps))
+    several = len({r.run.schedule for r, _, _ in curves}) > 1
     return Collapse(
-        remaining=spread(lambda r: np.interp(grid, r.remaining[::-1], r.step[::-1].astype(float))),
-        progress=spread(lambda r: r.run.peak_steps + grid * r.run.warmdown_steps)
-        if len(shapes) > 1
-        else None,
-        steps=spread(lambda r: r.run.peak_steps + grid * shortest),
+        remaining=by_rate / mean_rate,
+        steps=by_steps / mean_steps,
+        part_by_rate=lined_up(at_rate, True)[0] if several else None,
+        part_by_share=lined_up(at_share, True)[0] if several else None,
     )
 
 
@@ -84,11 +119,21 @@ def headline(result: Warmdown) -> str:
             text += f" (last fifth {_range(known, '.2f')} times as steep as the first)"
         words.append(text)
     found = collapse(result.runs)
-    cause = ""
-    if found is not None and found.remaining < 0.7 * min(found.steps, found.progress or np.inf):
-        cause = ": what is gained follows the learning rate that is left, not the number of steps"
-        cause += "" if found.progress is None else " nor the shape that takes it there"
+    cause = (
+        ""
+        if found is None or found.followed is None
+        else f": what is gained follows {_FOLLOWED[found.followed]}"
+    )
     return f"Improvement {' and '.join(words)}{cause}."
+
+
+_FOLLOWED = {
+    "steps": "the number of steps since the peak",
+    "rate": "how far the learning rate has fallen, not the number of steps nor the share of the warmdown",
+    "share": "the share of the warmdown that is over, not the number of steps nor the rate that is left",
+    "rate or share": "how far the learning rate has fallen (or the share of the warmdown, which these runs "
+    "do not tell from it), not the number of steps",
+}
 
 
 def _bounded(estimates: Sequence[Estimate | None]) -> list[Estimate]:
@@ -223,11 +268,11 @@ def _driver(runs: Sequence[RunWarmdown]) -> str:
     exponents = _bounded([r.q for r in runs])
     found = collapse(runs)
     if not exponents or found is None:
-        few = (
-            "With one run"
-            if len(runs) == 1
-            else "With a drop below the constant rate known for fewer than two"
-        )
+        few = "With a drop below the constant rate known for fewer than two"
+        if len(runs) == 1:
+            few = "With one run"
+        elif exponents:
+            few = "With warmdowns of one length"
         return f"{few}, the steps cannot be told from the learning rate."
     late = {-1: "the gain comes late", 1: "the gain comes early", 0: "not clearly otherwise"}[
         _direction(exponents)
@@ -237,22 +282,24 @@ def _driver(runs: Sequence[RunWarmdown]) -> str:
         f"rate r with q = {_range(exponents, '.2f')} "
         f"(1 would be proportional to the rate removed; {late})."
     )
-    lined = f"Lined up by remaining rate, runs differ by {found.remaining:.3f} of their drop (SD)"
-    lined += f", by steps since the peak {found.steps:.3f}"
-    if found.progress is None:
-        settled = (
-            "how much rate is left" if found.remaining < 0.7 * found.steps else "not settled by these runs"
+    text = (
+        f"{law} Lined up by remaining rate, drops differ between runs by {found.remaining:.2f} of their mean "
+        f"(SD), by steps since the peak {found.steps:.2f}"
+    )
+    if found.part_by_rate is not None:
+        text += (
+            "; the part of its whole drop that a run has reached differs by "
+            f"{found.part_by_rate:.3f} at equal rate, by {found.part_by_share:.3f} at equal share of the "
+            "warmdown"
         )
-        tail = (
-            f": what matters is {settled}. All are {runs[0].run.schedule}, so remaining rate and share "
-            "of the warmdown are one variable here, and only another shape can tell rate from shape."
+    told = "these runs do not settle what the drop follows"
+    if found.followed is not None:
+        told = f"the drop follows {_FOLLOWED[found.followed]}"
+    if found.part_by_rate is None:
+        told += (
+            f". All are {runs[0].run.schedule}: only another shape can tell rate from share of the warmdown"
         )
-        return f"{law} {lined}{tail}"
-    lined += f", by share of the warmdown {found.progress:.3f}"
-    names = {"the remaining learning rate": found.remaining, "the share of the warmdown": found.progress,
-             "the number of steps": found.steps}  # fmt: skip
-    best = min(names, key=lambda name: names[name])
-    return f"{law} {lined}: it is {best} that drives the drop."
+    return f"{text}: {told}."
 
 
 def _schedules(runs: Sequence[RunWarmdown], metric: str) -> list[str]:
@@ -295,11 +342,14 @@ def _length(law: LengthLaw, metric: str) -> str:
     doubling = law.b.scaled(float(np.log(2)))
     if not doubling.bounded:
         return ""
-    word = "adds" if law.b.above(0) or law.b.below(0) else "adds no more than noise,"
-    return (
-        f"Doubling a {law.schedule} warmdown {word} {doubling.text('.4f')} {unit(metric)} to the final drop "
-        f"(a + b ln n, {len(law.drop)} lengths)."
+    word = "goes with" if law.b.above(0) or law.b.below(0) else "goes with no more than noise,"
+    text = (
+        f"Doubling a {law.schedule} warmdown {word} {doubling.text('.4f')} {unit(metric)} more of final drop "
+        f"(a + b ln n, {len(law.drop)} lengths)"
     )
+    if law.confounded:
+        text += "; longer warmdowns were longer runs here, so that the two cannot be told apart"
+    return f"{text}."
 
 
 def _average(runs: Sequence[RunWarmdown]) -> str:

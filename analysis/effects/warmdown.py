@@ -26,6 +26,7 @@ TAIL = 1 / 3  # of the constant phase: half of it is still visibly curved in the
 MAX_GAP = 0.1  # of the warmdown may lie after the last evaluation
 MIN_EVALUATIONS = 6  # in the warmdown: fewer leave a fifth without one
 LEVEL = 0.9
+CONFOUNDED = 0.8  # correlation of the logarithms of warmdown and run length
 ANOTHER_RUNS = "its training is another run's"
 
 
@@ -83,6 +84,7 @@ class LengthLaw:
     warmdown_steps: Floats
     drop: Floats
     run_ids: tuple[str, ...]
+    confounded: bool = False  # the warmdown's length goes with the run's
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,7 @@ def _with_trunk(
 
 def remaining_rate(run: Run, step: NDArray[np.int64]) -> Floats:
     """Learning rate after `step` updates as a multiple of its peak: 0 at the end of a linear warmdown."""
-    end = max(2 * run.lr[-1] - run.lr[-2], 0.0) if run.steps > 1 else run.lr[-1]
-    return np.append(run.lr, end)[np.minimum(step, run.steps)]
+    return run.rate(np.minimum(step, run.steps))
 
 
 def segment_slopes(
@@ -303,8 +304,18 @@ def length_laws(table: Table, metric: str, level: float) -> tuple[LengthLaw, ...
             fit = fit_linear(np.stack([np.ones(len(lengths)), np.log(lengths)], axis=1), mean)
             a, b = (fit.combination(np.eye(2)[i], level) for i in (0, 1))
             ids = tuple(name for n in lengths for name, _ in drops[int(n)])
-            laws.append(LengthLaw(schedule, group, a, b, lengths, mean, ids))
+            totals = np.array(
+                [np.mean([members.run(name).steps for name, _ in drops[int(n)]]) for n in lengths]
+            )
+            laws.append(LengthLaw(schedule, group, a, b, lengths, mean, ids, _go_together(lengths, totals)))
     return tuple(laws)
+
+
+def _go_together(warmdown: Floats, steps: Floats) -> bool:
+    """Whether ln(warmdown steps) is all but a function of ln(steps) over the runs."""
+    if np.ptp(steps) < 0.05 * steps.max():
+        return False
+    return bool(np.corrcoef(np.log(warmdown), np.log(steps))[0, 1] > CONFOUNDED)
 
 
 def _end_value(run: Run, metric: str) -> float | None:

@@ -9,13 +9,14 @@ import numpy as np
 
 from analysis.forecast.cost import Cost, cost_of
 from analysis.forecast.predict import Prediction, planned_run
-from analysis.forecast.surface import BestRatio, Forecast, finals
+from analysis.forecast.surface import BestRatio, Forecast
 from analysis.runs.table import Table
 from analysis.runs.units import unit
 
 _BUDGETS = (0.5, 1.0, 2.0)  # times the cost of the longest run
 _CANDIDATE_LENGTHS = (1.0, 1.5, 2.0)
 _CANDIDATE_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+_NEAR = 0.05  # ratios within it were run
 _LONG_RATIO = 0.5  # a sweep without a warmdown this long says little about other ratios (public 124M grid)
 
 
@@ -101,6 +102,10 @@ def _ratio_sentence(found: Forecast, longest: int) -> str:
     if best.at_edge:
         word = "longest" if best.ratio == found.tried[-1] else "shortest"
         text += f" It is the {word} that was run, so that the true optimum may lie beyond it."
+    near = [run for run in found.ensemble.measured.runs if abs(run.warmdown_ratio - best.ratio) < _NEAR]
+    if len(near) == 1:
+        text += f" It rests on one run ({near[0].run_id})"
+        text += ", also the longest: ratio and length are confounded." if near[0].steps == longest else "."
     return text
 
 
@@ -138,7 +143,7 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
         if ratio >= least and (round(factor * longest), round(ratio, 1)) not in made
     ]
     wanted = planned_run(table, target.steps, round(target.steps * target.ratio), None)
-    laws = finals(ensemble, [*plans, wanted])
+    laws = ensemble.finals([*plans, wanted]).laws
     scores = {name: score for name, score in ensemble.scores.items() if np.isfinite(score)}
     credible = [name for name in laws if scores.get(name, np.inf) <= 3 * min(scores.values(), default=0.0)]
     if len(credible) < 2:
@@ -164,11 +169,9 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
 def _next_sentence(best: Candidate, found: Forecast, cost: Cost | None, target: BestRatio) -> str:
     price = f" ({cost.text(best.new_steps * cost.per_step + cost.fixed)})" if cost else ""
     text = (
-        f"Most telling next run for its cost: {best.steps:,} steps with {best.warmdown_steps:,} of "
-        f"warmdown. It settles "
-        f"{100 * best.settles:.0f} % of what the laws disagree about {target.steps:,} steps, for "
-        f"{best.new_steps:,} new "
-        f"steps from the longest trunk{price}."
+        f"By the laws' own disagreement {best.steps:,} steps with {best.warmdown_steps:,} of warmdown would "
+        f"tell most for its cost about {target.steps:,} steps: {best.new_steps:,} new steps from the longest "
+        f"trunk{price}. A guide, not a measured gain: doubts that all laws share are not in it."
     )
     if not _has_long_warmdown(found.ensemble.measured):
         text += (

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.forecast.ensemble import Ensemble, Fitted, build, evaluate, fit_laws
-from analysis.forecast.folds import last_known
+from analysis.forecast.centre import Ensemble
+from analysis.forecast.ensemble import build
+from analysis.forecast.experience import EXPERIENCE, Experience
+from analysis.forecast.members import Fitted, evaluate, fit_laws
 from analysis.forecast.predict import Prediction, check_level, one_group, predict_run
+from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Floats, Ints, Run, Table, default_metric
 
@@ -40,7 +43,9 @@ def backtest(table: Table, *, split: str, metric: str | None = None, level: floa
     return {"metric": metric, "split": split, "level": level, **score(train, test, metric, level)}
 
 
-def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[str, Any]:
+def score(
+    train: Table, test: Table, metric: str, level: float = 0.9, experience: Experience = EXPERIENCE
+) -> dict[str, Any]:
     """What `backtest` gives, for two tables. Only `train` reaches the fits.
 
     A test run is predicted from the training runs that agree with it in every axis both tables have; one
@@ -60,7 +65,7 @@ def score(train: Table, test: Table, metric: str, level: float = 0.9) -> dict[st
             unscored.append(f"no training run has {told}: {len(members.runs)} test runs are not scored")
             continue
         training = one_group(train, like)
-        ensemble = build(training, metric)
+        ensemble = build(training, metric, experience)
         baselines = fit_laws(training, metric, baselines=True)
         for run in members.runs:
             predictions[run.run_id], scores[run.run_id] = _score_run(ensemble, baselines, run, level)

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from analysis.laws.design import lr_blocks
+from analysis.laws.plans import by_plan, last_known, lengths
 from analysis.runs.table import Run, Table, Trajectory
 
 LENGTH_FOLDS = (
@@ -15,16 +17,6 @@ LENGTH_FOLDS = (
 RATIO_FOLDS = 4
 REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
 NEAR_DEFICIT = 0.25  # schedules closer than this in `deficit` count as one that was run
-RATIO_STEP = 0.05  # warmdown ratios closer than this are one
-
-
-def last_known(run: Run, metric: str) -> tuple[int, float, bool] | None:
-    """(step, value, is it the run's final value) of the last measurement."""
-    final = run.final(metric)
-    if final is not None:
-        return run.steps, final, True
-    curve = run.curve(metric)
-    return None if curve is None else (int(curve[0][-1]), float(curve[2][-1]), False)
 
 
 @dataclass(frozen=True)
@@ -41,22 +33,24 @@ def folds(table: Table, metric: str) -> list[Fold]:
     """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule
     out.
     """
-    targets = [run for run in table.runs if last_known(run, metric) is not None]
-    lengths = sorted({run.steps for run in targets})
+    targets = table.where(lambda run: last_known(run, metric) is not None)
+    length = lengths(targets.runs)
     result = []
-    for known, wanted in list(pairwise(lengths))[::-1][:LENGTH_FOLDS]:
-        held = tuple(run for run in targets if run.steps == wanted and not _is_bare_trunk(run, table, metric))
+    for known, wanted in list(pairwise(sorted(set(length.values()))))[::-1][:LENGTH_FOLDS]:
+        held = tuple(
+            run for run in targets.runs if length[run.steps] == wanted and not _is_bare_trunk(run, table)
+        )
         shorter = replace(
             table, runs=tuple(cut for run in table.runs if (cut := cut_to(run, known)) is not None)
         )
         if held and shorter.runs:
             result.append(Fold("length", shorter, held, float(np.log(wanted / known))))
     kinds: dict[tuple[str, int], list[Run]] = {}
-    for run in targets:
-        kinds.setdefault((run.schedule, round(run.warmdown_ratio / RATIO_STEP)), []).append(run)
+    for (_, ratio, schedule, _), runs in by_plan(targets).items():
+        kinds.setdefault((schedule, ratio), []).extend(runs)
     if len(kinds) > 1:
         for kind in sorted(kinds, key=lambda kind: -len(kinds[kind]))[:RATIO_FOLDS]:
-            out = [run for run in kinds[kind] if not _is_bare_trunk(run, table, metric)]
+            out = [run for run in kinds[kind] if not _is_bare_trunk(run, table)]
             rest = table.where(lambda run, out=out: run not in out)  # type: ignore[misc]
             if out and rest.runs:
                 apart = [deficit_distance(rest, run) for run in out]
@@ -68,18 +62,16 @@ def replicate_sd(table: Table, metric: str) -> float:
     """Relative SD between runs of one plan on different trunks, drawn to `REPLICATE_SD` where there are
     few.
     """
-    plans: dict[tuple[object, ...], dict[str, list[float]]] = {}
-    for run in table.runs:
-        if (final := run.final(metric)) is not None:
-            plan = (run.steps, run.peak_steps, run.schedule, run.final_lr_fraction)
-            plans.setdefault(plan, {}).setdefault(f"{run.seed}/{run.trunk}", []).append(np.log(final))
     squares, freedom = REPLICATE_SD**2, 1
-    for trunks in plans.values():
-        means = np.array(
-            [np.mean(finals) for finals in trunks.values()]
-        )  # branches of a trunk share its noise
-        squares += float(np.sum((means - means.mean()) ** 2))
-        freedom += len(means) - 1
+    for runs in by_plan(table).values():
+        trunks: dict[str, list[float]] = {}
+        for run in runs:
+            if (final := run.final(metric)) is not None:  # branches of a trunk share its noise
+                trunks.setdefault(f"{run.seed}/{run.trunk or run.run_id}", []).append(np.log(final))
+        means = np.array([np.mean(finals) for finals in trunks.values()])
+        if len(means) > 1:
+            squares += float(np.sum((means - means.mean()) ** 2))
+            freedom += len(means) - 1
     return float(np.sqrt(squares / freedom))
 
 
@@ -87,7 +79,10 @@ def deficit(run: Run) -> float:
     """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is
     finite).
     """
-    return float(np.log(1.0 - run.lr[run.warmup_steps :].mean() + 0.02))
+    start, rate = lr_blocks(run)
+    width = np.diff(np.append(start, run.steps))
+    after = start >= run.warmup_steps
+    return float(np.log(1.0 - (rate * width)[after].sum() / max(width[after].sum(), 1) + 0.02))
 
 
 def deficit_distance(table: Table, target: Run) -> float:
@@ -95,7 +90,7 @@ def deficit_distance(table: Table, target: Run) -> float:
     return min(abs(deficit(target) - deficit(run)) for run in table.runs)
 
 
-def _is_bare_trunk(run: Run, table: Table, metric: str) -> bool:
+def _is_bare_trunk(run: Run, table: Table) -> bool:
     """A constant run beside branches that anneal: it tells of the trunk, and has no final to predict."""
     return run.is_constant and any(not other.is_constant for other in table.runs)
 

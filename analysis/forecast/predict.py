@@ -1,9 +1,10 @@
-"""What a run not yet made would give: an ensemble's centre and an interval calibrated by its own backtests.
+"""What a run not yet made would give: an ensemble's centre and an interval that backtests calibrate.
 
-Rule: centre +- z sqrt(sigma_b^2 s^2 + spread of the laws^2 + seed^2), where sigma_b is the RMS error of the
-centre on runs held out of the training rows (longer ones, other warmdowns) and s >= 1 how much farther the
-prediction reaches than those trials did. On unseen finals of public curves residual bootstraps cover 17-39
-% for nominal 90 %.
+Rule: centre +- z sqrt(c^2 (unknown^2 + spread of the laws^2) + seed^2). The unknown is the posterior
+standard deviation of what laws leave over at runs' ends (kriging.py); it grows with ln of the reach and with
+the distance of warmdown ratios. c is what standardized errors on held-out runs were: other studies' at
+first, the table's own as they come.
+On unseen finals of public curves residual bootstraps cover 17-39 % for nominal 90 %.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from analysis.forecast.ensemble import Ensemble, build
-from analysis.forecast.folds import NEAR_DEFICIT, deficit_distance
+from analysis.forecast.centre import Ensemble
+from analysis.forecast.ensemble import build
+from analysis.laws.plans import mean_final, same_plan
 from analysis.runs.errors import AnalysisError
 from analysis.runs.schedule import SHAPES
 from analysis.runs.strictjson import plain
-from analysis.runs.table import Floats, Run, Table
+from analysis.runs.table import MAX_STEPS, Run, Table
 
+FARTHEST = 10.0  # times the longest run: beyond, errors of other studies (4 times at most) say nothing
 BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
 
 
@@ -72,6 +75,8 @@ def predict(
     """
     if not 0 <= warmdown <= steps or steps < 1:
         raise AnalysisError(f"warmdown {warmdown} of {steps} steps is impossible: it must be within 0..steps")
+    if steps > MAX_STEPS:
+        raise AnalysisError(f"steps is {steps:,}; a run has {MAX_STEPS:,} at most")
     check_level(level)
     if not any(run.final(metric) is not None or run.curve(metric) is not None for run in table.runs):
         raise AnalysisError(f"{table.source}: no run has '{metric}'; known: {', '.join(table.metrics())}")
@@ -139,23 +144,32 @@ def planned_run(table: Table, steps: int, warmdown: int, schedule: str | None) -
 
 def predict_run(ensemble: Ensemble, target: Run, level: float, at: int | None = None) -> Prediction:
     """The value of a run at its end (or at step `at` of its trajectory), with its interval."""
-    step = np.array([target.steps if at is None else at])
-    laws = ensemble.laws(target, step, final=at is None)
-    value = float(ensemble.centre(laws)[0])
-    sd, reason = _standard_error(ensemble, target, laws)
-    z = float(norm.ppf((1 + level) / 2))
-    half = None if sd is None else z * sd * value
+    found = ensemble.finals([target])
+    if at is None:
+        laws = {name: float(values[0]) for name, values in found.laws.items()}
+        value = float(found.centre[0])
+    else:
+        curves = ensemble.laws(target, np.array([at]), final=False)
+        laws = {name: float(values[0]) for name, values in curves.items()}
+        value = float(ensemble.centre(curves)[0])
+    replicates = [run for run in ensemble.measured.runs if same_plan(run, target)]
+    made = mean_final(replicates, ensemble.metric) if at is None else None
+    reason = _no_interval(ensemble.measured, target)
+    sd = float(ensemble.standard_error(found)[0])
+    if made is not None:  # the plan was run: its replicates say more than any law
+        value, sd, reason = made[0], ensemble.replicate_sd * float(np.sqrt(1 + 1 / made[1])), None
+    half = float(norm.ppf((1 + level) / 2)) * sd * value
     return Prediction(
         metric=ensemble.metric,
         steps=target.steps,
         warmdown=target.warmdown_steps,
         schedule=target.schedule,
         value=value,
-        low=None if half is None else value - half,
-        high=None if half is None else value + half,
+        low=None if reason else value - half,
+        high=None if reason else value + half,
         level=level,
         reason=reason,
-        laws={name: float(values[0]) for name, values in laws.items()},
+        laws=laws,
         weights=ensemble.weights,
         scores=ensemble.scores,
         extrapolation=_extrapolation(ensemble.measured, target),
@@ -163,29 +177,17 @@ def predict_run(ensemble: Ensemble, target: Run, level: float, at: int | None = 
     )
 
 
-def _standard_error(
-    ensemble: Ensemble, target: Run, laws: dict[str, Floats]
-) -> tuple[float | None, str | None]:
-    """(relative standard error, None), or (None, why there is none)."""
-    if len({run.steps for run in ensemble.measured.runs if not run.is_constant}) < 2:
+def _no_interval(measured: Table, target: Run) -> str | None:
+    """Why nothing tells how wide an interval would have to be; None where something does."""
+    longest = max(run.steps for run in measured.runs)
+    if target.steps > FARTHEST * longest:
         return (
-            None,
-            "fewer than two run lengths with a warmdown: nothing tells how well a longer run is predicted",
+            f"{target.steps / longest:.0f} times the longest run: no study tells how well so far a run is "
+            f"predicted ({FARTHEST:g} times at most)"
         )
-    if len(ensemble.length_errors) == 0:
-        return None, "no shorter runs from which a longer one could be predicted as a trial"
-    reach = float(np.log(target.steps / max(run.steps for run in ensemble.measured.runs)))
-    apart = deficit_distance(ensemble.measured, target)
-    variance = ensemble.mean_square("length") * max(1.0, reach / ensemble.length_stretch) ** 2
-    if apart > NEAR_DEFICIT:
-        if len(ensemble.ratio_errors) == 0:
-            return None, "one kind of warmdown was run: nothing tells how well another is predicted"
-        # The two are trials of the same laws: the larger stands for both. Errors grow with the distance
-        # between schedules as its root on public grids, and with ln steps in proportion.
-        other = ensemble.mean_square("ratio") * max(1.0, apart / ensemble.ratio_stretch)
-        variance = max(variance, other)
-    relative_spread = float(ensemble.spread(laws)[0] / ensemble.centre(laws)[0])
-    return float(np.sqrt(variance + relative_spread**2 + ensemble.replicate_sd**2)), None
+    if all(run.is_constant for run in measured.runs) and not target.is_constant:
+        return "no run with a warmdown was measured: nothing tells how well one is predicted"
+    return None
 
 
 def _extrapolation(table: Table, target: Run) -> dict[str, object]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.forecast.ensemble import Ensemble, build
-from analysis.forecast.folds import NEAR_DEFICIT, deficit_distance, last_known
+from analysis.forecast.centre import Ensemble
+from analysis.forecast.ensemble import build
 from analysis.forecast.predict import Prediction, one_group, planned_run, predict_run
-from analysis.laws.design import Design
+from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
-from analysis.runs.table import Run, Table
+from analysis.runs.table import Table
 
 Floats = NDArray[np.float64]
 
@@ -120,22 +120,10 @@ def evaluate(ensemble: Ensemble, steps: Floats, ratios: Floats) -> Surface:
         for n in steps
         for ratio in ratios
     ]
-    laws = finals(ensemble, plans)
+    found = ensemble.finals(plans)
     shape = (len(steps), len(ratios))
-    shaped = {name: values.reshape(shape) for name, values in laws.items()}
-    value = ensemble.centre(laws)
-    # As for single plans: laws of steps alone do not speak for schedules unlike those that were run.
-    heeded = {name: v for name, v in laws.items() if not ensemble.fits[name].law.of_steps_alone}
-    unlike = np.array([deficit_distance(ensemble.measured, plan) > NEAR_DEFICIT for plan in plans])
-    if heeded:
-        value = np.where(unlike, ensemble.centre(heeded), value)
-    return Surface(steps, ratios, value.reshape(shape), shaped)
-
-
-def finals(ensemble: Ensemble, plans: list[Run]) -> dict[str, Floats]:
-    """Each law's final values of planned runs, [plans]."""
-    design = Design([(plan, np.array([plan.steps])) for plan in plans])
-    return {name: fitted.predict(design) + fitted.offset for name, fitted in ensemble.fits.items()}
+    shaped = {name: values.reshape(shape) for name, values in found.corrected.items()}
+    return Surface(steps, ratios, found.centre.reshape(shape), shaped)
 
 
 def _best_ratio(ensemble: Ensemble, steps: int, ratios: Floats, noise: float) -> BestRatio:

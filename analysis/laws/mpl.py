@@ -32,5 +32,4 @@ LAW = Law(
 KAPPA_LAW = Law(
     "kappa-mpl", (ALPHA, KAPPA, TAU, BETA, GAMMA), ("L0", "A", "B"), kappa_terms,
     source="Luo et al. 2025, with progress counted in r^kappa",
-    baseline=True,
 )  # fmt: skip

@@ -21,7 +21,14 @@ _FACTS = {
     "seed": ("seed",),
     "batch_tokens": ("train_batch_tokens", "batch_tokens", "tokens_per_step", "batch"),
     "iterations": ("iterations", "num_iterations", "max_steps", "total_steps", "train_steps"),
-    "cap_seconds": ("max_wallclock_seconds", "max_wallclock", "wallclock_seconds", "wall"),
+    "cap_seconds": (
+        "max_wallclock_seconds",
+        "max_wallclock",
+        "wallclock_seconds",
+        "max_training_seconds",
+        "max_train_seconds",
+        "wall",
+    ),
     "effective_seconds": ("effective",),
     "warmdown_fraction": (
         "warmdown_frac",
@@ -32,7 +39,15 @@ _FACTS = {
     ),
     "warmdown_iters": ("warmdown_iters", "warmdown_steps", "cooldown_iters", "cooldown_steps"),
     "warmdown": ("warmdown", "cooldown"),
-    "lr_floor": ("min_lr", "min_lr_frac", "min_lr_scale", "min_lr_ratio", "lr_floor", "lr_min_frac"),
+    "lr_floor": (
+        "min_lr",
+        "min_lr_frac",
+        "min_lr_scale",
+        "min_lr_ratio",
+        "lr_floor",
+        "lr_min_frac",
+        "warmdown_lr_floor",
+    ),
     "lr_final": ("final_lr_frac", "final_lr_fraction"),
     "bits": ("matrix_bits",),
 }
@@ -107,7 +122,9 @@ _TTT = re.compile(
 _NO_EMA = re.compile(r"ema\W*skip|skip\w*.{0,20}\bema\b|(?:swa|lawa)\W*applying", re.IGNORECASE)
 _EMA = re.compile(r"ema\W*applying", re.IGNORECASE)
 _MIXED = re.compile(r"(?<![a-z])n-?gram|(?<![a-z])(?:ppm|mixer|backoff)(?![a-z])", re.IGNORECASE)
-_SCALE = re.compile(rf"qat\w*\W.*\bstep\s*[:=]\s*(\d+).*?\bscale\s*[:=]\s*({NUMBER})", re.IGNORECASE)
+_SCALE = re.compile(
+    rf"(?:qat|ema|swa)\w*\W.*\bstep\s*[:=]\s*(\d+).*?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})", re.IGNORECASE
+)
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
 )
@@ -157,10 +174,10 @@ def events(line: Line) -> Iterator[Event]:
 
 def _fact(line: Line, match: re.Match[str]) -> Iterator[Fact]:
     name, value = _CANONICAL[match[1].lower()], number(match[2])
-    if not isfinite(value):
+    if not isfinite(value) or value < 0:  # -1 is how scripts say that a setting is not used
         return
     if name in ("cap_seconds", "effective_seconds"):
-        if match[3] is None and "wallclock" not in match[1].lower():
+        if match[3] is None and not re.search(r"wallclock|seconds", match[1], re.IGNORECASE):
             return
         value *= _SECONDS.get(match[3] or "s", 1.0)
     elif match[3]:

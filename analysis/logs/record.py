@@ -128,14 +128,17 @@ def _end(run: Training) -> _End:
     if broken := [event for event in run.broken if event.step > 0]:
         note = f"diverged: a loss is not finite at step {broken[0].step:,} (line {broken[0].line})"
         return _End(steps, planned, DIVERGED, "", seconds, (note,))
+    cap, spent = (
+        run.facts.get("cap_seconds"),
+        seconds.get(steps, run.points.get(steps, {}).get("seconds", 0.0)),
+    )
+    capped = isinstance(cap, float) and spent >= 0.97 * cap > 0
     if stop is not None:
-        by = "wallclock" if "wall" in stop.text or "time" in stop.text else "early stop"
+        by = "wallclock" if capped or "wall" in stop.text or "time" in stop.text else "early stop"
         return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
     if planned is not None and steps >= planned:
         return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
-    cap, spent = run.facts.get("cap_seconds"), run.points[steps].get("seconds")
-    capped = isinstance(cap, float) and spent is not None and spent >= 0.97 * cap > 0
-    exact = bool(run.points[steps].keys() & {"val_bpb", "val_loss"})
+    exact = bool(run.points.get(steps, {}).keys() & {"val_bpb", "val_loss"})
     if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):
         note = "" if exact else f"{steps:,} is the last step logged; it may have made some more"
         return _End(steps, planned, DONE, "wallclock" if capped else "", seconds, (note,))

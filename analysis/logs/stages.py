@@ -21,8 +21,8 @@ _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
     "loaded", "legal", "zstd", "zlib", "lzma", "brotli", "xz", "gz", "gzip", "bz", "ans", "rans", "arithcode",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
-    "sgd", "causal", "chunked", "online", "prequantization", "quantization", "weights", "applied", "stride",
-    "s", "v", "",
+    "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
+    "stride", "s", "v", "",
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
@@ -31,6 +31,7 @@ _CHUNKED = re.compile(
 )
 """Test-time training that scores a piece of the text before it trains on it."""
 _WIDTH = re.compile(r"int(\d)(?!\d)|(?<!\d)(\d)[-_ ]?bit")
+TERNARY, MIXED = 1.58, 0.0
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
@@ -65,7 +66,7 @@ class _Filed:
 class _State:
     """What the lines so far say of the weights that are being measured, and how."""
 
-    bits: float | None = None  # of the quantizer
+    bits: float | None = None  # of the quantizer; MIXED of one that uses several widths
     quantized: bool = False
     sliding: bool = False  # announced for the figure that comes
     mode: str | None = None  # the same, in the words of older scripts
@@ -151,7 +152,14 @@ def _joined(label: str) -> str:
 
 def _widths(text: str) -> set[float]:
     """Bits of weights that a text names."""
-    return {float(a or b) for a, b in _WIDTH.findall(text)}
+    named = {float(a or b) for a, b in _WIDTH.findall(text)}
+    if "ternary" in text:
+        named.add(TERNARY)
+    return named or ({MIXED} if "mixed" in text else named)
+
+
+def _format(bits: float) -> str:
+    return {TERNARY: "ternary weights", MIXED: "mixed widths"}.get(bits, f"int{bits:g}")
 
 
 def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
@@ -165,7 +173,7 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         word.rstrip("0123456789") for word in re.findall(r"[a-z0-9]+", _WIDTH.sub("int", _joined(label)))
     }
     ttt = {word for word in words if "ttt" in word}
-    if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"}:
+    if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"} or (ttt and "mixed" in words):
         return _Filed(figure, None, f"'{figure.label}' is none of the job's stages")
     if ttt:
         return _test_time(figure, state, bits)
@@ -176,7 +184,7 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
     if "prequantization" in words or not quantized:
         return _unquantized(figure, state, words)
     if (width := _width(bits, state)) != 6.0:
-        return _Filed(figure, None, f"'{figure.label}' is of int{width:g}, not int6")
+        return _Filed(figure, None, f"'{figure.label}' is of {_format(width)}, not int6")
     if (mixed := state.mixed) is not None:
         return _Filed(figure, None, f"measured with more than the model (line {mixed.line}: {mixed.text})")
     if sliding:
@@ -228,7 +236,7 @@ def _test_time(figure: Figure, state: _State, bits: set[float]) -> _Filed:
     if not state.quantized and not bits:
         return _Filed(figure, None, f"'{figure.label}' is of weights that were not quantized yet")
     if (width := _width(bits, state)) != 6.0:
-        return _Filed(figure, None, f"'{figure.label}' is of int{width:g}, not int6")
+        return _Filed(figure, None, f"'{figure.label}' is of {_format(width)}, not int6")
     return _Filed(figure, "ttt_bpb")
 
 
@@ -261,7 +269,7 @@ def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> 
     held = [one.figure for one in earlier if one.column == column and isfinite(one.figure.bpb)]
     if not held:
         if "int6" in figure.label and state.bits not in (None, 6.0):
-            found.notes.append(f"{column} is called int6; by the log most weights are int{state.bits:g}")
+            found.notes.append(f"{column} is called int6; by the log most weights are {_format(state.bits)}")
         if state.mixed is not None:
             found.notes.append(
                 f"{column} is of more than the model (line {state.mixed.line}: {state.mixed.text})"

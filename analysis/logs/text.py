@@ -7,8 +7,8 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from analysis.runs.errors import AnalysisError
 
@@ -20,17 +20,22 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _BINARY = 0.05  # more control characters than that are no text
 _PREFIX = re.compile(
     r"""\s*(?:
-      \[?\d{4}-\d\d-\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?   # a date and time
-    | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]?                                                 # a time
-    | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                             # glog
-    | \[?(?:rank|default|worker|gpu)\ ?(?P<rank>\d{1,4})\]?:?                            # [rank0]:
+      \[?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?  # a date and time
+    | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
+    | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d\ [\w.-]+\ [\w.-]+(?:\[\d+\])?:   # syslog
+    | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
+    | [\[(]?(?i:rank|default|worker|gpu)[\ _:=-]?(?P<rank>\d{1,4})(?:[\])]:?|:|\ +\|)   # [rank0]:
     | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
-    | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                                # (Worker pid=1234)
-    | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                        # a level
+    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?:<std(?:out|err)>)?:?   # [1,0] of mpirun
+    | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
+    | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
+    | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
     )""",
     re.VERBOSE,
 )
-_PREFIXED = re.compile(r"\s*[\[\(\dIWEFD-]")
+_PREFIXED = re.compile(
+    r"\s*(?:[\[(\d]|[IWEF]\d|[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR|(?i:rank|default|worker|gpu)\W?\d)"
+)
 _CODE = re.compile(
     r"(?:import \w|from [\w.]+ import |class \w+.*:|def \w+\(|#!|[rb]?(?:\"\"\"|''')|@\w)"
     r"|\s+(?:return\b|(?:if|for|while|with|elif|except)\b.*:\s*$|(?:else|try):\s*$)"
@@ -42,8 +47,7 @@ _STARTED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a log: its number in the file, from 1, and its text without prefixes."""
 
     number: int
@@ -115,7 +119,7 @@ def _decoded(content: bytes, path: Path) -> str:
 
 def _clean(text: str) -> Iterator[Line]:
     for number, whole in enumerate(text.split("\n"), start=1):
-        for part in whole.split("\r"):
+        for part in whole.split("\r") if "\r" in whole else (whole,):
             stripped = _unprefixed(part)
             if stripped:
                 yield Line(number, stripped)
@@ -130,7 +134,7 @@ def _unprefixed(text: str) -> str:
         return text.rstrip()
     rest = text
     while match := _PREFIX.match(rest):
-        if int(match["rank"] or match["task"] or 0) > 0:
+        if int(match["rank"] or match["task"] or match["peer"] or 0) > 0:
             return ""
         rest = rest[match.end() :].lstrip(" \t-|:")
     return rest.rstrip()
@@ -146,7 +150,7 @@ def without_source(lines: list[Line]) -> list[Line]:
     while (span := _source(lines, at)) is not None:
         start, end = span
         kept += lines[at:start]
-        kept += [replace(line, source=True) for line in lines[start:end] if "warmdown" in line.text.lower()]
+        kept += [line._replace(source=True) for line in lines[start:end] if "warmdown" in line.text.lower()]
         at = end
     return kept + lines[at:]
 

@@ -158,6 +158,10 @@ def _fitted(
     while low < high:  # the last step of the constant phase, from which the rule is no more than 1
         middle = (low + high) // 2
         low, high = (low, middle) if multiplier(middle) <= 1 + 1e-9 else (middle + 1, high)
+    falling = [multiplier(low + 1 + (steps - low - 1) * i // 20) for i in range(21)] if low < steps else []
+    if any(later > min(falling[: i + 1]) + 0.02 for i, later in enumerate(falling)):
+        why = "by the log's times the rate rises before it falls, as early steps were slow"
+        return Warmdown(note=f"warmdown unknown: {why}")
     if low >= steps:
         return Warmdown(0, "constant", note="the run ended before its warmdown began")
     end = max(multiplier(steps), 0.0)
@@ -180,20 +184,23 @@ def _by_multiplier(
     """From multipliers that the log prints during the warmdown, if they agree on a straight line to 0."""
     printed = [(int(m.values["step"]), m.values["scale"]) for m in run.marks if m.kind == "multiplier"]
     printed += [(step, values["lr_scale"]) for step, values in run.points.items() if "lr_scale" in values]
+    floor = facts.get("lr_floor", 0.0)
+    peak = max((step for step, scale in printed if scale >= 0.98), default=0)
+    falling = [(s, x) for s, x in sorted(printed) if peak < s < steps and floor + 0.02 < x < 0.98]
     cap = None
     if stopped_by == "wallclock" and times is not None and times.coarse < 1:
         cap = times.at(steps)
     lengths = [
         ((steps if cap is None or times is None else cap / times.pace(step)) - step) / scale
-        for step, scale in printed
-        if 0.02 < scale < 0.98 and step < steps
+        for step, scale in falling
     ]
     if not lengths:
         return Warmdown(note=_unstated(run))
     length = sorted(lengths)[len(lengths) // 2]
     if max(lengths) > 1.1 * min(lengths) or length > steps:
         return Warmdown(note="warmdown unknown: the printed multipliers are not on a straight line to 0")
-    step, scale = next((s, x) for s, x in printed if 0.02 < x < 0.98 and s < steps)
+    step, scale = falling[0]
     note = f"warmdown worked out from the multiplier {scale:g} at step {step:,}, as linear to 0 at the end"
     rule, _ = _rule(None, length, float(steps), cap, times)
-    return replace(_fitted(rule, steps, facts.get("lr_floor", 0.0), 0.0, "linear"), note=note)
+    found = _fitted(rule, steps, floor, 0.0, "linear")
+    return replace(found, note=found.note or note)

@@ -14,6 +14,7 @@ from analysis.effects.slopes import Estimate
 from analysis.effects.soundness import CLEAR, noise_of
 from analysis.forecast.advise import interval
 from analysis.forecast.cost import Cost, cost_of
+from analysis.forecast.predict import Prediction
 from analysis.forecast.surface import BestRatio, Forecast
 from analysis.report.study import Study
 from analysis.runs.sweepfile import SweepFile
@@ -49,7 +50,12 @@ def headline(study: Study) -> str:
     if study.best is None:
         return f"Undetermined: no run has a final {axis(study.final_metric)}."
     best, _ = study.best
-    lengths = {run.steps for run in study.table.runs}
+    lengths, tried = {run.steps for run in study.table.runs}, ratios_run(study)
+    if len(lengths) == 1 and len(tried) == 1:
+        return (
+            f"Undetermined, how long and how much warmdown: all runs have {best.steps:,} steps and warm down "
+            f"for {tried[0]:.2f} of them."
+        )
     gain = gain_of_doubling(study)
     if study.longer_worse is not None:
         steps = study.longer_worse.best.steps
@@ -85,16 +91,20 @@ def _share(study: Study) -> str:
     span = f"{tried[0]:.2f} to {tried[-1]:.2f}"
     undetermined = f"how much warmdown is undetermined: {span} of the steps cannot be told apart"
     best = _best_at_longest(study)
-    if best is None:
-        clear = clearly_best_ratio(study)
-        if clear is None:
+    if best is None or not _narrows(best, tried) or _misfits(study):
+        if (measured := measured_ratios(study)) is None:
             return undetermined
-        return f"{clear[0]:.2f} of them as warmdown was best of {span}"
-    if not _narrows(best, tried) or _misfits(study):
-        return undetermined
-    end = ", the longest that was run" if best.at_edge and best.high >= tried[-1] - 0.005 else ""
-    end = ", the shortest that was run" if best.at_edge and best.low <= tried[0] + 0.005 else end
-    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{end}"
+        _, _, low, high, _ = measured
+        within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+        return f"{within} of them as warmdown{_open_end(low, high, tried)}"
+    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{_open_end(best.low, best.high, tried)}"
+
+
+def _open_end(low: float, high: float, tried: list[float]) -> str:
+    """What says that the ratios which were run end where the best ones do."""
+    if high >= tried[-1] - 0.005:
+        return ", and no longer one was run"
+    return ", and no shorter one was run" if low <= tried[0] + 0.005 else ""
 
 
 def ratios_run(study: Study) -> list[float]:
@@ -122,21 +132,36 @@ def _misfits(study: Study) -> bool:
     return any(text.startswith("The laws miss") for text in study.findings)
 
 
-def clearly_best_ratio(study: Study) -> tuple[float, Estimate] | None:
-    """At the length of the best run: the best ratio and its lead over the next, if that exceeds the noise."""
-    if study.best is None:
+def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | None:
+    """(steps, best ratio, from, to, noise) at the best run's length: the ratios that end within the noise of
+    the best one.
+
+    None where fewer than two were run there, where none ends clearly above, or where the trunk is unstable,
+    so that the noise is unknown.
+    """
+    if study.best is None or study.unstable:
         return None
     best, value = study.best
     finals: dict[float, list[float]] = {}
     for run in study.table.runs:
         known = run.final(study.final_metric)
-        if run.steps == best.steps and run.group == best.group and not run.is_constant and known is not None:
+        like = (run.steps, run.group, run.schedule) == (best.steps, best.group, best.schedule)
+        if like and not run.is_constant and known is not None:
             finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
-    if len(finals) < 2:
+    means = {ratio: float(np.mean(values)) for ratio, values in sorted(finals.items())}
+    if len(means) < 2:
         return None
-    means = sorted((float(np.mean(values)), ratio) for ratio, values in finals.items())
-    lead, half = means[1][0] - means[0][0], CLEAR * noise_of(study.table, study.final_metric, value)[0]
-    return (means[0][1], Estimate(lead, lead - half, lead + half)) if lead > half else None
+    noise = noise_of(study.table, study.final_metric, value)[0]
+    ratios, lowest = list(means), min(means, key=lambda ratio: means[ratio])
+    alike = [mean - means[lowest] <= CLEAR * noise for mean in means.values()]
+    first = last = ratios.index(lowest)
+    while first > 0 and alike[first - 1]:
+        first -= 1
+    while last + 1 < len(ratios) and alike[last + 1]:
+        last += 1
+    return (
+        None if last - first + 1 == len(ratios) else (best.steps, lowest, ratios[first], ratios[last], noise)
+    )
 
 
 def best_run(study: Study) -> str:
@@ -161,20 +186,19 @@ def warmdown_share(study: Study) -> str:
     best = _best_at_longest(study)
     if len(tried) < 2:
         return "" if not tried else f"Undetermined: every run warms down for {tried[0]:.2f} of its steps."
-    if best is None:
-        clear = clearly_best_ratio(study)
-        if clear is None or study.best is None:
-            return f"Undetermined: the runs do not tell {tried[0]:.2f} to {tried[-1]:.2f} apart."
+    if best is None or not _narrows(best, tried) or _misfits(study):
+        if (measured := measured_ratios(study)) is None:
+            return (
+                f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be "
+                "told apart."
+            )
+        steps, lowest, low, high, noise = measured
+        alike = "no other ratio" if low == high else f"{low:.2f} to {high:.2f}"
         return (
-            f"Measured at {study.best[0].steps:,} steps: {clear[0]:.2f} of the run, ahead of the next by "
-            f"{clear[1].text('.4f')} {unit(study.final_metric)}."
+            f"Measured at {steps:,} steps: {lowest:.2f} of the run was best, {alike} within the noise of two "
+            f"runs ({noise:.4f} {unit(study.final_metric)} each)."
         )
     where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
-    if not _narrows(best, tried):
-        return (
-            f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be told "
-            f"apart at {best.steps:,} steps."
-        )
     text = (
         f"At {best.steps:,} steps {best.ratio:.2f} of the run [{best.low:.2f}, {best.high:.2f}], "
         f"{best.prediction.schedule}{where}."
@@ -194,12 +218,23 @@ def _was_run(study: Study, best: BestRatio) -> bool:
     )
 
 
+def doubled(study: Study) -> Prediction | None:
+    """Twice the longest run: at the best ratio where the laws tell it, else at the best run's; None without a
+    forecast.
+    """
+    if study.forecast is None:
+        return None
+    ahead, best = study.forecast.best[-1], _best_at_longest(study)
+    told = best is not None and _narrows(best, ratios_run(study)) and not _misfits(study)
+    if told or study.best is None or study.best[0].is_constant:
+        return ahead.prediction
+    return study.forecast.at(ahead.steps, round(ahead.steps * study.best[0].warmdown_ratio))
+
+
 def gain_of_doubling(study: Study) -> Estimate | None:
     """How far below the best run twice the longest one is predicted to end; None without an interval."""
-    if study.forecast is None or study.best is None:
-        return None
-    ahead = study.forecast.best[-1].prediction
-    if ahead.low is None or ahead.high is None:
+    ahead = doubled(study)
+    if ahead is None or study.best is None or ahead.low is None or ahead.high is None:
         return None
     value = study.best[1]
     return Estimate(value - ahead.value, value - ahead.high, value - ahead.low)
@@ -207,31 +242,30 @@ def gain_of_doubling(study: Study) -> Estimate | None:
 
 def doubling(study: Study) -> str:
     """What twice the longest run is predicted to reach, against the best run."""
-    if study.forecast is None:
-        return f"Not predicted: {study.no_forecast}." if len({r.steps for r in study.table.runs}) else ""
-    ahead, gain = study.forecast.best[-1], gain_of_doubling(study)
-    warmdown = round(ahead.steps * ahead.ratio)
+    ahead, gain = doubled(study), gain_of_doubling(study)
+    if ahead is None:
+        return f"Not predicted: {study.no_forecast}."
     if gain is None:
-        return f"Undetermined: {ahead.prediction.reason}."
+        return f"Undetermined: {ahead.reason}."
     word = "better than" if gain.above(0) else "worse than" if gain.below(0) else "not clearly better than"
     amount = gain if gain.value >= 0 else Estimate(-gain.value, -gain.high, -gain.low)  # type: ignore[operator]
     return (
-        f"{ahead.steps:,} steps with {warmdown:,} of warmdown: {interval(ahead.prediction)}, "
-        f"{word} the best run (by {amount.text('.4f')})."
+        f"{ahead.steps:,} steps with {ahead.warmdown:,} of warmdown: {interval(ahead)}, {word} the best run "
+        f"(by {amount.text('.4f')})."
     )
 
 
 def price_of_doubling(study: Study, sweep: SweepFile) -> str:
     """Device time of twice the longest run, alone and from the longest trunk there is."""
-    if study.forecast is None:
+    ahead = doubled(study)
+    if study.forecast is None or ahead is None:
         return ""
     cost = cost_of(study.forecast.ensemble.table)
     if cost is None:
         return "Unknown: no run says how long it took."
-    ahead = study.forecast.best[-1]
     text = _priced(cost, cost.hours(ahead.steps), sweep)
     if study.table.folder is not None:  # a store keeps the trunk's states
-        new = _new_steps(study.table.runs, ahead.steps, round(ahead.steps * ahead.ratio))
+        new = _new_steps(study.table.runs, ahead.steps, ahead.warmdown)
         if new < ahead.steps:
             shared = _priced(cost, cost.fixed + cost.per_step * new, sweep)
             text += f" alone, {shared} from the trunk that is kept"

@@ -119,13 +119,18 @@ def view(table: ReportTable, best: str, short: Mapping[str, str], links: Mapping
 
 
 def short_ids(run_ids: Iterable[str]) -> dict[str, str]:
-    """Run ids without most of their fingerprint: as many digits as tell them apart, 4 at least."""
+    """Run ids without most of their fingerprint: as many digits as tell them apart, 4 at least; long ones
+    without their middle.
+    """
     ids = list(run_ids)
     for digits in (4, 6, 8):
         brief = {run_id: shortened(run_id, digits).removesuffix("…") for run_id in ids}
         if len(set(brief.values())) == len(set(ids)):
-            return brief
-    return {run_id: run_id for run_id in ids}
+            break
+    else:
+        brief = {run_id: run_id for run_id in ids}
+    cut = {run_id: f"{text[:24]}…{text[-12:]}" if len(text) > 48 else text for run_id, text in brief.items()}
+    return cut if len(set(cut.values())) == len(set(ids)) else brief
 
 
 def replace_ids(text: str, short: Mapping[str, str]) -> str:

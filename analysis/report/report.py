@@ -66,7 +66,7 @@ def _page(
     command: str,
     out: Path,
 ) -> Page:
-    name = sweep.name or Path(study.table.source).stem
+    name = sweep.name or _name(Path(study.table.source))
     best = study.best[0].run_id if study.best else ""
     short = short_ids(run.run_id for run in study.table.runs)
     artifacts = _artifacts(study, out)
@@ -92,6 +92,11 @@ def _page(
     )
 
 
+def _name(source: Path) -> str:
+    """Of a file called runs.csv its folder says more."""
+    return source.resolve().parent.name if source.stem in ("runs", "results") else source.stem
+
+
 def _sections(
     study: Study,
     sweep: SweepFile,
@@ -109,7 +114,10 @@ def _sections(
     def of(*names: str) -> tuple[TableView, ...]:
         return tuple(tables[name] for name in names if name in tables)
 
-    gaps = tuple(f"No figure “{title}”: {reason}." for title, reason in missing)
+    reasons: dict[str, list[str]] = {}
+    for title, reason in missing:
+        reasons.setdefault(reason, []).append(f"“{title}”")
+    gaps = tuple(f"No figure {', '.join(titles)}: {reason}." for reason, titles in reasons.items())
     return [
         Section("length", "How long, how much warmdown", figures=drawn("length"), tables=of("advice")),
         Section("next", "What to run next", steps=tuple(steps), details=_no_predictions(study)),

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.forecast.gaps import BASES, StageGap
-from analysis.forecast.observations import trajectory_rows
 from analysis.forecast.surface import Forecast
 from analysis.laws.fit import Fit
+from analysis.laws.observations import trajectory_rows
 
 
 def residuals(forecast: Forecast) -> pd.DataFrame | None:
@@ -26,7 +26,7 @@ def residuals(forecast: Forecast) -> pd.DataFrame | None:
     rate = np.zeros(len(data.value))
     for index, run in enumerate(runs):
         mine = of_row == index
-        rate[mine] = np.append(run.lr, run.lr[-1:])[data.design.step[mine].astype(int)]
+        rate[mine] = run.rate(data.design.step[mine])
     return pd.DataFrame(
         {
             "run_id": [runs[i].run_id for i in of_row],

@@ -14,8 +14,8 @@ from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import Warmdown
 from analysis.effects.warmdown import analyse as analyse_warmdowns
 from analysis.forecast.advise import Advice, advise
-from analysis.forecast.folds import last_known
 from analysis.forecast.surface import Forecast, forecast
+from analysis.laws.plans import last_known
 from analysis.report.residuals import fitted_metric, residuals, rms
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Run, Table, default_metric
@@ -42,6 +42,7 @@ class Study:
     no_forecast: str  # why there is none
     advice: Advice | None
     longer_worse: LongerWorse | None = None
+    unstable: str = ""  # a sentence on the trunk
     findings: tuple[str, ...] = ()
     residuals: pd.DataFrame | None = None  # of the trajectory laws, on the rows they were fitted to
 
@@ -64,7 +65,8 @@ def study(table: Table) -> Study:
     found, reason = _forecast(table, wanted, relative_noise(table, metric), worse)
     warmdown = analyse_warmdowns(table, metric)
     left_over = residuals(found) if found else None
-    findings = [worse.sentence(wanted) if worse else "", unstable_trunk(table, metric)]
+    unstable = unstable_trunk(table, metric)
+    findings = [worse.sentence(wanted) if worse else "", unstable]
     if found is not None and left_over is not None:
         findings.append(_misfit(found, left_over))
     return Study(
@@ -80,6 +82,7 @@ def study(table: Table) -> Study:
         no_forecast=reason,
         advice=advise(found) if found else None,
         longer_worse=worse,
+        unstable=unstable,
         findings=tuple(text for text in findings if text),
         residuals=left_over,
     )
@@ -120,7 +123,11 @@ def _misfit(found: Forecast, left_over: pd.DataFrame) -> str:
 
 
 def final_metric(table: Table, metric: str) -> str:
-    """The last stage known for most runs that any stage is known for; else the trajectories' metric."""
+    """The last stage known for most runs that any stage is known for; the trajectories' metric where that is
+    known for more than twice as many.
+    """
     counts = {stage: sum(stage in run.metrics for run in table.runs) for stage in STAGES}
     most = max(counts.values())
-    return next((stage for stage in reversed(STAGES) if counts[stage] == most), metric) if most else metric
+    if 2 * most < sum(run.final(metric) is not None for run in table.runs) or most == 0:
+        return metric
+    return next(stage for stage in reversed(STAGES) if counts[stage] == most)

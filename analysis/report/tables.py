@@ -276,7 +276,8 @@ def law_parameters(fitted: Fit | StageGap) -> dict[str, float]:
     found = {p.name: value for p, value in zip(fit.law.parameters, fit.theta.tolist(), strict=True)}
     found |= dict(zip(fit.law.linear, fit.coefficients.tolist(), strict=True))
     if isinstance(fitted, StageGap):
-        found |= {"gap": fitted.intercept, "gap per ln(steps / 1000)": fitted.slope}
+        for name, (intercept, slope) in fitted.gap.lines.items():
+            found |= {f"gap in {name}": intercept, f"gap per {name}": slope}
     return found
 
 

@@ -19,8 +19,8 @@ _MEANINGS = {
     ),
     "trunk": (
         "Trunk",
-        "The constant-rate part that several runs share: it is trained once, and all of its branches have its "
-        "noise in common.",
+        "The constant-rate part that several runs share: it is trained once, and its noise is common to "
+        "all of its branches.",
     ),
     "interval": (
         "90 % interval",

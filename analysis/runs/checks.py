@@ -13,6 +13,9 @@ from analysis.runs.table import Run, Table
 from analysis.runs.units import STAGES
 
 _APART = 1.35  # nats to BPB is a factor of about 1.7; runs of one study differ by far less at like steps
+_ONE_TEXT = 0.005  # relative: four digits of either loss
+_SILENT_ROWS = 3  # evaluations that were due
+_RISEN = 1.15  # of the least value: spikes fall again
 _LOSSES = tuple(dict.fromkeys((*STAGES, "final_loss", "train_loss_final", *CURVES)))
 _GRID = 64
 _WHY = "mixed units (nats and BPB), or a diverged run; correct or drop it"
@@ -35,6 +38,61 @@ def refuse_signs(table: Table) -> None:
                     f"{table.source}: {name} of run '{run.run_id}' is {value:g}; it must be positive, and "
                     "unknown cells empty"
                 )
+
+
+def refuse_two_texts(table: Table) -> None:
+    """Nats per token and bits per byte of one text are in one proportion, its bytes per token.
+
+    Raises:
+        AnalysisError: runs of one group disagree in it, so that they were evaluated on different texts.
+    """
+    for members in table.groups().values():
+        ratios = {run.run_id: ratio for run in members.runs if (ratio := _nats_per_bpb(run)) is not None}
+        if not ratios:
+            continue
+        high, low = max(ratios, key=lambda name: ratios[name]), min(ratios, key=lambda name: ratios[name])
+        if ratios[high] > (1 + _ONE_TEXT) * ratios[low]:
+            raise AnalysisError(
+                f"{table.source}: val_loss / val_bpb is {ratios[high]:.4f} in run '{high}' and "
+                f"{ratios[low]:.4f} in run '{low}': they were evaluated on different texts or tokenizers; "
+                "keep the runs of one, or tell them apart in a column data_fingerprint"
+            )
+
+
+def _nats_per_bpb(run: Run) -> float | None:
+    """Median of val_loss / val_bpb over a run's evaluations, else of its finals."""
+    if run.trajectory is not None and {"val_loss", "val_bpb"} <= set(run.trajectory.values):
+        ratio = run.trajectory.values["val_loss"] / run.trajectory.values["val_bpb"]
+        ratio = ratio[np.isfinite(ratio)]
+        if len(ratio):
+            return float(np.median(ratio))
+    known = [run.metrics.get(name) for name in ("val_loss", "val_bpb")]
+    return known[0] / known[1] if known[0] is not None and known[1] else None
+
+
+def diverged(run: Run) -> str | None:
+    """Why a run's curve is no training to its end; None where it is.
+
+    A loss that became infinite, stopped being a number while the log went on, or ends far above where it was.
+    """
+    for column in CURVES[:2]:
+        values = None if run.trajectory is None else run.trajectory.values.get(column)
+        if run.trajectory is None or values is None or not np.isfinite(values).any():
+            continue
+        step = run.trajectory.step
+        if np.isinf(values).any():
+            return f"{column} is infinite at step {step[np.isinf(values).argmax()]}"
+        known = np.flatnonzero(np.isfinite(values))
+        gaps = np.diff(step[known])
+        usual = float(np.median(gaps)) if len(gaps) else float(run.steps)
+        silent = step[-1] - step[known[-1]]
+        logged = len(step) - 1 - known[-1]
+        if run.final(column) is None and logged >= _SILENT_ROWS and silent > _SILENT_ROWS * usual:
+            return f"{column} has no value after step {step[known[-1]]} of {run.steps}, while the log goes on"
+        after = values[known][step[known] >= max(run.warmup_steps, 1)]
+        if len(after) > 2 and after[-1] > _RISEN * after.min() > 0:
+            return f"{column} ends at {after[-1]:.4g}, after {after.min():.4g} before"
+    return None
 
 
 def refuse_mixed_units(table: Table) -> None:

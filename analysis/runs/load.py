@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.runs import strictjson
-from analysis.runs.checks import refuse_mixed_units, refuse_signs
+from analysis.runs.checks import diverged, refuse_mixed_units, refuse_signs, refuse_two_texts
 from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
 from analysis.runs.rows import CURVES, METRICS, UnknownScheduleError, run_of
@@ -27,6 +27,8 @@ _BOOKKEEPING = {
 }  # fmt: skip
 
 _LEFT_OUT = ["pending", "failed", "diverged", "unfinished"]
+
+_SAME_MODEL = 1e-3  # relative difference in parameters
 
 
 def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
@@ -57,9 +59,11 @@ def load(path: str | Path, trajectories: str | Path | None = None, schedules: bo
     groups = {} if curves is None else {str(name): one for name, one in curves.groupby("run_id", sort=False)}
     runs = _runs(frame, groups, axes, str(source), notes, schedules)
     runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
+    runs = _without_diverged(_one_model(runs), str(source), notes)
     runs = _finals_from_trajectories(runs)
     table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
     refuse_signs(table)
+    refuse_two_texts(table)
     if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
         refuse_mixed_units(table)
     return table
@@ -166,6 +170,7 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
         raise AnalysisError(
             f"{source}: run {', '.join(map(repr, twice))} appears more than once; keep one row a run"
         )
+    counts = frame["status"].value_counts().to_dict() if "status" in frame else {}
     if "status" in frame:
         for status in _LEFT_OUT:
             dropped = frame["run_id"][frame["status"] == status]
@@ -173,6 +178,9 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
                 notes.append(f"{len(dropped)} runs left out as {status}: {', '.join(dropped)}")
         frame = frame[~frame["status"].isin(_LEFT_OUT)]
     if frame.empty:
+        ended = [f"{counts[status]} {status}" for status in ("failed", "diverged") if counts.get(status)]
+        if ended and not counts.get("pending"):
+            raise AnalysisError(f"{source}: nothing to report: {' and '.join(ended)}, no run finished")
         raise AnalysisError(f"{source}: no finished run yet; come back when one is done")
     return frame
 
@@ -191,6 +199,38 @@ def _check_trajectory_ids(
     without = [run_id for run_id in frame["run_id"] if run_id not in known]
     if without:
         notes.append(f"runs without a trajectory, used by their final values: {', '.join(without)}")
+
+
+def _one_model(runs: list[Run]) -> list[Run]:
+    """Runs whose parameter counts agree within .1 % get the same one: logs count a scalar more or less."""
+    counts = {float(str(v)): v for run in runs for axis, v in run.group if axis == "params"}
+    same: dict[float, object] = {}
+    near = 0.0
+    for count in sorted(counts):
+        if count > near * (1 + _SAME_MODEL):
+            near = count
+        same[count] = counts[near]
+    return [
+        replace(
+            run,
+            group=tuple((axis, same[float(str(v))] if axis == "params" else v) for axis, v in run.group),
+        )
+        for run in runs
+    ]
+
+
+def _without_diverged(runs: list[Run], source: str, notes: list[str]) -> list[Run]:
+    """The runs whose curves hold to their ends; others are noted.
+
+    Raises:
+        AnalysisError: none is left.
+    """
+    reasons = {run.run_id: reason for run in runs if (reason := diverged(run)) is not None}
+    notes += [f"run '{run_id}' left out as diverged: {reason}" for run_id, reason in reasons.items()]
+    kept = [run for run in runs if run.run_id not in reasons]
+    if not kept:
+        raise AnalysisError(f"{source}: every run has diverged; {notes[-1]}")
+    return kept
 
 
 def _finals_from_trajectories(runs: list[Run]) -> list[Run]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.runs.errors import AnalysisError
 from analysis.runs.schedule import SHAPES
-from analysis.runs.table import Run, Trajectory
+from analysis.runs.table import MAX_STEPS, Run, Trajectory
 
 METRICS = [
     "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "ema_sliding_bpb", "ema_ttt_bpb",
@@ -70,6 +70,8 @@ def run_of(
     steps, peak, down = (_whole(row, name, where) for name in ("steps", "peak_steps", "warmdown_steps"))
     if not steps:
         raise AnalysisError(f"{where}: steps is empty or 0")
+    if steps > MAX_STEPS:
+        raise AnalysisError(f"{where}: steps is {steps:,}; a run has {MAX_STEPS:,} at most")
     schedule = row.get("schedule")
     schedule = schedule if isinstance(schedule, str) else None
     logged_lr = curve is not None and "lr_scale" in curve.columns and bool(curve["lr_scale"].notna().any())
@@ -130,8 +132,7 @@ def run_of(
     )
     if trajectory is None or np.isfinite(trajectory.lr_scale).all():
         return run
-    lr = np.append(run.lr, run.lr[-1:] if fraction else 0.0)
-    return replace(run, trajectory=replace(trajectory, lr_scale=lr[np.minimum(trajectory.step, steps)]))
+    return replace(run, trajectory=replace(trajectory, lr_scale=run.rate(trajectory.step)))
 
 
 def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory:
@@ -147,6 +148,12 @@ def _trajectory(curve: pd.DataFrame, where: str, notes: list[str]) -> Trajectory
         rows = rows.assign(**{name: numeric})
     if rows["step"].isna().any() or (rows["step"] < 0).any():
         raise AnalysisError(f"{where}: a trajectory row has no step, or a negative one")
+    odd = rows["step"][(rows["step"] > MAX_STEPS) | (rows["step"] % 1 != 0)]
+    if len(odd):
+        raise AnalysisError(
+            f"{where}: a trajectory row has step {odd.iloc[0]:.10g}; steps are whole numbers, "
+            f"{MAX_STEPS:,} at most"
+        )
     if rows["step"].duplicated().any():
         step = int(rows["step"][rows["step"].duplicated()].iloc[0])
         raise AnalysisError(f"{where}: step {step} appears twice in its trajectory; keep one row a step")

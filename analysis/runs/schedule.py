@@ -57,37 +57,41 @@ SHAPES: dict[str, Callable[[Floats, float], Floats]] = {
 }
 
 
-def lr_curve(
+def rate_at(
+    step: NDArray[np.int64] | Floats,
     steps: int,
     peak_steps: int,
     schedule: str,
     final_lr_fraction: float = 0.0,
     warmup_steps: int = 0,
 ) -> Floats:
-    """Multiplier of the peak learning rate at the 0-based steps 0 .. steps-1, [steps].
+    """Multiplier of the peak learning rate at 0-based steps, [n]; `steps` itself is where the shape ends.
 
     Raises:
         AnalysisError: the shape is unknown.
     """
     if schedule not in SHAPES:
         raise AnalysisError(f"schedule '{schedule}' is unknown; known: {', '.join(SHAPES)}")
-    step = np.arange(steps, dtype=np.float64)
-    r = np.ones(steps)
-    if steps > peak_steps:
-        t = (step[peak_steps:] - peak_steps) / (steps - peak_steps)
-        r[peak_steps:] = SHAPES[schedule](t, final_lr_fraction)
-    if warmup_steps > 0:
-        r *= np.minimum(1.0, (step + 1) / warmup_steps)
-    return r
+    step = np.asarray(step, np.float64)
+    r = np.ones(len(step))
+    late = step >= peak_steps
+    if steps > peak_steps and late.any():
+        t = (step[late] - peak_steps) / (steps - peak_steps)
+        r[late] = SHAPES[schedule](t, final_lr_fraction)
+    return r * _warmup(step, warmup_steps)
 
 
-def observed_lr_curve(steps: int, at: NDArray[np.int64], lr_scale: Floats, warmup_steps: int = 0) -> Floats:
-    """The same from the multipliers logged at some steps, linearly between them, [steps].
+def observed_rate_at(
+    step: NDArray[np.int64] | Floats, at: NDArray[np.int64], lr_scale: Floats, warmup_steps: int = 0
+) -> Floats:
+    """The same from the multipliers logged at some steps, linearly between them, [n].
 
     Before the first logged step the rate is taken as that of the first one, after a linear warm-up.
     """
-    step = np.arange(steps, dtype=np.float64)
+    step = np.asarray(step, np.float64)
     r = np.interp(step, at, lr_scale)
-    if warmup_steps > 0:
-        r[: int(at[0])] *= np.minimum(1.0, (step[: int(at[0])] + 1) / warmup_steps)
-    return r
+    return np.where(step < at[0], r * _warmup(step, warmup_steps), r)
+
+
+def _warmup(step: Floats, warmup_steps: int) -> Floats:
+    return np.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else np.ones(len(step))

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.runs.errors import AnalysisError
-from analysis.runs.schedule import lr_curve, observed_lr_curve
+from analysis.runs.schedule import observed_rate_at, rate_at
+from analysis.runs.units import STAGES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+MAX_STEPS = 100_000_000
+"""Longer runs are a slip of the pen."""
 
 TRAJECTORY_OF = {
     "float_bpb": "val_bpb",
@@ -78,18 +81,21 @@ class Run:
         mine = dict(self.group)
         return all(mine.get(axis) == value for axis, value in axes.items())
 
-    @cached_property
-    def lr(self) -> Floats:
-        """Multiplier of the peak learning rate at steps 0 .. steps-1, [steps]."""
+    def rate(self, step: Ints | Floats) -> Floats:
+        """Multiplier of the peak learning rate at 0-based steps 0 .. steps, [n].
+
+        Raises:
+            AnalysisError: neither a schedule nor logged rates are known.
+        """
         if self.schedule == "observed":
             if self.trajectory is None:
                 raise AnalysisError(
                     f"run '{self.run_id}' has neither a schedule nor a trajectory with lr_scale"
                 )
-            return observed_lr_curve(
-                self.steps, self.trajectory.step, self.trajectory.lr_scale, self.warmup_steps
-            )
-        return lr_curve(self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps)
+            curve = self.trajectory
+            return observed_rate_at(step, curve.step, curve.lr_scale, self.warmup_steps)
+        plan = (self.steps, self.peak_steps, self.schedule, self.final_lr_fraction, self.warmup_steps)
+        return rate_at(step, *plan)
 
     def final(self, metric: str) -> float | None:
         """The final value of a metric or of a trajectory column, None where it is unknown.
@@ -154,22 +160,22 @@ class Table:
 
 
 def default_metric(table: Table) -> str:
-    """val_bpb where there is one, else val_loss: the quantity of the trajectories, else of the finals.
+    """val_bpb where there is one, else val_loss: the quantity of the trajectories, else of the finals, and
+    where there is neither the last stage of the job that is known.
 
     Raises:
-        AnalysisError: neither is known for any run.
+        AnalysisError: none of them is known for any run.
     """
     candidates = ("val_bpb", "val_loss")
     for metric in candidates:
         if any(run.curve(metric) is not None for run in table.runs):
             return metric
-    for metric in candidates:
+    for metric in (*candidates, *reversed(STAGES)):
         if any(run.final(metric) is not None for run in table.runs):
             return metric
-    raise AnalysisError(
-        f"{table.source}: neither val_bpb nor val_loss is known for any run (columns: "
-        f"{', '.join(table.metrics())})"
-    )
+    wanted = ", ".join((*candidates, *STAGES))
+    known = f" (known: {', '.join(table.metrics())})" if table.metrics() else ""
+    raise AnalysisError(f"{table.source}: no run has a result; give one of the columns {wanted}{known}")
 
 
 def joined_trunks(runs: Iterable[Run]) -> list[Run]:

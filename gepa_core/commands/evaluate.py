@@ -1,30 +1,27 @@
 """The commands `python -m gepa_core.evaluate` and `python -m gepa_core.ttt`: what a trained model scores.
 
-PATH is an output folder of `gepa_core.train`, one of its checkpoints, or an artifact, ours or published. An
-artifact does not say its model: without a job file at hand it is taken for one of the published recipe.
+MODEL is an output folder of `gepa_core.train`, one of its checkpoints, an artifact, ours or published, or the
+id of a run in a store. An artifact does not say its model: where neither a job file nor its sweep is at hand
+it is taken for one of the published recipe.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gepa_core.commands.load import data_paths, open_model
 from gepa_core.commands.train import torchrun_group
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
-from gepa_core.data.folder import open_folder
-from gepa_core.data.shards import load_tokens, open_shards
-from gepa_core.data.tokenizer import ByteTable, byte_table
+from gepa_core.config import ExecConfig, RunConfig
+from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
-from gepa_core.evaluation.scoring import Evaluation, evaluate_plain, evaluate_sliding
-from gepa_core.evaluation.ttt import test_time_train
+from gepa_core.errors import ConfigError, DivergedError, UserError
+from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
-from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.segment import prepare
-from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,15 @@ class Subject:
     """Of training; an artifact does not say."""
     run: RunConfig
     exec_cfg: ExecConfig
-    tokens: Any
-    table: ByteTable
+    text: Text
 
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m gepa_core.{command}", description=what)
-    parser.add_argument("path", type=Path, help="output folder of gepa_core.train, checkpoint, or artifact")
+    parser.add_argument(
+        "path", metavar="MODEL", help="output folder of gepa_core.train, checkpoint, artifact, or a run's id"
+    )
+    parser.add_argument("--store", default="results", help="where run ids are looked for (default: results)")
     parser.add_argument("--data", type=Path, help="prepared data folder (default: the run's own)")
     parser.add_argument("--job", type=Path, help="job file or output folder that describes an artifact")
     parser.add_argument("--raw", action="store_true", help="raw weights of a checkpoint, not their average")
@@ -56,109 +55,37 @@ def _parser(command: str, what: str) -> argparse.ArgumentParser:
 
 def open_subject(args: argparse.Namespace) -> Subject:
     """Finds model, configuration and validation text. Raises UserError where one of them is missing."""
-    path: Path = args.path
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no such file or folder; give a training output folder, checkpoint or artifact"
-        )
     if args.tokens is not None and args.tokens < 1:
         raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
-    job, step = _job(args.job, path), None
-    if path.is_file():
-        (model, run), weights = _open_artifact(path, job), "artifact"
-    else:
-        trained = open_trained(path, average=not args.raw)
-        model, run, step = trained.model, trained.run, trained.step
-        weights = "raw" if args.raw else "average"
+    opened = open_model(args.path, job=args.job, average=not args.raw, store=args.store)
+    run, exec_cfg = opened.run, opened.exec
     if args.counting:
         run = run.model_copy(update={"eval": run.eval.model_copy(update={"counting": args.counting})})
-    exec_cfg = job.exec if job else ExecConfig()
     if args.device:
         exec_cfg = exec_cfg.model_copy(update={"device": args.device})
-    paths = _data_paths(args.data, job, run)
+    paths = data_paths(args.data, opened)
     limit = run.data.val_tokens if args.tokens is None else args.tokens
-    tokens = load_tokens(open_shards(paths.val), None if limit is None else limit + 1)
-    table = byte_table(paths.tokenizer, run.model.vocab_size)
-    model.to(prepare(exec_cfg))
-    return Subject(model, weights, step, run, exec_cfg, tokens, table)
+    text = open_text(paths.val, paths.tokenizer, run.model.vocab_size, limit)
+    opened.model.to(prepare(exec_cfg))
+    return Subject(opened.model, opened.weights, opened.step, run, exec_cfg, text)
 
 
-def _job(given: Path | None, path: Path) -> Job | None:
-    """The job given, or that of the output folder that `path` is, or lies in."""
-    if given is not None:
-        return open_run(given) if given.is_dir() else read_job(given)
-    for folder in (path, *path.resolve().parents[:2]):
-        if (folder / JOB).is_file():
-            return open_run(folder)
-    return None
-
-
-def _open_artifact(path: Path, job: Job | None) -> tuple[GEPA, RunConfig]:
-    """The job's model with an artifact's weights; without a job, of the published recipe in either variant,
-    whose artifacts need its rotary tables.
-    """
-    runs = [job.run] if job else [_published(bigram) for bigram in ("poly", "xor")]
-    models = [GEPA(run.model) for run in runs]
-    state = read_artifact(path, max(num_weights(model.state_dict()) for model in models))
-    for model, run in zip(models, runs, strict=True):
-        try:
-            check_fits(state, model.state_dict())
-        except ArtifactError as error:
-            if job:
-                raise ArtifactError(f"{path}: {error}") from None
-            continue
-        model.load_state_dict(state)
-        return model, run
-    raise ConfigError(
-        f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
-        "--job, the job file or output folder it was made from"
-    )
-
-
-def _published(bigram: str) -> RunConfig:
-    model = ModelConfig.model_validate({"bigram": bigram, "rope_precision": "bf16_published"})
-    return RunConfig(steps=1, warmdown_steps=0, model=model)
-
-
-def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:
-    if folder is None:
-        if job is None:
-            raise ConfigError("no data: no job.json is at hand that names it; give --data, a prepared folder")
-        return job.data
-    data = open_folder(folder)
-    if run.data.tokenizer not in ("", data.config.tokenizer):
-        raise DataError(f"{folder}: not the tokenizer that the model was trained with (SHA-256 differs)")
-    return data.paths
-
-
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
+def _figures(way: str, subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    found = measure(way, subject.model, subject.text, run.eval, run.ttt, subject.exec_cfg)
     return {
-        "val_bpb": evaluation.bpb,
-        "val_loss": evaluation.loss,
-        "tokens": evaluation.tokens,
-        "bytes": evaluation.bytes,
-        "seconds": evaluation.seconds,
+        "stage": way,
+        "val_bpb": found.bpb,
+        "val_loss": found.loss,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "seconds": found.seconds,
+        **(asdict(found.adaptation) if found.adaptation else {}),
     }
 
 
-def _evaluate(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    evaluate = evaluate_sliding if args.sliding else evaluate_plain
-    run = subject.run
-    result = evaluate(subject.model, subject.tokens, subject.table, run.eval, subject.exec_cfg)
-    return {"stage": "sliding" if args.sliding else "plain"} | _figures(result)
-
-
-def _ttt(args: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    run = subject.run
-    result = test_time_train(
-        subject.model, subject.tokens, subject.table, run.eval, run.ttt, subject.exec_cfg
-    )
-    cost = ("tokens_scored", "tokens_trained", "updates", "score_seconds", "train_seconds")
-    return {"stage": "ttt"} | _figures(result.evaluation) | {key: getattr(result, key) for key in cost}
-
-
 def _command(
-    parser: argparse.ArgumentParser, measure: Callable[..., dict[str, Any]], argv: list[str] | None
+    parser: argparse.ArgumentParser, way: Callable[[argparse.Namespace], str], argv: list[str] | None
 ) -> int:
     """Exit codes: 0 done, 2 bad input, 3 the model's scores are not finite."""
     args = parser.parse_args(argv)
@@ -166,7 +93,7 @@ def _command(
         with torchrun_group():
             subject = open_subject(args)
             names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
-            figures = names | measure(args, subject)
+            figures = names | _figures(way(args), subject)
             if rank_and_world()[0] == 0:
                 print(json.dumps(figures) if args.json else _line(figures))
     except UserError as error:
@@ -193,8 +120,8 @@ def evaluate_command(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--sliding", action="store_true", help="overlapping windows instead of plain sequences"
     )
-    return _command(parser, _evaluate, argv)
+    return _command(parser, lambda args: "sliding" if args.sliding else "plain", argv)
 
 
 def ttt_command(argv: list[str] | None = None) -> int:
-    return _command(_parser("ttt", "Legal, score-first test-time training."), _ttt, argv)
+    return _command(_parser("ttt", "Legal, score-first test-time training."), lambda args: "ttt", argv)

@@ -21,10 +21,11 @@ def quantize_command(argv: list[str] | None = None) -> int:
         prog="python -m gepa_core.quantize", description="write the int6 artifact of a trained model"
     )
     parser.add_argument("path", type=Path, help="output folder of gepa_core.train, or one of its checkpoints")
-    parser.add_argument("--method", choices=("reference", "per_row", "rd"), help="default: the run's")
+    parser.add_argument("--method", choices=("reference", "per_row", "gptq", "rd"), help="default: the run's")
     parser.add_argument("--budget-bytes", type=int, help="rd: size of the file to fill")
     parser.add_argument("--integer-bits", type=int, help="rd: range of the integers, 2 to 8")
-    parser.add_argument("--data", type=Path, help="rd: prepared data folder (default: the run's own)")
+    parser.add_argument("--clip-sigmas", type=float, help="gptq: standard deviations a row's integers reach")
+    parser.add_argument("--data", type=Path, help="gptq, rd: prepared data folder (default: the run's own)")
     parser.add_argument("--raw", action="store_true", help="raw weights, not their average")
     parser.add_argument("--out", type=Path, help="file to write (default: model.int6 beside the checkpoint)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -42,7 +43,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     trained = open_trained(args.path, average=not args.raw)
     run = _with_options(trained.run, args)
     train = None
-    if run.quant.method == "rd":
+    if run.quant.calibrates:
         train = open_folder(args.data).paths.train if args.data else open_run(trained.folder).data.train
     prepare(ExecConfig(device="cpu"))
     out = args.out or trained.folder / "model.int6"
@@ -62,6 +63,7 @@ def _with_options(run: RunConfig, args: argparse.Namespace) -> RunConfig:
         "method": args.method,
         "budget_bytes": args.budget_bytes,
         "integer_bits": args.integer_bits,
+        "clip_sigmas": args.clip_sigmas,
     }
     quant = run.quant.model_dump() | {key: value for key, value in given.items() if value is not None}
     return run.model_copy(update={"quant": validate(QuantConfig, quant, "quant", "")})

@@ -3,11 +3,13 @@
 import ast
 import hashlib
 import importlib.util
+import re
 import sysconfig
 import warnings
+import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,10 @@ from gepa_core.errors import DataError
 
 DOCSTRING_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib")
 DOCSTRING_VAL_FRACTION = 0.05
+DOCSTRING_MIN_CHARS, DOCSTRING_MAX_CHARS = 500_000, 4_000_000
+"""Below, there is not enough to train on; above, no quickstart reads on."""
+DOCUMENT_CHARS = 2000
+_SHINGLE, _MAX_SEEN = 5, 0.5
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "_vendor", "lib2to3"}
 _FILES_PER_TASK = 32
 TXT_CHARS = 32_768
@@ -126,27 +132,64 @@ def _parquet(path: Path, key: str) -> Iterator[str]:
 
 
 def docstring_documents(workers: int = 1) -> tuple[list[str], list[str]]:
-    """(train, val): English technical prose without a download, about 12 MB.
+    """(train, val): English technical prose without a download, about 4 MB.
 
-    A document is the docstrings of one module of the standard library or of DOCSTRING_PACKAGES. Sources are
-    parsed, never imported. Modules are ordered by a hash of their name; the first of them, 5 % of the text,
-    are validation. A docstring that occurs twice is kept once, so none of validation is in train.
+    A document is a docstring of the standard library or of DOCSTRING_PACKAGES, a long one in pieces. Sources
+    are parsed, never imported. Modules are taken in the order of a hash of their name: the first of them, 5 %
+    of the text, are validation. A document that is largely in those before it is left out, so none of
+    validation is in train. Either split is then shuffled, by a hash of each text. Raises DataError where less
+    than DOCSTRING_MIN_CHARS is found.
     """
-    modules = sorted(_module_files())
+    modules = sorted(_module_files(), key=lambda module: unit_hash(module[0]))
     tasks = (modules[i : i + _FILES_PER_TASK] for i in range(0, len(modules), _FILES_PER_TASK))
-    found = [entry for part in ordered_map(_extract, tasks, workers) for entry in part]
-    if not any(texts for _, texts in found):
-        raise DataError("no docstrings found: the standard library's sources are not installed")
-    seen: set[str] = set()
-    documents: list[str] = []
-    for _, texts in sorted(found, key=lambda entry: unit_hash(entry[0])):
-        fresh = [text for text in dict.fromkeys(texts) if text not in seen]
-        seen.update(fresh)
-        if fresh:
-            documents.append("\n\n".join(fresh))
-    ends = list(accumulate(len(text) for text in documents))
-    cut = bisect_left(ends, DOCSTRING_VAL_FRACTION * ends[-1]) + 1
-    return documents[cut:], documents[:cut]
+    seen: set[int] = set()
+    kept: list[list[str]] = []
+    chars = 0
+    for part in ordered_map(_extract, tasks, workers):
+        for documents in part:
+            kept.append([text for text, shingles in documents if _is_new(shingles, seen)])
+            chars += sum(map(len, kept[-1]))
+        if chars >= DOCSTRING_MAX_CHARS:
+            break
+    if chars < DOCSTRING_MIN_CHARS:
+        raise DataError(
+            f"only {chars / 1e6:.1f} MB of docstrings are installed, and the corpus needs "
+            f"{DOCSTRING_MIN_CHARS / 1e6:.1f}: are the sources of Python's standard library there? "
+            f"`pip install {' '.join(DOCSTRING_PACKAGES)}` has more, and data.dir takes any prepared text"
+        )
+    ends = list(accumulate(sum(map(len, texts)) for texts in kept))
+    cut = bisect_left(ends, DOCSTRING_VAL_FRACTION * chars) + 1
+    train, val = (sorted(chain.from_iterable(part), key=unit_hash) for part in (kept[cut:], kept[:cut]))
+    return train, val
+
+
+def _is_new(shingles: set[int], seen: set[int]) -> bool:
+    """Whether most of a document is not in those before it; then it is added to them."""
+    if len(shingles & seen) > _MAX_SEEN * len(shingles):
+        return False
+    seen |= shingles
+    return True
+
+
+def shingles(text: str) -> set[int]:
+    """Hashes of every run of _SHINGLE words, by which near-copies are known; only letters and digits count.
+
+    Broder, "On the resemblance and containment of documents", 1997.
+    """
+    words = re.findall(r"\w+", text.lower())
+    runs = (words[i : i + _SHINGLE] for i in range(max(1, len(words) - _SHINGLE + 1)))
+    return {zlib.crc32(" ".join(run).encode()) for run in runs}
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in parts of at most DOCUMENT_CHARS, cut between paragraphs, else lines, else anywhere."""
+    while len(text) > DOCUMENT_CHARS:
+        ends = (text.rfind(gap, 1, DOCUMENT_CHARS) for gap in ("\n\n", "\n"))
+        end = next((end for end in ends if end > 0), DOCUMENT_CHARS)
+        yield text[:end]
+        text = text[end:].strip()
+    if text:
+        yield text
 
 
 def unit_hash(text: str) -> float:
@@ -155,12 +198,12 @@ def unit_hash(text: str) -> float:
 
 
 def _module_files() -> Iterator[tuple[str, Path]]:
+    """(dotted name, file) of what is installed of the standard library and of DOCSTRING_PACKAGES."""
     roots = {"": Path(sysconfig.get_path("stdlib"))}
     for package in DOCSTRING_PACKAGES:
         spec = importlib.util.find_spec(package)  # of a top-level name: finds without importing
-        if spec is None or spec.origin is None:
-            raise DataError(f"the docstring corpus needs {package} installed: pip install {package}")
-        roots[package] = Path(spec.origin).parent
+        if spec is not None and spec.origin is not None:
+            roots[package] = Path(spec.origin).parent
     for package, root in roots.items():
         for path in root.rglob("*.py"):
             parts = (*path.relative_to(root).parts[:-1], path.stem)
@@ -168,8 +211,16 @@ def _module_files() -> Iterator[tuple[str, Path]]:
                 yield ".".join((package, *parts)), path
 
 
-def _extract(modules: list[tuple[str, Path]]) -> list[tuple[str, list[str]]]:
-    return [(name, docstrings(path.read_bytes())) for name, path in modules]
+def _extract(modules: list[tuple[str, Path]]) -> list[list[tuple[str, set[int]]]]:
+    """Of each module its documents, with their shingles."""
+    found = []
+    for _, path in modules:
+        try:
+            texts = docstrings(path.read_bytes())
+        except OSError:  # a broken link, or a file that only its owner may read
+            texts = []
+        found.append([(piece, shingles(piece)) for text in texts for piece in pieces(text)])
+    return found
 
 
 def docstrings(source: bytes) -> list[str]:

@@ -1,13 +1,14 @@
 """What is in a shard set: counts, fingerprint, bytes per token, vocabulary, documents."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gepa_core.data import folder as folders
+from gepa_core.data.overlap import overlap_of
 from gepa_core.data.shards import Shard, ShardSet, open_shards
 from gepa_core.data.tokenizer import ByteTable, byte_table, load_tokenizer
 from gepa_core.errors import DataError
@@ -17,14 +18,22 @@ BOS = 1
 _CHUNK = 1 << 22
 
 
-def inspect(data: str, *, tokenizer: Path | None = None, verify: bool = False) -> dict[str, Any]:
+def inspect(
+    data: str, *, tokenizer: Path | None = None, val: str | None = None, verify: bool = False
+) -> dict[str, Any]:
     """Facts about a prepared folder (from its manifest) or the shards of a glob pattern (by reading them).
 
-    `verify` rehashes every file and looks at every token id. Raises DataError.
+    Also how many validation documents are in training too; of a pattern, where `val` names the validation
+    shards. `verify` rehashes every file and looks at every token id. Raises DataError.
     """
     if Path(data).is_dir():
         return _inspect_folder(data, rehash=verify)
-    return {"pattern": data, **_inspect_shards(open_shards(data), tokenizer, rehash=verify)}
+    found = {"pattern": data, **_inspect_shards(open_shards(data), tokenizer, rehash=verify)}
+    if val is not None:
+        if tokenizer is None:
+            raise DataError("to look for validation documents in shards, give their --tokenizer too")
+        found |= _in_both(folders.open_patterns(data, val, str(tokenizer)))
+    return found
 
 
 def _inspect_folder(folder: str, *, rehash: bool) -> dict[str, Any]:
@@ -42,7 +51,13 @@ def _inspect_folder(folder: str, *, rehash: bool) -> dict[str, Any]:
         text_bytes = dataset.val_text["text_bytes"]
         for name in ("zstd_22", "xz_9e"):
             found["val"][f"{name}_bpb"] = 8 * dataset.val_text[f"{name}_bytes"] / text_bytes
+    found |= _in_both(dataset)
     return found
+
+
+def _in_both(dataset: folders.Dataset) -> dict[str, Any]:
+    overlap = overlap_of(dataset)
+    return {"in training and validation": "unknown" if overlap is None else asdict(overlap)}
 
 
 @dataclass(frozen=True)
@@ -126,4 +141,4 @@ def _format(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return str(value)
+    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)

@@ -1,9 +1,7 @@
 """Token shards in the challenge's format: 256 int32 (magic, version, count), then uint16; little-endian."""
 
-import contextlib
 import glob
 import hashlib
-import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gepa_core import files
 from gepa_core.errors import DataError
 
 MAGIC = 20240520
@@ -84,8 +83,7 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file. Raises DataError if it cannot be read."""
     try:
         _refuse_pipes(path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -132,9 +130,7 @@ def open_shards(pattern: str | Path) -> ShardSet:
     """Opens the shards of a glob pattern, in name order. Raises DataError if there are none or one is bad."""
     found = sorted(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207 (may be absolute)
     if not found:
-        raise DataError(
-            f"no shards match {str(pattern)!r}; make some with `python -m gepa_core.data prepare` or `fetch`"
-        )
+        raise DataError(f"no shards match {str(pattern)!r}; `prepare` or `fetch` of gepa_core.data make some")
     return ShardSet(tuple(open_shard(path) for path in found))
 
 
@@ -196,14 +192,4 @@ def write_shard(path: Path, tokens: Tokens) -> None:
         raise ValueError(f"tokens are {tokens.dtype}[{tokens.ndim}-D], a shard takes uint16[1-D]")
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(header.tobytes())
-            file.write(tokens.astype("<u2", copy=False).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+    files.write(path, header.tobytes(), tokens.astype("<u2", copy=False).tobytes())

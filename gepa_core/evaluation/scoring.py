@@ -1,9 +1,6 @@
-"""Validation in bits per byte: plain (non-overlapping sequences) and sliding windows.
+"""Scores of a text's windows, and what they add up to in bits per byte.
 
-A target is a token of the text but the first: target i is tokens[i + 1]. A window reads `seq_len` tokens and
-scores the last few of its targets, so that each is predicted from a long context.
-
-Source of the method: openai/parameter-golf, pull request 644 (sliding windows, the byte rule).
+Source of the byte rule: openai/parameter-golf, pull request 644.
 Shape letters: N targets, W windows, B batch, L window length, n scored targets of a window.
 """
 
@@ -18,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core.data.tokenizer import ByteTable
+from gepa_core.data.text import Text
 from gepa_core.device import (
     attention,
     rank_and_world,
@@ -28,6 +25,7 @@ from gepa_core.device import (
     wants_compile,
 )
 from gepa_core.errors import DataError, DivergedError
+from gepa_core.evaluation.windows import Windows
 from gepa_core.model.passes import token_nll
 
 _SLAB = 1 << 22  # scores accounted for at a time, to bound the memory of long texts
@@ -58,6 +56,17 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """What test-time training did. tokens_trained counts every epoch; seconds are this rank's."""
+
+    tokens_scored: int
+    tokens_trained: int
+    updates: int
+    score_seconds: float
+    train_seconds: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a model scored on a text: nll in nats, summed over `tokens` scored targets of `bytes` bytes."""
 
@@ -68,6 +77,8 @@ class Evaluation:
     seconds: float
     scores: NDArray[np.float32]
     """nll of each scored target, in the order of scoring."""
+    adaptation: Adaptation | None = None
+    """Of test-time training only."""
 
     @property
     def loss(self) -> float:
@@ -80,64 +91,15 @@ class Evaluation:
         return self.nll / math.log(2) / self.bytes
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Windows in order, int64[W] each: w reads `length` tokens from `start`, scores its last `scored`."""
-
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    scored: NDArray[np.int64]
-
-    @property
-    def first_scored(self) -> NDArray[np.int64]:
-        return self.start + self.length - self.scored
-
-    @property
-    def offset(self) -> NDArray[np.int64]:
-        """int64[W + 1]: the scores of window w are offset[w]..offset[w + 1] of all."""
-        return np.concatenate(([0], np.cumsum(self.scored)))
-
-    def targets(self) -> NDArray[np.int32]:
-        """int32[sum of scored]: the target behind each score."""
-        shift = self.first_scored - self.offset[:-1]
-        return (np.repeat(shift, self.scored) + np.arange(self.scored.sum())).astype(np.int32)
-
-
-def plain_windows(num_targets: int, seq_len: int) -> Windows:
-    """Non-overlapping sequences, all targets scored; those after the last whole sequence are dropped."""
-    start = np.arange(0, num_targets - seq_len + 1, seq_len, dtype=np.int64)
-    whole = np.full_like(start, seq_len)
-    return Windows(start, whole, whole)
-
-
-def sliding_windows(num_targets: int, seq_len: int, stride: int, counting: str) -> Windows:
-    """Windows of seq_len every `stride` targets; the first scores all targets, the others the last `stride`.
-
-    "once" scores each target exactly once: where stride does not divide, a last window ends with the text.
-    "reference" repeats the published code: it goes on with windows cut short by the end of the text, each of
-    which scores the last `stride` targets again.
-    """
-    if counting == "reference":
-        start = np.arange(0, num_targets - stride + 1, stride, dtype=np.int64)
-        length = np.minimum(seq_len, num_targets - start)
-        scored = np.full_like(start, stride)
-    else:
-        end = np.arange(seq_len, num_targets + stride, stride, dtype=np.int64).clip(max=num_targets)
-        end = np.unique(end)
-        start, length, scored = end - seq_len, np.full_like(end, seq_len), np.diff(end, prepend=0)
-    scored[0] = seq_len
-    return Windows(start, length, scored)
-
-
 class Scorer:
     """Scores windows of one text with a model's present weights; keeps every score on the device until asked.
 
-    tokens: uint16[N + 1]. `check_text` has found them fit to be scored. at_once: how many windows a call of
-    `score` will have at most (None: all).
+    `check_text` has found the text fit to be scored. at_once: how many windows a call of `score` will have at
+    most (None: all).
     """
 
     def __init__(
-        self, model: Any, tokens: NDArray[Any], windows: Windows, exec_cfg: Any, at_once: int | None = None
+        self, model: Any, text: Text, windows: Windows, exec_cfg: Any, at_once: int | None = None
     ) -> None:
         self.model, self.windows, self.exec_cfg = model, windows, exec_cfg
         self.device = resolve_device(exec_cfg)
@@ -151,7 +113,7 @@ class Scorer:
         self.offset = windows.offset
         # NaN marks what is not scored: an omission cannot pass for a score.
         self.scores = torch.full((int(self.offset[-1]),), math.nan, device=self.device)
-        host = torch.from_numpy(tokens.astype(np.int32))
+        host = torch.from_numpy(text.ids)
         self.tokens = host.to(self.device) if exec_cfg.device_windows else host
 
     def rows(self, starts: NDArray[np.int64], length: int) -> Tensor:
@@ -204,79 +166,52 @@ class Scorer:
 
 def account(
     scores: NDArray[np.float32],
-    targets: NDArray[np.int32],
-    tokens: NDArray[Any],
-    table: ByteTable,
+    windows: Windows,
+    text: Text,
     block_tokens: int,
     seconds: float = 0.0,
+    adaptation: Adaptation | None = None,
 ) -> Evaluation:
-    """Sums scores [S] of the targets [S] of tokens [N + 1], in float64 and in order, in all and per block.
+    """Sums the windows' scores [S] in float64 and in order, in all and per block of the text.
 
     Raises DataError if the scored tokens stand for no bytes of text: bits per byte would have no meaning.
     """
-    num_blocks = -(-(len(tokens) - 1) // block_tokens)
-    nll = np.zeros(num_blocks)
-    counts, num_bytes = np.zeros((2, num_blocks), dtype=np.int64)
-    for lo in range(0, len(scores), _SLAB):
-        target = targets[lo : lo + _SLAB]
-        block = target // block_tokens
-        nll += np.bincount(block, scores[lo : lo + _SLAB], num_blocks)
-        counts += np.bincount(block, minlength=num_blocks)
-        size = table.count_bytes(tokens[target], tokens[target + 1])
-        num_bytes += np.bincount(block, size, num_blocks).astype(np.int64)
+    counts, num_bytes = text.block_totals(windows, block_tokens)
     if not num_bytes.sum():
         raise DataError("validation tokens: all are control or unknown tokens, which stand for no text")
+    nll = np.zeros(len(counts))
+    for lo in range(0, len(scores), _SLAB):
+        block = windows.targets(lo, lo + _SLAB) // block_tokens
+        nll += np.bincount(block, scores[lo : lo + _SLAB], len(counts))
     blocks = Blocks(nll, counts, num_bytes)
-    return Evaluation(float(nll.sum()), int(counts.sum()), int(num_bytes.sum()), blocks, seconds, scores)
+    totals = float(nll.sum()), int(counts.sum()), int(num_bytes.sum())
+    return Evaluation(*totals, blocks, seconds, scores, adaptation)
 
 
-def check_text(model: Any, tokens: NDArray[Any], table: ByteTable, seq_len: int) -> None:
+def check_text(model: Any, text: Text, seq_len: int) -> None:
     """Raises DataError if the text is shorter than a window, or not in the model's vocabulary."""
     vocab_size = model.cfg.vocab_size
-    if table.vocab_size != vocab_size:
+    if text.table.vocab_size != vocab_size:
         raise DataError(
-            f"the tokenizer has {table.vocab_size} pieces, the model a vocabulary of {vocab_size}; "
+            f"the tokenizer has {text.table.vocab_size} pieces, the model a vocabulary of {vocab_size}; "
             "evaluate with the tokenizer the model was trained with"
         )
-    if len(tokens) and int(tokens.max()) >= vocab_size:
+    if text.highest_id >= vocab_size:
         raise DataError(
-            f"validation tokens: id {int(tokens.max())} is past the model's vocabulary of {vocab_size}; "
+            f"validation tokens: id {text.highest_id} is past the model's vocabulary of {vocab_size}; "
             "they were made with another tokenizer"
         )
-    if len(tokens) <= seq_len:
+    if len(text.tokens) <= seq_len:
         raise DataError(
-            f"validation has {len(tokens)} tokens, one window needs {seq_len + 1} (eval.seq_len {seq_len} "
-            "and the token before); lower eval.seq_len or give more validation text"
+            f"validation has {len(text.tokens)} tokens, one window needs {seq_len + 1} (eval.seq_len "
+            f"{seq_len} and the token before); lower eval.seq_len or give more validation text"
         )
 
 
-def _evaluate(
-    model: Any, tokens: NDArray[Any], table: ByteTable, windows: Windows, cfg: Any, exec_cfg: Any
-) -> Evaluation:
+def evaluate(model: Any, text: Text, windows: Windows, cfg: Any, exec_cfg: Any) -> Evaluation:
+    """Scores the windows with the weights as they are. Raises DivergedError, and DataError as `account`."""
     start = time.perf_counter()
-    scorer = Scorer(model, tokens, windows, exec_cfg)
+    scorer = Scorer(model, text, windows, exec_cfg)
     scorer.score(0, len(windows.start))
     scores = scorer.gather()
-    seconds = time.perf_counter() - start
-    return account(scores, windows.targets(), tokens, table, cfg.block_tokens, seconds)
-
-
-def evaluate_plain(model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in non-overlapping sequences of cfg.seq_len.
-
-    Raises DataError as `check_text` and `account` do, DivergedError if a score is not finite.
-    """
-    check_text(model, tokens, table, cfg.seq_len)
-    return _evaluate(model, tokens, table, plain_windows(len(tokens) - 1, cfg.seq_len), cfg, exec_cfg)
-
-
-def evaluate_sliding(
-    model: Any, tokens: NDArray[Any], table: ByteTable, cfg: Any, exec_cfg: Any
-) -> Evaluation:
-    """Scores tokens (uint16[N + 1]) in windows of cfg.seq_len every cfg.stride, as `sliding_windows` has it.
-
-    Raises DataError as `check_text` and `account` do, DivergedError if a score is not finite.
-    """
-    check_text(model, tokens, table, cfg.seq_len)
-    windows = sliding_windows(len(tokens) - 1, cfg.seq_len, cfg.stride, cfg.counting)
-    return _evaluate(model, tokens, table, windows, cfg, exec_cfg)
+    return account(scores, windows, text, cfg.block_tokens, time.perf_counter() - start)

@@ -9,7 +9,6 @@ and do not change the number of updates.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,25 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gepa_core.data.tokenizer import ByteTable
+from gepa_core.data.text import Text
 from gepa_core.device import PhaseClock, attention, share, sum_over_ranks
 from gepa_core.errors import DivergedError
-from gepa_core.evaluation.scoring import Evaluation, Scorer, account, batch_rows, check_text, sliding_windows
+from gepa_core.evaluation.scoring import Adaptation, Evaluation, Scorer, account, batch_rows
+from gepa_core.evaluation.windows import Windows
 from gepa_core.model.passes import sequence_loss
 
 _CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
-
-
-@dataclass(frozen=True)
-class TTTResult:
-    """The scores, and what they cost. tokens_trained counts every epoch; seconds are this rank's."""
-
-    evaluation: Evaluation
-    tokens_scored: int
-    tokens_trained: int
-    updates: int
-    score_seconds: float
-    train_seconds: float
 
 
 def chunk_lr(chunk: int, num_chunks: int, peak: float, warmup_fraction: float) -> float:
@@ -138,20 +126,17 @@ class Adapter:
 
 
 def test_time_train(
-    model: Any, tokens: NDArray[Any], table: ByteTable, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any
-) -> TTTResult:
-    """Scores tokens (uint16[N + 1]) in sliding windows, adapting the model in place to each chunk scored.
+    model: Any, text: Text, windows: Windows, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any
+) -> Evaluation:
+    """Scores the sliding windows of the text, adapting the model in place to each chunk scored.
 
-    With zero epochs nothing separates the chunks: this is `evaluate_sliding`, to the bit. Raises DataError
-    and DivergedError as that does.
+    With zero epochs nothing separates the chunks: this is `evaluate`, to the bit. Raises DivergedError, and
+    DataError as `account`.
     """
-    check_text(model, tokens, table, eval_cfg.seq_len)
-    num_targets = len(tokens) - 1
-    windows = sliding_windows(num_targets, eval_cfg.seq_len, eval_cfg.stride, eval_cfg.counting)
-    chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else num_targets
-    bounds = chunk_bounds(windows.first_scored, num_targets, chunk_tokens)
+    chunk_tokens = ttt_cfg.chunk_tokens if ttt_cfg.epochs else text.num_targets
+    bounds = chunk_bounds(windows.first_scored, text.num_targets, chunk_tokens)
     num_chunks = len(bounds) - 1
-    scorer = Scorer(model, tokens, windows, exec_cfg, int(np.diff(bounds).max()))
+    scorer = Scorer(model, text, windows, exec_cfg, int(np.diff(bounds).max()))
     adapter = Adapter(model, ttt_cfg, scorer, num_chunks)
     clock = PhaseClock(scorer.device)
     for chunk in range(num_chunks):
@@ -164,8 +149,8 @@ def test_time_train(
             adapter.check()
     scores = scorer.gather()
     score_seconds, train_seconds = clock.seconds("score"), clock.seconds("train")
-    seconds = score_seconds + train_seconds
-    evaluation = account(scores, windows.targets(), tokens, table, eval_cfg.block_tokens, seconds)
-    return TTTResult(
-        evaluation, len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
+    adaptation = Adaptation(
+        len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
     )
+    seconds = score_seconds + train_seconds
+    return account(scores, windows, text, eval_cfg.block_tokens, seconds, adaptation)

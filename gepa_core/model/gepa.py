@@ -190,43 +190,57 @@ class BigramEmbedding(nn.Module):
         if self.xor:
             self.scale = nn.Parameter(torch.empty(()))
 
-    def hash(self, ids: Tensor) -> Tensor:
-        """ids [B,T] -> buckets [B,T]."""
+    def hash(self, ids: Tensor, starts: Tensor | None = None) -> Tensor:
+        """ids [B,T] -> buckets [B,T]. Where `starts` [B,T] is true, there is no token before."""
         previous = F.pad(ids[:, :-1], (1, 0))
+        if starts is not None:
+            previous = previous.masked_fill(starts, 0)
         if not self.xor:
             return (1009 * previous + ids) % self.buckets
         # The published code hashes in int32: ids below 59,000 do not overflow it, larger ones wrap round.
         mixed = (36313 * ids.int()) ^ (27191 * previous.int())
         hashed = (mixed % (self.buckets - 1)).to(ids.dtype)
-        return torch.cat((torch.full_like(ids[:, :1], self.buckets - 1), hashed[:, 1:]), dim=1)
+        hashed = torch.cat((torch.full_like(ids[:, :1], self.buckets - 1), hashed[:, 1:]), dim=1)
+        return hashed if starts is None else hashed.masked_fill(starts, self.buckets - 1)
 
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        x = self.proj(self.embed(self.hash(ids)).to(dtype))
+    def forward(self, ids: Tensor, dtype: torch.dtype, starts: Tensor | None = None) -> Tensor:
+        x = self.proj(self.embed(self.hash(ids, starts)).to(dtype))
         return x * self.scale.to(dtype) if self.xor else x
 
 
 class ValueEmbedding(nn.Module):
-    """A token embedding added to the values of some layers, scaled per layer by the caller."""
+    """A token embedding added to the values of some layers, scaled per layer by the caller.
+
+    One as wide as the values is added as it is; another is projected to their width.
+    """
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()
+        kv_width = cfg.num_kv_heads * cfg.head_dim
         self.embed = nn.Embedding(cfg.vocab_size, cfg.ve_dim)
-        self.proj = Linear(cfg, cfg.ve_dim, cfg.num_kv_heads * cfg.head_dim, zero_init=True)
+        self.proj = Linear(cfg, cfg.ve_dim, kv_width, zero_init=True) if cfg.ve_dim != kv_width else None
         self.scale = nn.Parameter(torch.empty(()))
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.proj(self.embed(ids).to(dtype)) * self.scale.to(dtype)
+        x = self.embed(ids).to(dtype)
+        return (x if self.proj is None else self.proj(x)) * self.scale.to(dtype)
 
 
 class SmearGate(nn.Module):
-    """Mixes each position with the one before, per channel. [B,T,D] -> [B,T,D]."""
+    """Mixes each position with the one before, per channel. [B,T,D] -> [B,T,D].
+
+    Where `starts` [B,T] is true, there is none before: zeros, as before position 0.
+    """
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.empty(cfg.width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.lerp(x, F.pad(x[:, :-1], (0, 0, 1, 0)), self.gate.sigmoid().to(x.dtype))
+    def forward(self, x: Tensor, starts: Tensor | None = None) -> Tensor:
+        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if starts is not None:
+            previous = previous.masked_fill(starts[..., None], 0.0)
+        return torch.lerp(x, previous, self.gate.sigmoid().to(x.dtype))
 
 
 class GEPA(nn.Module):
@@ -309,8 +323,9 @@ class GEPA(nn.Module):
         dtype = activation_dtype(self.dtype, ids.device)
         cos, sin = table.to(dtype).unbind()
 
-        x = self.tok_emb(ids).to(dtype) + self.bigram_emb(ids, dtype)
-        x = x0 = self.smear_gate(rms_norm(x))
+        starts = None if self.cfg.document_start is None else ids == self.cfg.document_start
+        x = self.tok_emb(ids).to(dtype) + self.bigram_emb(ids, dtype, starts)
+        x = x0 = self.smear_gate(rms_norm(x), starts)
         value_embedding = self.ve_shared(ids, dtype) if self.ve_index else None
         skips: list[Tensor] = []
         for i, block in enumerate(self.blocks):

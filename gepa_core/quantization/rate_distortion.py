@@ -57,15 +57,20 @@ class Matrix:
 
 def prepare(weight: Tensor, sensitivity: Sensitivity) -> Matrix:
     """weight fp32 [R, C] with what calibration says of it."""
-    columns = sensitivity.columns.double()
+    factor = inverse_factor(sensitivity.columns)
+    rows = sensitivity.rows.clamp_min(_MIN_ROW_WEIGHT * float(sensitivity.rows.mean()) + 1e-30)
+    return Matrix(weight, factor, -0.5 * rows.log2(), factor.diagonal().log2())
+
+
+def inverse_factor(columns: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of columns [C, C], which are damped a little: fp32 [C, C]."""
+    columns = columns.double()
     damping = (_DAMPING * columns.diagonal().mean()).clamp_min(1e-30)
     columns = columns + damping * torch.eye(len(columns), dtype=torch.float64)
     # With J to reverse the order and J H J = M M', the factor U of the inverse, U' U, is J M^-1 J.
     lower = torch.linalg.cholesky(columns.flip(0, 1))
     identity = torch.eye(len(lower), dtype=torch.float64)
-    factor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).float()
-    rows = sensitivity.rows.clamp_min(_MIN_ROW_WEIGHT * float(sensitivity.rows.mean()) + 1e-30)
-    return Matrix(weight, factor, -0.5 * rows.log2(), factor.diagonal().log2())
+    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).float()
 
 
 def choose_steps(matrix: Matrix, level: float, limit: int) -> tuple[Tensor, Tensor]:
@@ -107,9 +112,12 @@ def _widening(ratio: Tensor, others: Tensor, limit: int) -> Tensor:
     return octaves
 
 
-def round_compensated(matrix: Matrix, rows: Tensor, columns: Tensor, limit: int) -> Tensor:
-    """GPTQ: rounds a column, moves its error onto the columns still to come. int8 [R, C]; steps [R], [C]."""
-    U, remaining = matrix.factor, matrix.weight.T.clone()  # [C, R]: a column is contiguous
+def round_compensated(weight: Tensor, U: Tensor, rows: Tensor, columns: Tensor, limit: int) -> Tensor:
+    """GPTQ: rounds a column, moves its error onto the columns still to come. int8 [R, C]; steps [R], [C].
+
+    U [C, C]: of `inverse_factor`.
+    """
+    remaining = weight.T.clone()  # [C, R]: a column is contiguous
     C, R = remaining.shape
     integers = torch.empty(C, R)
     for lo in range(0, C, _BLOCK):
@@ -126,7 +134,8 @@ def round_compensated(matrix: Matrix, rows: Tensor, columns: Tensor, limit: int)
 
 def quantize_matrix(matrix: Matrix, level: float, limit: int) -> QuantizedTensor:
     rows, columns = (codec.step_sizes(codes) for codes in choose_steps(matrix, level, limit))
-    return QuantizedTensor(round_compensated(matrix, rows, columns, limit), rows, columns)
+    integers = round_compensated(matrix.weight, matrix.factor, rows, columns, limit)
+    return QuantizedTensor(integers, rows, columns)
 
 
 def foretold_bytes(matrices: list[Matrix], level: float, limit: int) -> float:
@@ -167,12 +176,10 @@ def quantize_rate_distortion(
     """Quantizes a state dict so that its file fills `budget_bytes` and does not exceed it.
 
     The file stays smaller where the integers' range leaves nothing finer to spend bytes on. Raises
-    ArtifactError if the budget is less than the model needs at its coarsest, or a sensitivity is missing.
+    ArtifactError if the budget is less than the model needs at its coarsest.
     """
     limit = 2 ** (integer_bits - 1) - 1
     names = [name for name, tensor in state.items() if is_quantized(tensor, keep_float_max_numel)]
-    if missing := [name for name in names if name not in sensitivities]:
-        raise ArtifactError(f"{missing[0]}: calibration gave no sensitivity for it; was it of another model?")
     matrices = [prepare(state[n].detach().float().cpu(), sensitivities[n]) for n in names]
     passthrough = {n: _half(n, t) for n, t in state.items() if n not in names}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}

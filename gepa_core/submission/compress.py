@@ -44,13 +44,13 @@ class Compressed:
 def compress(model: GEPA, run: RunConfig, train: str | None, path: Path) -> Compressed:
     """Quantizes the model as run.quant says and writes the artifact to `path`.
 
-    train: glob pattern of training shards, whose first run.quant.calibration_tokens tokens `rd`
-    calibrates on (the other methods read none). Raises ArtifactError and DataError.
+    train: glob pattern of training shards, whose first run.quant.calibration_tokens tokens `gptq` and `rd`
+    calibrate on (the other methods read none). Raises ArtifactError and DataError.
     """
     check_finite(model.state_dict())  # before calibration meets it
     code = code_bytes(run)
     sensitivities = None
-    if run.quant.method == "rd" and train is not None:
+    if run.quant.calibrates and train is not None:
         tokens = TokenStream(open_shards(train)).span(0, run.quant.calibration_tokens)
         sensitivities = calibrate(model, tokens, run.batch.seq_len)
     quantized = quantize(model.state_dict(), run.quant, sensitivities, code_bytes=code)

@@ -12,8 +12,8 @@ from typing import Any
 
 from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ArtifactError
+from gepa_core.evaluation.stages import WAYS
 from gepa_core.submission.bundle import standalone_source
-from gepa_core.submission.standalone import STAGES
 
 SCRIPT, MODEL, SUBMISSION, README, LOG = (
     "train_gpt.py",
@@ -54,8 +54,8 @@ class NotReproducedError(ArtifactError):
 
 
 def claimed_stage(metrics: Mapping[str, Any]) -> str | None:
-    """The last of STAGES that was measured; None if none was."""
-    return next((stage for stage in reversed(STAGES) if metrics.get(f"{KINDS[stage]}_bpb") is not None), None)
+    """The last of WAYS that was measured; None if none was."""
+    return next((stage for stage in reversed(WAYS) if metrics.get(f"{KINDS[stage]}_bpb") is not None), None)
 
 
 def export(

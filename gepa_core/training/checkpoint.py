@@ -4,8 +4,6 @@ A checkpoint is a directory with state.safetensors and state.json. It is written
 renamed, so that what has its final name is whole; the checksums tell if it stopped being so.
 """
 
-import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gepa_core import files
 from gepa_core.bounded import parse_json, read_bytes
 from gepa_core.config import MAX_STEPS, canonical_json, digest
 from gepa_core.errors import CheckpointError
@@ -57,6 +56,8 @@ class Meta(BaseModel):
     identity: _Sha256
     """Digest of what the state depends on."""
     config: dict[str, Any]
+    averages: list[list[float | str]] = Field(default_factory=list, max_length=64)
+    """Decay and horizon of each; none: the one of the config."""
     segment_seconds: float = Field(0.0, ge=0)
 
 
@@ -87,14 +88,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     aside.mkdir()
     try:
         save_file({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, aside / TENSORS)
-        body = {"version": VERSION, "tensors_sha256": _sha256(aside / TENSORS), "meta": dict(meta)}
+        body = {"version": VERSION, "tensors_sha256": files.sha256(aside / TENSORS), "meta": dict(meta)}
         (aside / META).write_text(canonical_json({**body, "sha256": digest(body)}) + "\n", encoding="utf-8")
         for part in (aside / TENSORS, aside / META, aside):
-            _flush(part)
+            files.flush(part)
         if path.exists():  # a damaged one, found when resuming
             shutil.rmtree(path)
         aside.rename(path)
-        _flush(path.parent)
+        files.flush(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -175,15 +176,4 @@ def require(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: P
 def _sha256(path: Path) -> str:
     if not path.is_file():  # a pipe, say
         raise DamagedError(f"{path}: not a regular file; use an earlier checkpoint")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file or directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot flush directories
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return files.sha256(path)

@@ -8,6 +8,7 @@ Sources: Muon, Jordan et al. 2024 (github.com/KellerJordan/Muon); AdamW, Loshchi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from gepa_core.model.gepa import CONTROL_NAMES, GEPA
 
 _CPU_BATCH_NUMEL = 1 << 17  # larger matrices fill a core's cache one at a time (benchmarks/step.py)
 _ALIGN = 64  # elements: every parameter starts on a 256-byte boundary, which vectorised kernels want
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -44,14 +46,14 @@ def lr_factor(name: str, model: GEPA, decoder_multiplier: float) -> float:
 
 
 class FlatParameters:
-    """The parameters of a model, their gradients and their moving average in flat fp32 buffers.
+    """The parameters of a model, their gradients and their moving averages in flat fp32 buffers.
 
     fp32 parameters become views of `values`. Others (the bf16 token embedding) keep their own storage; their
     gradient is accumulated in fp32 all the same, and their slot of `values` is a copy for the average.
     The layout is a function of the model alone: that of the reduction over ranks never changes.
     """
 
-    def __init__(self, model: GEPA, decoder_multiplier: float) -> None:
+    def __init__(self, model: GEPA, decoder_multiplier: float, num_averages: int = 1) -> None:
         named = sorted(
             model.named_parameters(), key=lambda item: _layout_key(item, model, decoder_multiplier)
         )
@@ -64,7 +66,7 @@ class FlatParameters:
         device = named[0][1].device
         self.size = size
         self.values = torch.zeros(size, device=device)
-        self.average = torch.zeros(size, device=device)
+        self.averages = [torch.zeros(size, device=device) for _ in range(num_averages)]
         # The loss and the ranks' votes travel behind the gradients: one reduction serves all.
         self._reduced = torch.zeros(size + _ALIGN, device=device)
         self.gradients = self._reduced[:size]
@@ -77,7 +79,7 @@ class FlatParameters:
                 parameter.grad = self.view(self.gradients, name)
             else:
                 parameter.register_post_accumulate_grad_hook(self._widen(name))
-        self.restart_average()
+        self.restart_averages()
 
     def _widen(self, name: str) -> Any:
         slot = self.view(self.gradients, name)
@@ -102,10 +104,11 @@ class FlatParameters:
         last = names[-1]
         return slice(self.offsets[names[0]], self.offsets[last] + padded(self.parameters[last].numel()))
 
-    def restart_average(self) -> None:
-        """Sets the average to the present weights; no bias correction, as published."""
+    def restart_averages(self) -> None:
+        """Sets the averages to the present weights; no bias correction, as published."""
         self.refresh()
-        self.average.copy_(self.values)
+        for average in self.averages:
+            average.copy_(self.values)
 
     def refresh(self) -> None:
         """Copies parameters that are not fp32 into their slot of `values`."""
@@ -121,15 +124,16 @@ class FlatParameters:
             if parameter.dtype != torch.float32:
                 parameter.copy_(self.view(flat, name))
 
-    def update_average(self, decay: float, flat: bool = True) -> None:
-        """EMA of every weight. `flat=False` goes one tensor at a time (for ablation)."""
+    def update_averages(self, decays: Sequence[float], flat: bool = True) -> None:
+        """EMA of every weight, one for each decay. `flat=False` goes one tensor at a time (for ablation)."""
         self.refresh()
-        if flat:
-            self.average.lerp_(self.values, 1.0 - decay)
-            return
-        values, averages = self.named(self.values), self.named(self.average)
-        for name, average in averages.items():
-            average.mul_(decay).add_(values[name], alpha=1.0 - decay)
+        for average, decay in zip(self.averages, decays, strict=True):
+            if flat:
+                average.lerp_(self.values, 1.0 - decay)
+                continue
+            values = self.named(self.values)
+            for name, part in self.named(average).items():
+                part.mul_(decay).add_(values[name], alpha=1.0 - decay)
 
     def zero_gradients(self) -> None:
         self._reduced.zero_()
@@ -163,19 +167,29 @@ def _adam_group(name: str, model: GEPA, decoder_multiplier: float) -> tuple[bool
     return (is_untrained(name), name == "tok_emb.weight", lr_factor(name, model, decoder_multiplier))
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Newton-Schulz in bf16: [..., r, c] -> nearly semi-orthogonal matrices (singular values .7-1.2)."""
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Newton-Schulz: [..., r, c] -> nearly semi-orthogonal matrices (singular values 0.7 to 1.2).
+
+    Operands and results are rounded to `dtype`. A CPU keeps them in fp32 and multiplies there, whatever its
+    instructions: but for the order of sums that is bf16 arithmetic, which most CPUs emulate 15 to 60 times
+    slower than fp32.
+    """
     a, b, c = _NEWTON_SCHULZ
-    X = matrices.bfloat16()
+    held = torch.float32 if matrices.device.type == "cpu" else dtype
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(dtype).to(held)
+
+    X = rounded(matrices)
     tall = X.shape[-2] > X.shape[-1]
     if tall:
         X = X.mT
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    X = rounded(X / rounded(rounded(X.norm(dim=(-2, -1), keepdim=True)) + 1e-7))
     product = torch.baddbmm if X.ndim == 3 else torch.addmm
     for _ in range(steps):
-        A = X @ X.mT
-        B = product(A, A, A, beta=b, alpha=c)
-        X = product(X, B, X, beta=a)
+        A = rounded(X @ X.mT)
+        B = rounded(product(A, A, A, beta=b, alpha=c))
+        X = rounded(product(X, B, X, beta=a))
     return X.mT if tall else X
 
 
@@ -263,13 +277,17 @@ class Optimizer:
         return (1.0 - done) * cfg.muon_momentum_start + done * cfg.muon_momentum
 
     @torch.no_grad()
-    def step(self, step: int, lr_scale: float) -> None:
-        """Updates the weights from the flat gradients. `step` counts from 0."""
+    def step(self, step: int, lr_scale: float, adam_lr_scale: float | None = None) -> None:
+        """Updates the weights from the flat gradients. `step` counts from 0.
+
+        lr_scale: multiplier of the learning rates; AdamW's own where adam_lr_scale is given.
+        """
+        adam_lr_scale = lr_scale if adam_lr_scale is None else adam_lr_scale
         momentum = self.muon_momentum(step)
         for stack in self._stacks:
             self._muon_step(stack, momentum, lr_scale)
         for group in self._adam.param_groups:
-            group["lr"] = group["base_lr"] * lr_scale
+            group["lr"] = group["base_lr"] * adam_lr_scale
             (weights,) = group["params"]
             if weights.dtype != torch.float32:
                 weights.grad = (
@@ -281,10 +299,11 @@ class Optimizer:
         stack.momentum.mul_(momentum).add_(stack.gradients)
         nesterov = stack.gradients.add(stack.momentum, alpha=momentum)
         at_once = nesterov.is_cuda or nesterov[0].numel() <= _CPU_BATCH_NUMEL
+        steps, dtype = self.cfg.muon_ns_steps, _DTYPES[self.cfg.muon_ns_dtype]
         if self.batched and at_once:
-            update = orthogonalize(nesterov, self.cfg.muon_ns_steps)
+            update = orthogonalize(nesterov, steps, dtype)
         else:
-            update = torch.stack([orthogonalize(matrix, self.cfg.muon_ns_steps) for matrix in nesterov])
+            update = torch.stack([orthogonalize(matrix, steps, dtype) for matrix in nesterov])
         rows, columns = stack.values.shape[1:]
         lr = stack.lr * lr_scale
         stack.values.mul_(1.0 - lr * self.cfg.muon_weight_decay)

@@ -6,15 +6,16 @@ torchrun --nproc-per-node 4 -m gepa_core.train JOB.yaml --out DIR   several rank
 
 import os
 import resource
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
-from gepa_core.device import resolve_device
+from gepa_core.device import resolve_device, warn_where_emulated
 from gepa_core.errors import CheckpointError, ConfigError
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import CHECKPOINTS
@@ -54,13 +55,15 @@ def train_segment(
     on_report: Callable[[StepReport], None],
     should_stop: Callable[[], bool] = never,
     final_step: bool = True,
+    averages: Sequence[Average] = (),
 ) -> Segment:
     """Trains from the state `start` (None: initial weights) to `until` steps; leaves that state in `workdir`.
 
     Continues from the newest whole checkpoint under workdir/checkpoints, where there is one. Validates at
-    multiples of eval.every, at config.peak_steps, and, unless final_step is False, at config.steps. In a
-    torch.distributed group each rank calls this and trains on its spans; rank 0 reports and writes. When
-    should_stop says so on any rank, the state is saved and the result has finished=False.
+    multiples of eval.every, where the warmdown begins, at eval.warmdown_points parts of it, and, unless
+    final_step is False, at config.steps. In a torch.distributed group each rank calls this and trains on its
+    spans; rank 0 reports and writes. When should_stop says so on any rank, the state is saved and the result
+    has finished=False. The state holds the `averages` (none given: the run's own).
 
     Raises ConfigError, DataError, CheckpointError; DivergedError when loss or weights are no longer finite;
     torch.OutOfMemoryError passes through.
@@ -68,7 +71,8 @@ def train_segment(
     if until > config.steps:
         raise ConfigError(f"until {until} is past the run's {config.steps} steps")
     device = prepare(exec_cfg)
-    trainer = Trainer(config, exec_cfg, TokenStream(open_shards(paths.train)), device)
+    warn_where_emulated(config.model, device)
+    trainer = Trainer(config, exec_cfg, TokenStream(open_shards(paths.train)), device, averages)
     folder = workdir / CHECKPOINTS
     clock = Stopwatch(device)
     is_kept = _restore(trainer, start, folder, clock)
@@ -146,4 +150,5 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

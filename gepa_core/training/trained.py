@@ -6,22 +6,27 @@ exec: {device: cpu}                                        # ExecConfig keys
 """
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
+from gepa_core.data.overlap import launch_warning
 from gepa_core.errors import CheckpointError, ConfigError, DataError
+from gepa_core.invocation import module
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
 from gepa_core.training import checkpoint
+from gepa_core.training.averages import averages_of, merged, prefix_of
 
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
@@ -55,6 +60,8 @@ def read_job(path: Path) -> Job:
     dataset = _open(raw["data"], path)
     job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
+    if warning := launch_warning(dataset):
+        logging.getLogger(__name__).warning("%s: %s", path, warning)
     return job.model_copy(update={"run": _fingerprinted(job.run, dataset, path)})
 
 
@@ -123,7 +130,7 @@ def open_run(out: Path) -> Job:
     """The job whose output folder this is. Raises ConfigError if it is none."""
     path = out / JOB
     if not path.is_file():
-        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
+        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `{module('gepa_core.train')}`")
     try:
         raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:
@@ -173,22 +180,47 @@ def open_state(path: Path) -> tuple[Path, checkpoint.State]:
     return found
 
 
-def load_model(path: Path, *, average: bool) -> tuple[GEPA, dict[str, Any]]:
-    """The model of a checkpoint directory, with its averaged (EMA) or raw weights, and the checkpoint's meta.
+def load_model(path: Path, *, average: bool | Average) -> tuple[GEPA, dict[str, Any]]:
+    """The model of a checkpoint directory, with averaged (EMA) or raw weights, and the checkpoint's meta.
 
+    average: False for the raw weights, True for the average of the run that wrote it, or the one wanted.
     Raises CheckpointError.
     """
     state = checkpoint.load(path)
     return model_of(state, path, average=average), state.meta
 
 
-def model_of(state: checkpoint.State, path: Path, *, average: bool) -> GEPA:
-    """The model of a state read from `path`. Raises CheckpointError."""
-    model = GEPA(validate(ModelConfig, state.told(path).config.get("model"), path))
-    prefix = "average/" if average else "model/"
+def model_of(state: checkpoint.State, path: Path, *, average: bool | Average) -> GEPA:
+    """The model of a state read from `path`, see `load_model`. Raises CheckpointError."""
+    told = state.told(path)
+    run = validate(RunConfig, told.config, path)
+    prefix = "model/"
+    if average:
+        wanted = run.average if isinstance(average, bool) else average
+        constant = told.step <= run.peak_steps
+        prefix = prefix_of(wanted, averages_of(state, path), path, constant=constant)
     tensors = {
         name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)
     }
+    return _filled(run.model, tensors, path)
+
+
+def merged_model(config: ModelConfig, paths: Iterable[Path], weights: Sequence[float]) -> GEPA:
+    """The weighted mean of the raw weights of several checkpoints, one read at a time.
+
+    Raises CheckpointError.
+    """
+    return _filled(config, merged((checkpoint.load(path) for path in paths), weights), "the merged states")
+
+
+def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path | str) -> GEPA:
+    model = GEPA(config)
+    extra = tensors.keys() - model.state_dict().keys()
+    if extra == {"ve_shared.proj.weight"}:
+        raise CheckpointError(
+            f"{path}: has a ve_shared.proj though ve_dim is the width of the values; only earlier versions "
+            "trained such models, the published code does not; train it again"
+        )
     try:
         model.load_state_dict(tensors)  # an average is fp32; copying rounds where the model stores bf16
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """A run's training state and the loop that advances it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gepa_core.config import ExecConfig, RunConfig, digest
+from gepa_core.config import Average, ExecConfig, RunConfig, digest
 from gepa_core.data.shards import TokenStream
 from gepa_core.device import attention, rank_and_world, wants_compile
 from gepa_core.errors import CheckpointError, DivergedError
 from gepa_core.model.gepa import GEPA
 from gepa_core.model.passes import sequence_loss
-from gepa_core.schedule import lr_multiplier
+from gepa_core.schedule import lr_horizon, lr_multiplier
 from gepa_core.training import checkpoint
+from gepa_core.training.averages import average_prefixes, averages_of, prefix_of
 from gepa_core.training.batches import Prefetcher, StepBatches, micro_batch_seqs
 from gepa_core.training.optim import FlatParameters, Optimizer
 
@@ -29,9 +30,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, exec_cfg: ExecConfig, stream: TokenStream, device: torch.device
+        self,
+        config: RunConfig,
+        exec_cfg: ExecConfig,
+        stream: TokenStream,
+        device: torch.device,
+        averages: Sequence[Average] = (),
     ) -> None:
+        """averages: of the weights, to be kept along the way; the run's own alone unless told otherwise."""
         self.config, self.exec_cfg, self.device = config, exec_cfg, device
+        self.averages = tuple(averages) or (config.average,)
         self.rank, self.world = rank_and_world()
         self.micro_batch = micro_batch_seqs(
             config.batch, config.model.width, exec_cfg.micro_batch_seqs, device
@@ -43,7 +51,8 @@ class Trainer:
         self.model = GEPA(config.model)
         self.model.init_weights(config.seed)
         self.model.to(device)
-        self.flat = FlatParameters(self.model, config.optim.decoder_lr_multiplier)
+        multiplier = config.optim.decoder_lr_multiplier
+        self.flat = FlatParameters(self.model, multiplier, len(self.averages))
         self.optimizer = Optimizer(
             self.model, self.flat, config.optim, batched=exec_cfg.batched_newton_schulz
         )
@@ -52,16 +61,26 @@ class Trainer:
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.compiles = wants_compile(exec_cfg, device)
 
-    def lr_scale(self, step: int) -> float:
-        """Multiplier of every learning rate at 0-based `step`."""
+    def lr_scale(self, step: int, *, adam: bool = False) -> float:
+        """Multiplier of the learning rates at 0-based `step`: of Muon's matrices, or of what AdamW trains."""
         config = self.config
+        own = config.adam_warmdown_steps if adam else None
         return lr_multiplier(
             step,
             steps=config.steps,
-            warmdown_steps=config.warmdown_steps,
+            warmdown_steps=config.warmdown_steps if own is None else own,
             schedule=config.schedule,
             final_lr_fraction=config.final_lr_fraction,
+            schedule_power=config.schedule_power,
+            lr_floor=config.lr_floor,
         )
+
+    def _decay(self, average: Average, step: int) -> float:
+        """Of an average at 0-based `step`; its own decay to the bit where its own horizon is the nearer."""
+        if average.horizon == "fixed":
+            return average.decay
+        horizon = max(1.0, lr_horizon(self.lr_scale(step), self.lr_scale(step + 1)))
+        return average.decay if horizon * (1.0 - average.decay) >= 1.0 else 1.0 - 1.0 / horizon
 
     def steps(self, until: int, vote: Callable[[Tensor], None]) -> Iterator[float]:
         """Trains to step `until`; yields the learning-rate multiplier after each step. Never waits for a GPU.
@@ -78,8 +97,9 @@ class Trainer:
                 vote(self.flat.votes)
                 self.flat.reduce()
                 norm = self.flat.clip(self.config.optim.grad_clip)
-                self.optimizer.step(self.step, lr_scale)
-                self.flat.update_average(self.config.ema_decay, flat=self.exec_cfg.foreach_ema)
+                self.optimizer.step(self.step, lr_scale, self.lr_scale(self.step, adam=True))
+                decays = [self._decay(average, self.step) for average in self.averages]
+                self.flat.update_averages(decays, flat=self.exec_cfg.foreach_ema)
                 self._finite_steps += torch.isfinite(norm + self.flat.loss)
                 self.step += 1
                 yield lr_scale
@@ -117,39 +137,46 @@ class Trainer:
         return float(self.flat.loss)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile, in its own precision."""
-        weights = self.flat.values.clone()
-        self.flat.set_weights(self.flat.average)
+    def borrowed(self, weights: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
+        """The model has other weights meanwhile, in its own precision: a flat buffer, or a state dict."""
+        own = self.flat.values.clone()
+        if isinstance(weights, Tensor):
+            self.flat.set_weights(weights)
+        else:
+            self.model.load_state_dict(weights)
         try:
             yield
         finally:
-            self.flat.set_weights(weights)
+            self.flat.set_weights(own)
 
     # State
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state, by name: views, so that loading copies into them."""
         weights = {f"model/{name}": tensor.detach() for name, tensor in self.model.named_parameters()}
-        averages = {f"average/{name}": t for name, t in self.flat.named(self.flat.average).items()}
+        averages = {
+            prefix + name: tensor
+            for prefix, flat in zip(average_prefixes(self.averages), self.flat.averages, strict=True)
+            for name, tensor in self.flat.named(flat).items()
+        }
         return weights | averages | self.optimizer.state()
 
-    def _identity(self, step: int) -> str:
-        """Digest of what the state at `step` depends on."""
-        parts = self.config.trunk()
+    def _identity(self, step: int, averages: Sequence[Average]) -> str:
+        """Digest of what the state at `step`, with these averages, depends on."""
+        parts = self.config.trunk([average.decay for average in averages])
         if step > self.config.peak_steps:
-            kept = ("steps", "warmdown_steps", "schedule", "final_lr_fraction")
-            parts |= {key: getattr(self.config, key) for key in kept}
+            parts |= self.config.tail()
         return digest({**parts, "step": step})
 
     def save(self, path: Path, **meta: Any) -> None:
         """Writes a checkpoint (rank 0). Raises DivergedError rather than keep a state that is not finite."""
-        if not bool(torch.isfinite(self.flat.values.sum() + self.flat.average.sum())):
+        if not all(bool(flat.sum().isfinite()) for flat in (self.flat.values, *self.flat.averages)):
             raise DivergedError(self.step, "the sum of the weights")
         if self.rank == 0:
             record = {
                 "step": self.step,
-                "identity": self._identity(self.step),
+                "identity": self._identity(self.step, self.averages),
+                "averages": self.averages,
                 "config": self.config.model_dump(mode="json"),
                 "ranks": self.world,
                 "torch": torch.__version__,
@@ -177,18 +204,23 @@ class Trainer:
     def _take(self, state: checkpoint.State, path: Path | None) -> None:
         tensors = dict(state.tensors)
         rng = tensors.pop("rng/cpu", None)
-        mine = self.tensors()
-        checkpoint.require(tensors, mine, str(path))
-        told = state.told(path)
+        mine, held, told = self.tensors(), averages_of(state, path), state.told(path)
         step = told.step
-        if told.identity != self._identity(step):
+        constant = step <= self.config.peak_steps
+        where = [prefix_of(average, held, path, constant=constant) for average in self.averages]
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("average")}
+        for prefix, theirs in zip(average_prefixes(self.averages), where, strict=True):
+            parts = {name.removeprefix(theirs): t for name, t in tensors.items() if name.startswith(theirs)}
+            kept |= {prefix + name: tensor for name, tensor in parts.items()}
+        checkpoint.require(kept, mine, str(path))
+        if told.identity != self._identity(step, held):
             raise CheckpointError(
                 f"{path}: the state after {step} steps of another configuration (state.json holds it); "
                 "give a checkpoint of the same trunk, or start afresh in another directory"
             )
         with torch.no_grad():
             for name, tensor in mine.items():
-                tensor.copy_(tensors[name])
+                tensor.copy_(kept[name])
         if rng is not None:
             torch.set_rng_state(rng)
         self.step = step

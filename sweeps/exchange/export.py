@@ -221,7 +221,7 @@ def _as_measured(store: Store, exec_cfg: ExecConfig, measured: Outcome | None) -
     if measured is not None:
         how = measured.execution
         on_cpu = how.get("device") == "cpu"
-        update |= {"device": "cpu" if on_cpu else "auto", "threads": how.get("threads") if on_cpu else None}
+        update |= {"device": "cpu" if on_cpu else "cuda", "threads": how.get("threads") if on_cpu else None}
         path = f"{store.attempt_path(measured.id, measured.attempt)}/attempt.json"
         attempt, where = store.files.read(path, MAX_RECORD_BYTES), store.files.describe(path)
         remedy = "delete it, if all of the sweep was measured as its file says"

@@ -8,10 +8,12 @@ To add a stage that an existing evaluation can measure, enter one line in `stage
 
     stage("raw_sliding", weights="raw", evaluation="sliding", what="raw weights, sliding windows"),
 
-`weights` (raw, average, int6) says which weights are measured, and so whether the stage starts from the
-state at the end of the training or from the artifact. `evaluation` (plain, sliding, ttt) says how they are
-measured; its settings and its price follow. The column is `<name>_bpb`. Other weights or evaluations are
-added in `kind.py` (settings and price) and `sweeps/work/measure.py` (how it is done).
+`weights` (raw, average, merged, int6) says which weights are measured, and so whether the stage starts from
+the state at the end of the training, from states of the trunk, or from the artifact. `evaluation` (plain,
+sliding, ttt) says how they are measured; its settings and its price follow. The column is `<name>_bpb`.
+`optional=True`: done only where a sweep file's `stages` name it. Other weights are added in `kind.py` (where
+they come from) and `sweeps/work/measure.py` (how they are loaded), another evaluation in
+`gepa_core/evaluation/stages.py`.
 
 To add another kind of work, write one module in `sweeps/work` with
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from gepa_core.config import RunConfig
-from sweeps.kinds.flops import plain_flops, sliding_flops, ttt_flops
+from gepa_core.sizes import measure_flops
 
 Rate = Literal["train", "evaluate", "ttt", "steps"]
 """What a cost is counted in: FLOPs at one of three speeds, or steps of a training script."""
 RATES: tuple[Rate, ...] = get_args(Rate)
-Weights = Literal["raw", "average", "int6"]
+Weights = Literal["raw", "average", "merged", "int6"]
 Evaluation = Literal["plain", "sliding", "ttt"]
 
 FINAL_STATE = "checkpoint"
@@ -32,8 +32,8 @@ class Kind:
     """Module of sweeps.work that executes it."""
     files: tuple[str, ...]
     """Files and folders of an attempt that its commit vouches for."""
-    cost: Callable[[Any, int, int, int], Cost]
-    """(config, validation tokens, first step, last step) -> what it costs."""
+    cost: Callable[..., Cost]
+    """(config, validation tokens, first step, last step, averages kept) -> what it costs."""
     after: str | None = None
     """Stages: the kind whose output it starts from; None = the state at the end of the training."""
     settings: Callable[[Any], dict[str, Any]] = lambda config: {}
@@ -48,6 +48,12 @@ class Kind:
     """Takes training steps, reports them, and can be asked to stop."""
     resumes: bool = False
     """Goes on from the checkpoints of an earlier attempt."""
+    averages: bool = False
+    """It takes the averaged weights of the state, of which there may be several."""
+    states: Callable[[Any], tuple[int, ...]] | None = None
+    """Steps of the trunk whose states it starts from, instead of that at the end; none: a run has no such."""
+    optional: bool = False
+    """Done where the sweep file's `stages` name it, and not otherwise."""
     weights: Weights | None = None
     evaluation: Evaluation | None = None
     what: str = ""
@@ -75,28 +81,34 @@ def ttt_settings(config: RunConfig) -> dict[str, Any]:
 class _Evaluation:
     settings: Callable[[RunConfig], dict[str, Any]]
     rate: Rate
-    flops: Callable[[RunConfig, int], float]
     seconds: str
 
 
 _EVALUATIONS: Mapping[Evaluation, _Evaluation] = {
-    "plain": _Evaluation(_plain_settings, "evaluate", plain_flops, "eval_seconds"),
-    "sliding": _Evaluation(_sliding_settings, "evaluate", sliding_flops, "eval_seconds"),
-    "ttt": _Evaluation(ttt_settings, "ttt", ttt_flops, "ttt_seconds"),
+    "plain": _Evaluation(_plain_settings, "evaluate", "eval_seconds"),
+    "sliding": _Evaluation(_sliding_settings, "evaluate", "eval_seconds"),
+    "ttt": _Evaluation(ttt_settings, "ttt", "ttt_seconds"),
 }
 
 
-def stage(name: str, *, weights: Weights, evaluation: Evaluation, what: str) -> Kind:
+def _merge_settings(config: RunConfig) -> dict[str, Any]:
+    return {"merge": config.merge.model_dump(mode="json"), "steps": config.merge_steps}
+
+
+def stage(name: str, *, weights: Weights, evaluation: Evaluation, what: str, optional: bool = False) -> Kind:
     """A stage that measures `weights` of a finished run by `evaluation`, into the column `<name>_bpb`."""
-    by = _EVALUATIONS[evaluation]
+    by, merges = _EVALUATIONS[evaluation], weights == "merged"
     return Kind(
         name,
         work="sweeps.work.measure",
         files=(BLOCKS,),
-        cost=lambda config, tokens, start, stop: {by.rate: by.flops(config, tokens)},
+        cost=lambda config, tokens, *_: {by.rate: measure_flops(evaluation, config, tokens)},
         after="quantize" if weights == "int6" else None,
-        settings=by.settings,
-        columns=(f"{name}_bpb", *(("code_bytes",) if evaluation == "ttt" else ())),
+        settings=lambda config: by.settings(config) | (_merge_settings(config) if merges else {}),
+        averages=weights == "average",
+        states=(lambda config: config.merge_steps) if merges else None,
+        optional=optional,
+        columns=(f"{name}_bpb", *(("code_bytes",) if evaluation == "ttt" and weights == "int6" else ())),
         seconds=by.seconds,
         weights=weights,
         evaluation=evaluation,

@@ -1,28 +1,41 @@
 """The table of kinds: a further kind of work is one entry here; further stages are entries of `stages.py`."""
 
+import math
 from typing import Any
 
 from gepa_core.config import RunConfig
-from sweeps.kinds.flops import plain_flops, step_flops
+from gepa_core.sizes import measure_flops, step_flops
 from sweeps.kinds.kind import ARTIFACT, FINAL_STATE, TRAJECTORY, Cost, Kind, ttt_settings
 from sweeps.kinds.stages import MEASURED
 
 
-def _training_cost(config: RunConfig, tokens: int, start: int, stop: int) -> Cost:
-    """The steps, and the validations between them."""
-    times = sum(stop // every - start // every for every in (config.eval.every, config.eval.ema_every))
+def _training_cost(config: RunConfig, tokens: int, start: int, stop: int, averages: int = 1) -> Cost:
+    """The steps, and the validations between them: of raw, averaged and, where asked for, int6 weights.
+
+    Quantizing itself, seconds on one core, is not in it.
+    """
+
+    def times(*periods: int | None) -> int:
+        """Steps in (start, stop] that are multiples of one of the periods."""
+        known = sorted({period for period in periods if period})
+        together = stop // math.lcm(*known) - start // math.lcm(*known) if len(known) > 1 else 0
+        return sum(stop // period - start // period for period in known) - together
+
+    every, ema_every, int6_every = config.eval.every, config.eval.ema_every, config.eval.int6_every
+    validations: float = times(every, int6_every) + averages * times(ema_every, int6_every)
+    validations += (2 if averages == 1 else 1) * times(int6_every)
+    if warmdown := max(0, stop - max(start, config.peak_steps)):
+        validations += config.eval.warmdown_points * warmdown / (config.steps - config.peak_steps)
     return {
         "train": (stop - start) * step_flops(config),
-        "evaluate": times * plain_flops(config, tokens),
+        "evaluate": validations * measure_flops("plain", config, tokens),
     }
 
 
 def _quantize_settings(config: RunConfig) -> dict[str, Any]:
-    quant = config.quant.model_dump(mode="json")
-    if config.quant.method != "rd":
-        del quant["budget_bytes"], quant["calibration_tokens"], quant["integer_bits"]
-    elif config.quant.budget_bytes is None:  # what the script leaves, and these settings are in it
-        quant["script"] = ttt_settings(config)
+    quant = config.quant.identity()
+    if config.quant.method == "rd" and config.quant.budget_bytes is None:
+        quant["script"] = ttt_settings(config)  # what it leaves is the budget, and these settings are in it
     return quant
 
 
@@ -42,8 +55,9 @@ _ALL = (
         "quantize",
         work="sweeps.work.quantize",
         files=(ARTIFACT,),
-        cost=lambda config, tokens, start, stop: {},  # seconds on one CPU core, whatever the data
+        cost=lambda config, tokens, *_: {},  # seconds on one CPU core, whatever the data
         settings=_quantize_settings,
+        averages=True,
         gives=ARTIFACT,
         columns=("artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction"),
     ),
@@ -52,4 +66,6 @@ _ALL = (
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 STAGES = tuple(kind.name for kind in MEASURED)
 """What a sweep file's `stages` may name."""
+USUAL_STAGES = tuple(kind.name for kind in MEASURED if not kind.optional)
+"""What is measured where a sweep file does not say."""
 STAGE_COLUMNS = tuple(dict.fromkeys(column for kind in _ALL for column in kind.columns))

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 
-from sweeps.kinds.flops import quantized_fraction
+from gepa_core.config import RunConfig
+from gepa_core.sizes import quantized_fraction
 from sweeps.spec.sweep import Sweep
 
 LONG_WARMDOWN = 0.5
 EMA_LEFTOVER = 0.01
 """Share of the initial weights that an EMA may still hold when a run ends."""
 MIN_QUANTIZED = 0.9
+MIN_EVALUATIONS = 6
+"""In a warmdown, below which the report cannot tell how its gain comes (analysis.effects.warmdown)."""
 
 
 def advise(sweep: Sweep) -> list[str]:
@@ -52,6 +55,28 @@ def ema_horizon(sweep: Sweep) -> Iterator[str]:
         )
 
 
+def few_evaluations(sweep: Sweep) -> Iterator[str]:
+    """Most warmdowns could not be measured: said before they are paid for."""
+    warmdowns = sorted(run.warmdown_steps for run in sweep.runs if run.warmdown_steps)
+    few = [run for run in sweep.runs if run.warmdown_steps and _evaluations(run) < MIN_EVALUATIONS]
+    if 2 * len(few) > len(warmdowns):
+        # Enough for three quarters of them: the shortest warmdown of a grid would make all others pay.
+        enough = warmdowns[len(warmdowns) // 4] // MIN_EVALUATIONS
+        every = max((m * 10**k for k in range(9) for m in (1, 2, 5) if m * 10**k <= enough), default=1)
+        yield (
+            f"{len(few)} of {len(warmdowns)} warmdowns would have fewer than {MIN_EVALUATIONS} evaluations: "
+            f"whether improvement accelerates would stay undetermined; set eval.every: {every}, "
+            f"or eval.warmdown_points: {MIN_EVALUATIONS}, which is that many in each"
+        )
+
+
+def _evaluations(run: RunConfig) -> int:
+    """Evaluations after the peak, at least: at multiples of the period and the end, or at equal parts."""
+    every = run.eval.every
+    periodic = run.steps // every - run.peak_steps // every + (run.steps % every > 0)
+    return max(periodic, min(run.eval.warmdown_points, run.warmdown_steps))
+
+
 def momentum_warmup(sweep: Sweep) -> Iterator[str]:
     long = [run for run in sweep.runs if run.optim.muon_momentum_warmup_steps > run.steps]
     if long:
@@ -87,6 +112,7 @@ RULES: tuple[Callable[[Sweep], Iterator[str]], ...] = (
     momentum_warmup,
     one_length,
     no_long_warmdown,
+    few_evaluations,
     no_replicates,
     little_quantized,
 )

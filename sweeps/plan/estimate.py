@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gepa_core.config import CAP_BYTES
-from sweeps.kinds.flops import num_params, state_bytes
+from gepa_core.sizes import num_params, state_bytes
 from sweeps.kinds.kind import ARTIFACT, Rate
 from sweeps.plan.tree import Node, Plan
 from sweeps.spec.sweep import Resources, Sweep
@@ -50,9 +50,15 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
 
 
 def disk_bytes(plan: Plan, leases: int) -> int:
-    """States on trunks and artifacts, which stay, and three states for each lease at work."""
-    sizes = {segment.id: state_bytes(segment.config.model) for segment in plan.segments.values()}
-    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
+    """States on trunks (and what `keep` adds) and artifacts, which stay, and three states for each lease at
+    work. With `keep: all`, checkpoints on the way come on top: their number depends on the time it takes.
+    """
+    sizes = {
+        segment.id: state_bytes(segment.config.model, len(segment.averages) or 1)
+        for segment in plan.segments.values()
+    }
+    keeps = plan.sweep.keep != "artifacts"
+    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk or keeps)
     states += 3 * leases * max(sizes.values(), default=0)
     artifacts = sum(
         min(num_params(node.config.model), CAP_BYTES)
@@ -109,7 +115,7 @@ def eta_seconds(plan: Plan, leases: int) -> float:
     """Wall time of what is left on `leases` leases, the longest remaining path first."""
     devices = plan.sweep.devices
     left = plan.nodes.keys() - plan.done
-    waiting = [(-plan.priority[id_], id_) for id_ in left if plan.nodes[id_].after not in left]
+    waiting = [(-plan.priority[id_], id_) for id_ in left if left.isdisjoint(plan.nodes[id_].needs)]
     heapq.heapify(waiting)
     running: list[tuple[float, str]] = []
     now = 0.0
@@ -118,8 +124,9 @@ def eta_seconds(plan: Plan, leases: int) -> float:
             _, node = heapq.heappop(waiting)
             heapq.heappush(running, (now + plan.seconds[node] / devices, node))
         now, finished = heapq.heappop(running)
+        left.discard(finished)
         for child in plan.children.get(finished, ()):
-            if child in left:
+            if child in left and left.isdisjoint(plan.nodes[child].needs):
                 heapq.heappush(waiting, (-plan.priority[child], child))
     return now
 

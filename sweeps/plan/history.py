@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gepa_core.config import RunConfig
-from sweeps.kinds.flops import forward_flops
+from gepa_core.config import RunConfig, digest
+from gepa_core.sizes import training_flops_per_token
 from sweeps.kinds.table import KINDS
 from sweeps.plan.speeds import Measurement
 from sweeps.plan.tree import KnownSegment
@@ -57,7 +57,11 @@ def trains(outcome: Outcome) -> bool:
 
 def known_segment(outcome: Outcome, *, kept: bool) -> KnownSegment:
     identity = outcome.identity
+    config = _config(identity.get("config"))
+    held = identity.get("averages") or ([[config.ema_decay]] if config else [])
     return KnownSegment(
+        observed=digest(config.unaveraged()) if config else "",
+        decays=tuple(sorted({average[0] for average in held})),
         id=outcome.id,
         parent=identity["parent"],
         trunk_id=identity["trunk_id"],
@@ -78,7 +82,7 @@ def measurement(outcome: Outcome) -> Measurement | None:
     if kind.trains:
         if not (rate := result.get("tokens_per_second")):
             return None
-        flops = 3.0 * forward_flops(config.model, config.batch.seq_len) * rate * seconds
+        flops = training_flops_per_token(config.model, config.batch.seq_len) * rate * seconds
         return Measurement("train", flops, seconds, devices)
     if not (tokens := result.get("tokens")):
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gepa_core.config import RunConfig
+from gepa_core.config import Average, RunConfig
 from sweeps.kinds.kind import Kind, Rate
 from sweeps.kinds.table import KINDS
 from sweeps.plan.speeds import PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
@@ -42,6 +42,15 @@ class Node:
     """Digest of what the constant phase depends on; ties nodes of different sweeps together."""
     final: bool = False
     """Some run ends at `stop`."""
+    averages: tuple[Average, ...] = ()
+    """Training: the averages of the weights that its states hold; none: the config's own."""
+    sources: tuple[str, ...] = ()
+    """Nodes whose states are merged, `after` among them."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """All nodes that must be done before."""
+        return tuple(dict.fromkeys((*((self.after,) if self.after else ()), *self.sources)))
 
     @property
     def steps(self) -> int:
@@ -56,7 +65,7 @@ class Node:
         config = self.config.model_dump(mode="json")
         if not self.trains:
             return {"kind": self.kind, "after": self.after, "config": config}
-        return {
+        place = {
             "parent": self.after,
             "trunk_id": self.trunk_id,
             "start": self.start,
@@ -64,6 +73,7 @@ class Node:
             "trunk": self.trunk,
             "config": config,
         }
+        return place | ({"averages": [list(average) for average in self.averages]} if self.averages else {})
 
     def record(self) -> dict[str, Any]:
         """What plan.json says of it."""
@@ -86,6 +96,10 @@ class KnownSegment:
     trunk: bool
     kept: bool
     """Whether its final state is still there."""
+    observed: str = ""
+    """Digest of what it depends on but for the averages that it holds."""
+    decays: tuple[float, ...] = ()
+    """Of those averages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +146,15 @@ class Plan:
         return tuple(reversed(chain))
 
     def nodes_of(self, run_id: str) -> tuple[str, ...]:
-        """All nodes that a run needs."""
-        return (*self.segments_of(run_id), *self.runs[run_id].stages)
+        """All nodes that a run needs, each once."""
+        stages = self.runs[run_id].stages
+        nodes: dict[str, None] = dict.fromkeys(self.segments_of(run_id))
+        for source in (source for stage in stages for source in self.nodes[stage].sources):
+            at: str | None = source
+            while at is not None and at not in nodes:
+                nodes[at] = None
+                at = self.nodes[at].after
+        return (*nodes, *stages)
 
     @cached_property
     def runs_of(self) -> Mapping[str, list[str]]:
@@ -149,20 +170,25 @@ class Plan:
         """What becomes ready when a node is done."""
         children: dict[str, list[str]] = {}
         for node in self.nodes.values():
-            if node.after is not None:
-                children.setdefault(node.after, []).append(node.id)
+            for needed in node.needs:
+                children.setdefault(needed, []).append(node.id)
         return children
+
+    def can_start(self, node: str, done: Collection[str]) -> bool:
+        """Whether all that it needs is done."""
+        return all(needed in done for needed in self.nodes[node].needs)
 
     def ready(self, done: Collection[str]) -> list[str]:
         """What could start now, the longest remaining path first."""
-        nodes = self.nodes.values()
-        ids = [n.id for n in nodes if n.id not in done and (n.after is None or n.after in done)]
+        ids = [node for node in self.nodes if node not in done and self.can_start(node, done)]
         return sorted(ids, key=lambda node: (-self.priority[node], node))
 
     def cost(self, node: Node) -> dict[Rate, float]:
         """Estimated device-seconds (GPU-seconds, or those of CPU workers), by what they are spent on."""
         tokens = self.tokens(node.config)
-        return self.speeds.seconds(KINDS[node.kind].cost(node.config, tokens, node.start, node.stop))
+        averages = (len(node.averages) or 1,) if node.trains else ()
+        cost = KINDS[node.kind].cost(node.config, tokens, node.start, node.stop, *averages)
+        return self.speeds.seconds(cost)
 
     @cached_property
     def seconds(self) -> dict[str, float]:
@@ -175,8 +201,8 @@ class Plan:
         longest: dict[str, float] = {}
         for node in reversed(self.nodes.values()):
             longest[node.id] = longest.get(node.id, 0.0) + self.seconds[node.id]
-            if node.after is not None:
-                longest[node.after] = max(longest.get(node.after, 0.0), longest[node.id])
+            for needed in node.needs:
+                longest[needed] = max(longest.get(needed, 0.0), longest[node.id])
         return longest
 
     @property
@@ -204,7 +230,10 @@ class Plan:
         """The nodes that a run would be made of if it were trained and measured alone."""
         run = self.runs[run_id]
         last = self.nodes[run.last]
-        return [replace(last, config=run.config, start=0), *(self.nodes[stage] for stage in run.stages)]
+        return [
+            replace(last, config=run.config, start=0, averages=()),
+            *(self.nodes[stage] for stage in run.stages),
+        ]
 
     def record(self) -> dict[str, Any]:
         """What plan.json says: the nodes each run is made of, and their estimated seconds."""

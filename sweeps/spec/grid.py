@@ -12,6 +12,8 @@ from sweeps.spec.keys import MAX_INT
 from sweeps.spec.source import SOURCE_KEYS, DataSource
 
 MAX_CELLS = 20_000
+_RATIOS = {"warmdown_ratio": "warmdown_steps", "adam_warmdown_ratio": "adam_warmdown_steps"}
+"""Keys of a sweep file by the field of the run that they give, in steps."""
 
 Cell = dict[str, Any]
 """Dotted keys to typed values."""
@@ -47,7 +49,7 @@ class Expander:
         values = {**self._settings, **cell}
         try:
             top = {key: value for key, value in self._preset.items() if not isinstance(value, Mapping)}
-            top |= {key: value for key, value in values.items() if "." not in key and key != "warmdown_ratio"}
+            top |= {key: value for key, value in values.items() if "." not in key and key not in _RATIOS}
             top |= self._warmdown(cell, values, top)
             for name, info in RunConfig.model_fields.items():
                 if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
@@ -77,20 +79,27 @@ class Expander:
             self._sources[key] = source.placeholder(val_tokens), source
         return self._sources[key]
 
-    def _warmdown(self, cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, int]:
-        """`warmdown_ratio` in steps. What a cell says of the warmdown wins over the shared settings."""
+    def _warmdown(self, cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, Any]:
+        """Ratios in steps. What a cell says of the warmdown wins over the shared settings.
+
+        Keys that the schedule does not heed are set to one value, whatever the grid's: the runs are the same.
+        """
         if "steps" not in top:
             raise ValueError("no run length: give steps")
-        if top.get("schedule") == "constant":
-            return {"warmdown_steps": 0}  # whatever the grid's ratio: the runs are the same
-        for level in (cell, values):
-            if "warmdown_steps" in level:
-                return {"warmdown_steps": level["warmdown_steps"]}
-            if "warmdown_ratio" in level:
-                return {"warmdown_steps": round(level["warmdown_ratio"] * top["steps"])}
-        if "warmdown_steps" in top:
-            return {}
-        raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
+        schedule = top.get("schedule", RunConfig.model_fields["schedule"].default)
+        unheeded = {} if schedule == "power" else {"schedule_power": 1.0}
+        if schedule == "constant":
+            return unheeded | {"warmdown_steps": 0, "adam_warmdown_steps": None, "lr_floor": 0.0}
+        found: dict[str, Any] = {}
+        for ratio, name in _RATIOS.items():
+            for level in (values, cell):
+                if name in level:
+                    found[name] = level[name]
+                elif ratio in level:
+                    found[name] = round(level[ratio] * top["steps"])
+        if "warmdown_steps" not in found and "warmdown_steps" not in top:
+            raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
+        return found | unheeded
 
 
 def _reason(detail: Any) -> str:

@@ -100,6 +100,7 @@ class _SweepOnly(BaseModel):
     """Keys of a sweep file that resolve to RunConfig fields."""
 
     warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    adam_warmdown_ratio: float = Field(0.0, ge=0, le=1)
     dir: str = Field("", max_length=MAX_TEXT)
     corpus: Literal["docstrings"] = "docstrings"
 
@@ -112,7 +113,8 @@ def run_keys() -> dict[str, Key]:
     only = _SweepOnly.model_fields
     shapes = Literal[tuple(SHAPES)]  # type: ignore[valid-type]
     keys["schedule"] = Key("schedule", FieldInfo(annotation=shapes))  # type: ignore[arg-type]
-    keys["warmdown_ratio"] = Key("warmdown_ratio", only["warmdown_ratio"])
+    for name in ("warmdown_ratio", "adam_warmdown_ratio"):
+        keys[name] = Key(name, only[name])
     keys["data.dir"] = Key("data.dir", only["dir"])
     keys["data.corpus"] = Key("data.corpus", only["corpus"])
     return keys

@@ -10,11 +10,19 @@ from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
-from sweeps.kinds.table import STAGES
+from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.spec.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
 from sweeps.spec.source import DataSource
-from sweeps.spec.sweep import RESERVED_NAMES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
+from sweeps.spec.sweep import (
+    KEEPS,
+    RESERVED_NAMES,
+    STANDARD_AXES,
+    TOP_KEYS,
+    Resources,
+    Sweep,
+    fingerprints,
+)
 from sweeps.spec.yamlfile import Document, KeyPath, show
 
 
@@ -32,6 +40,9 @@ class Reader:
                 self._unknown_top(key)
         name, recipe = self._name(), self._recipe()
         stages, share = self._stages(), self._bool("share", True)
+        keep = self._keep()
+        if not share and (alone := [stage for stage in stages if KINDS[stage].states]):
+            self.document.report(("stages",), f"{alone[0]} takes states of a trunk; it needs share: true")
         resources = self._model("resources", Resources)
         exec_config = self._exec(resources)
         grid, settings = self._grid(), self._settings()
@@ -51,6 +62,7 @@ class Reader:
             resources=resources,
             exec=exec_config,
             share=share,
+            keep=keep,
             axes=tuple(key for key in run_keys() if key in varying and key not in STANDARD_AXES),
             sources=sources,
             origins={fingerprints(source.placeholder(None)): source for source in sources},
@@ -64,6 +76,7 @@ class Reader:
                 "resources": resources.model_dump(mode="json", exclude_defaults=True),
                 "exec": exec_config.model_dump(mode="json", exclude_defaults=True),
                 "share": share,
+                **({"keep": keep} if "keep" in self.value else {}),
             },
             notices=notices,
             file=self.file,
@@ -112,11 +125,18 @@ class Reader:
             self.document.report((key,), str(problem))
             return default
 
+    def _keep(self) -> str:
+        keep = self.value.get("keep", KEEPS[0])
+        if keep not in KEEPS:
+            allowed = ", ".join(KEEPS)
+            self.document.report(("keep",), f"{keep!r} is not one of {allowed}{near_miss(str(keep), KEEPS)}")
+        return str(keep)
+
     def _stages(self) -> tuple[str, ...]:
-        stages = self.value.get("stages", list(STAGES))
+        stages = self.value.get("stages", list(USUAL_STAGES))
         if not isinstance(stages, list):
             self.document.report(("stages",), f"must be a list, of {', '.join(STAGES)}")
-            return STAGES
+            return USUAL_STAGES
         for i, stage in enumerate(stages):
             if stage not in STAGES:
                 hint = near_miss(str(stage), STAGES)
@@ -144,7 +164,7 @@ class Reader:
             return model()
 
     def _exec(self, resources: Resources) -> ExecConfig:
-        """ExecConfig with the ranks that the GPUs imply, and consistent with them."""
+        """ExecConfig with the device and the ranks that the GPUs imply, and consistent with them."""
         config: ExecConfig = self._model("exec", ExecConfig)
         gpus, given = resources.gpus_per_run, self._mapping("exec").get("ranks")
         where = ("resources", "gpus_per_run")
@@ -161,7 +181,12 @@ class Reader:
             self.document.report(("exec", "device"), "cuda needs resources.gpus_per_run above 0")
         if config.device == "cpu" and gpus:
             self.document.report(where, "must be 0 (or left out) with exec.device cpu")
-        return config
+        if self._mapping("exec").get("device") == "auto":
+            self.document.report(
+                ("exec", "device"),
+                "auto is no choice in a sweep: resources.gpus_per_run decides, 0 for the CPU; leave it out",
+            )
+        return config.model_copy(update={"device": "cuda" if gpus else "cpu"})
 
     def _mapping(self, section: str) -> dict[str, Any]:
         given = self.value.get(section)
@@ -196,8 +221,10 @@ class Reader:
                 found.append((key, value, here))
 
         walk(given, "", path)
-        if seen.keys() >= _WARMDOWN:
-            self.document.report(seen["warmdown_ratio"], "give either warmdown_ratio or warmdown_steps")
+        for own in ("", "adam_"):
+            ratio, steps = f"{own}warmdown_ratio", f"{own}warmdown_steps"
+            if seen.keys() >= {ratio, steps}:
+                self.document.report(seen[ratio], f"give either {ratio} or {steps}")
         return found
 
     def _typed(self, key: Key, value: Any, path: KeyPath) -> list[Any]:

@@ -6,7 +6,18 @@ from typing import Any
 from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 
-CURVES = ("lr_scale", "train_tokens", "train_loss", "val_loss", "val_bpb", "ema_val_bpb")
+CURVES = (
+    "lr_scale",
+    "train_tokens",
+    "train_loss",
+    "val_loss",
+    "val_bpb",
+    "ema_val_bpb",
+    "int6_val_bpb",
+    "artifact_bytes",
+    "raw_int6_val_bpb",
+    "raw_artifact_bytes",
+)
 
 
 def segment_rows(store: Store, sweep: str, segment: str) -> list[dict[str, Any]]:
@@ -30,7 +41,7 @@ def joined(segments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float
         if not rows:  # not done yet, so nothing after it is either
             break
         for row in rows:
-            known = {key: row[key] for key in CURVES if row[key] is not None}
+            known = {key: row[key] for key in CURVES if row.get(key) is not None}
             points.append({"step": row["step"], "seconds": before + (row["elapsed_seconds"] or 0.0), **known})
         before = points[-1]["seconds"]
     return points

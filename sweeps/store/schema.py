@@ -79,6 +79,16 @@ TRAJECTORY = _schema(
         _field("val_loss", _real, "nats/token", "raw weights, plain evaluation"),
         _field("val_bpb", _real, "bits/byte", "raw weights, plain evaluation"),
         _field("ema_val_bpb", _real, "bits/byte", "EMA weights, plain evaluation"),
+        _field(
+            "ema_val_bpb_by_average",
+            _text,
+            "bits/byte",
+            "where a training keeps several averages: JSON, ema_decay (and horizon) -> ema_val_bpb",
+        ),
+        _field("int6_val_bpb", _real, "bits/byte", "EMA weights, quantized by eval.int6_method, plain"),
+        _field("artifact_bytes", _int, "bytes", "the file that they make"),
+        _field("raw_int6_val_bpb", _real, "bits/byte", "raw weights, quantized by eval.int6_method, plain"),
+        _field("raw_artifact_bytes", _int, "bytes", "the file that they make"),
         _field("elapsed_seconds", _real, "s", "training time since the segment began"),
     ]
 )
@@ -162,6 +172,7 @@ def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
             yield f"status {str(row['status'])[:40]!r} is not one of {', '.join(STATUSES)}"
     else:
         names = ("segment_id", "run_id") if schema is TRAJECTORY else ()
+        # An attempt's own table does not say its segment: the driver enters it where it publishes one.
         needed = ("step",) if schema is TRAJECTORY else ("stage", "block")
     for name in needed:
         if row[name] is None:
@@ -199,5 +210,9 @@ def _fault(file: pq.ParquetFile, schema: pa.Schema) -> str | None:
     return None
 
 
-_ADDED_LATER: set[str] = {"ranks", "quant_rows", "code_bytes", "commit", "epochs"}
+_ADDED_LATER = {
+    *("ranks", "quant_rows", "code_bytes", "commit", "epochs"),
+    *(f"{kind.name}_bpb" for kind in MEASURED if kind.optional),
+    *("ema_val_bpb_by_average", "int6_val_bpb", "artifact_bytes", "raw_int6_val_bpb", "raw_artifact_bytes"),
+}
 """Columns that stores of earlier versions may lack."""

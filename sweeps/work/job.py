@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gepa_core.config import DataPaths, ExecConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from sweeps.store.store import Outcome, Store
 from sweeps.work.policy import Observed
 from sweeps.work.workdir import Workdir
@@ -28,6 +28,10 @@ class Job:
     identity: dict[str, Any]
     start: str | None
     """Folder of the state, or the artifact's file, that it starts from; None = the initial weights."""
+    sources: tuple[str, ...] = ()
+    """Folders of the states that are merged."""
+    averages: tuple[Average, ...] = ()
+    """Training: the averages of the weights to keep; none: the config's own."""
     until: int = 0
     final: bool = True
     """Some run ends at `until`."""

@@ -12,9 +12,11 @@ def execution(at: Attempt) -> dict[str, Any]:
     from gepa_core.training.batches import micro_batch_seqs
 
     job = at.job
-    device = resolve_device(job.exec)
+    is_missing = job.exec.device == "cuda" and not torch.cuda.is_available()  # which is why it failed
+    device = torch.device("cpu") if is_missing else resolve_device(job.exec)
+    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "none" if is_missing else "cpu",
         "ranks": at.world,
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,

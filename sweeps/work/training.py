@@ -1,5 +1,6 @@
 """A stretch of training: from a state, or the initial weights, to the state at the node's last step."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -55,6 +56,7 @@ def run(at: Attempt) -> Outcome:
         on_report=on_report,
         should_stop=lambda: at.should_stop() is not None,
         final_step=job.final,
+        averages=job.averages,
     )
     if at.rank != 0:
         return at.outcome
@@ -74,6 +76,9 @@ def run(at: Attempt) -> Outcome:
     emit(journal, "finished", step=segment.step)
     (workdir.path / "checkpoints" / str(segment.step)).rename(workdir.path / FINAL_STATE)
     rows = [{key: row.get(key) for key in COLUMNS.names} for row in reports(journal.read_bytes())]
+    for row in rows:
+        by_average = row["ema_val_bpb_by_average"]
+        row["ema_val_bpb_by_average"] = None if by_average is None else json.dumps(by_average)
     workdir.write(TRAJECTORY, to_parquet(rows, COLUMNS))
     return outcome
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gepa_core import files
 from sweeps.store.files import StorageError
 from sweeps.store.journal import reports_up_to
 from sweeps.store.store import Store
@@ -36,12 +37,7 @@ class Workdir:
 
     def write(self, name: str, data: bytes) -> None:
         """A small result file, whole or not at all."""
-        aside = self.path / f".{name}.tmp"
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(self.path / name)
+        files.write(self.path / name, data)
 
     def adopt(self, saved: Sequence[str]) -> int | None:
         """Take over the furthest checkpoints of earlier attempts, and the events up to there.

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.forecast.observations import BURN_IN, finals_are_apart, trajectory_rows
 from analysis.laws import TRAJECTORY_LAWS, kappa_relax
 from analysis.laws.design import Design
 from analysis.laws.fit import fit
 from analysis.laws.law import Law
+from analysis.laws.observations import BURN_IN, finals_are_apart, trajectory_rows
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Floats, Table
 from benchmarks.synthetic import grid

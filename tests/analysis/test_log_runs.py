@@ -130,6 +130,8 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     assert (by_figures.row["status"], by_figures.row["stopped_by"]) == ("done", "wallclock")
     (by_time,) = read(tmp_path, told.replace("\n".join(FINALS), ""))
     assert (by_time.row["status"], by_time.row["stopped_by"]) == ("done", "wallclock")
+    (plainly,) = read(tmp_path, told.replace("peak memory", "early_stop step:6000\npeak memory"))
+    assert plainly.row["stopped_by"] == "wallclock"
     at_training = told.replace(f"step:6000/20000 val_loss:{1.69 * bpb(6000):.4f}", "gone")
     (unsure,) = read(tmp_path, at_training)
     assert "may have made some more" in str(unsure.row["notes"]) and unsure.row["float_bpb"] is None
@@ -151,6 +153,7 @@ FORMS = {
     "brackets": "[step 5{0}] val_loss=2.9 val_bpb=1.1{0}",
     "word val": "iter 5{0}/20000 | val | loss 2.9 | bpb 1.1{0}",
     "rank and time": "[rank0]: 2026-03-22 05:24:42,123 - INFO - step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
+    "a step in brackets": "[step:5{0}] val_loss:2.9 val_bpb:1.1{0}",
     "srun": "0: step:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
     "colours": "\x1b[32mstep:5{0}/20000\x1b[0m val_loss:\x1b[1m2.9\x1b[0m val_bpb:1.1{0}",
     "progress bar": "train: 2%|#3  | 12/20000 [0:01<2:10]\r\x1b[Astep:5{0}/20000 val_loss:2.9 val_bpb:1.1{0}",
@@ -168,6 +171,28 @@ def test_forms_of_a_step(tmp_path: Path, form: str) -> None:
         (5222, 1.1222, 2.9),
         (5333, 1.1333, 2.9),
     ]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "2026-03-22T05:24:42.123456789Z stdout F ",
+        "[2026-03-22 05:24:42,123][__main__][INFO] - ",
+        "2026/03/22 05:24:42 INFO ",
+        "Mar 22 05:24:42 node1 python[123]: ",
+        "I0322 05:24:42.000000 123 train.py:12] ",
+        "INFO:root:",
+        "[12.34s] ",
+        "[1,0]<stdout>:",
+        "[node1:0] ",
+        "[Rank 0] ",
+        "worker-0 | ",
+        "\x1b[36m(RayTrainWorker pid=99, ip=10.0.0.1)\x1b[0m ",
+    ],
+)
+def test_prefixes_of_lines(tmp_path: Path, prefix: str) -> None:
+    (record,) = read(tmp_path, "".join(f"{prefix}{line}\n" for line in log(*FINALS).splitlines()))
+    assert len(record.curve) == 7 and (record.row["seed"], record.row["ttt_bpb"]) == (42, 1.09440207)
 
 
 def test_lines_of_other_ranks_and_of_progress_are_passed_over(tmp_path: Path) -> None:

@@ -187,6 +187,17 @@ def test_training_that_was_not_made_changes_nothing(tmp_path: Path, line: str) -
             "int6_bpb",
             "int4, not int6",
         ),
+        (
+            ("Serialized model ternary+zstd: 9 bytes", "final_quant_roundtrip mode:ternary val_bpb:1.2"),
+            "int6_bpb",
+            "ternary weights, not int6",
+        ),
+        (
+            ("Serialized model mixed+zstd: 9 bytes", "quantized val_bpb:1.2"),
+            "int6_bpb",
+            "mixed widths, not int6",
+        ),
+        (("mixed_legal_ttt val_bpb:1.2",), "ttt_bpb", "none of the job's"),
         (("final_int8_ttt_lora val_bpb:1.2",), "ttt_bpb", "int8"),
         (("final_int6_sliding_window_ngram9_exact val_bpb:0.32",), "int6_sliding_bpb", "none of the job's"),
         (("ema:SKIPPED (SKIP_EMA=1)", "post_ema val_bpb:1.11"), "ema_bpb", "it was not applied"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.logs.importing import read_runs
-from analysis.runs.schedule import lr_curve
+from analysis.runs.schedule import rate_at
 from tests.log_lines import HEADER, curve, log, stopped
 
 
@@ -85,6 +85,7 @@ def test_iterations_of_a_stopped_run_end_at_the_stop(tmp_path: Path) -> None:
         ("warmdown_iters=4000", 4000),
         ("WARMDOWN_FRAC=0.25", 5000),
         ("warmdown_steps: 0", 0),
+        ("warmdown_iters:4000 warmdown_frac:-1.000", 4000),
         ("D: layers=11 warmdown=4000 lr=0.02", 4000),
     ],
 )
@@ -109,6 +110,13 @@ def test_a_multiplier_on_the_way_tells_a_linear_warmdown(tmp_path: Path) -> None
     line = "late_qat:enabled step:4500 scale:0.5000"
     found = row(tmp_path, log().replace("step:5000/", line + "\nstep:5000/", 1))
     assert found["warmdown_steps"] == 3000 and "0.5 at step 4,500, as linear" in str(found["notes"])
+    scales = {1000: 0.5, 2000: 1.0, 4000: 0.6667, 5000: 0.3333}  # with a warm-up at the beginning
+    lines = log()
+    for step, scale in scales.items():
+        lines = lines.replace(
+            f"step:{step}/20000 train_loss", f"step:{step}/20000 lr_scale:{scale} train_loss"
+        )
+    assert row(tmp_path, lines)["warmdown_steps"] == 3000
     bent = "\n".join([line, "late_qat:enabled step:5000 scale:0.1000", "step:5000/"])
     assert row(tmp_path, log().replace("step:5000/", bent, 1))["warmdown_steps"] is None
 
@@ -119,6 +127,10 @@ def test_a_multiplier_on_the_way_tells_a_linear_warmdown(tmp_path: Path) -> None
         (log(), "the log does not state it"),
         (stated("warmdown_iters:100", "warmdown_frac:0.5"), "a fraction, 0.5, and iterations, 100"),
         (stated("warmdown_iters:100", "lr_schedule: exponential"), "of the shape 'exponential'"),
+        (
+            stated("warmdown_iters:8000").replace(f"train_time:{100_000}ms", f"train_time:{400_000}ms"),
+            "rises before it falls",
+        ),
         (
             stated("qat:True warmdown:cosine").replace(
                 "step:5000/", "qat:on step:4500 scale:0.5\nstep:5000/", 1
@@ -146,7 +158,7 @@ def test_a_warmdown_given_goes_before_the_logs(tmp_path: Path) -> None:
 
 
 def test_a_floor_holds_a_linear_warmdown_up() -> None:
-    lr = lr_curve(100, 50, "linear-floor", 0.2)
+    lr = rate_at(np.arange(101), 100, 50, "linear-floor", 0.2)
     assert lr[:51] == pytest.approx(1.0) and lr[60] == pytest.approx(0.8)
     assert lr[90:] == pytest.approx(0.2) and np.all(np.diff(lr) <= 0)
 

@@ -101,11 +101,9 @@ def test_planted_exponent_and_length_law(sweep: Table) -> None:
 def test_two_shapes_tell_rate_from_progress(sweep: Table) -> None:
     result = analyse(sweep, "val_bpb")
     found = collapse(result.runs)
-    assert found is not None and found.progress is not None
-    assert found.remaining < 0.3 * found.progress
-    assert found.remaining < 0.3 * found.steps
+    assert found is not None and found.followed == "rate"
     words = " ".join(warmdown_verdict(result))
-    assert "it is the remaining learning rate that drives the drop" in words
+    assert "the drop follows how far the learning rate has fallen, not the number of steps nor" in words
     assert "under linear, improvement per step accelerates" in words.lower()
     assert "under 1-sqrt, improvement per step slows down" in words.lower()
     short = headline(result)
@@ -113,11 +111,38 @@ def test_two_shapes_tell_rate_from_progress(sweep: Table) -> None:
     assert "and slows towards the end of a 1-sqrt warmdown" in short
 
 
+@pytest.mark.parametrize("shapes", [("linear",), ("linear", "1-sqrt")])
+@pytest.mark.parametrize("world", ["rate", "steps"])
+def test_planted_worlds_are_told_apart(world: str, shapes: tuple[str, ...]) -> None:
+    """A drop in proportion to the rate removed, and one that grows by the same with every step."""
+    runs = []
+    for steps, down, shape in (
+        (n, d, s) for n, d in ((3000, 600), (4500, 1500), (6000, 3000)) for s in shapes
+    ):
+        step = np.arange(0, steps + 1, 50)
+        bare = _run(steps, down, np.zeros(len(step)), step, shape)
+        removed = 1 - bare.rate(step)
+        since = np.maximum(step - bare.peak_steps, 0) / 1000
+        drop = 0.1 * removed if world == "rate" else 0.04 * since
+        noise = 0.0003 * np.random.default_rng(steps + len(shape)).normal(size=len(step))
+        runs.append(_run(steps, down, 2 + 10 * np.maximum(step, 50.0) ** -0.5 - drop + noise, step, shape))
+    result = analyse(Table(tuple(runs)), "val_bpb")
+    found = collapse(result.runs)
+    told = " ".join((headline(result), *warmdown_verdict(result)))
+    assert found is not None
+    if world == "steps":
+        assert found.followed == "steps" and "follows the number of steps since the peak" in told
+    else:
+        assert found.followed == ("rate" if len(shapes) > 1 else "rate or share")
+        assert "not the number of steps" in told
+    assert ("only another shape can tell rate from share" in told) == (len(shapes) == 1)
+
+
 def test_the_gain_comes_late_only_where_intervals_say_so(sweep: Table) -> None:
     result = analyse(sweep, "val_bpb")
 
     def words(*qs: Estimate | None) -> str:
-        runs = tuple(replace(run, q=q) for run, q in zip(result.runs, qs, strict=False))
+        runs = tuple(replace(run, q=q) for run, q in zip(result.runs[::3], qs, strict=False))
         return " ".join(warmdown_verdict(replace(result, runs=runs)))
 
     assert "the gain comes late" in words(Estimate(0.9, 0.85, 0.95), Estimate(0.9, 0.85, 0.95))
@@ -125,6 +150,8 @@ def test_the_gain_comes_late_only_where_intervals_say_so(sweep: Table) -> None:
     assert "With one run, the steps" in words(None)
     several = words(None, None)
     assert "known for fewer than two, the steps" in several and "With one run" not in several
+    equal = replace(result, runs=tuple(r for r in result.runs if r.run.warmdown_steps == 600))
+    assert "With warmdowns of one length, the steps" in " ".join(warmdown_verdict(equal))
 
 
 def test_fractions_are_of_the_gain_since_the_peak() -> None:
@@ -205,7 +232,7 @@ def test_published_study(shared: Path) -> None:
     assert all(run.last_over_first.above(1.5) for run in result.runs)
     assert all(run.steps_gain is not None and run.steps_gain.value < 0.12 * run.gain for run in result.runs)
     found = collapse(result.runs)
-    assert found is not None and found.progress is None and found.remaining < 0.2 * found.steps
+    assert found is not None and found.followed == "rate or share"
     assert len(result.lengths[0].drop) == 5 and result.lengths[0].b.above(0)
     assert "All are linear" in " ".join(warmdown_verdict(result))
 
@@ -246,14 +273,17 @@ def test_documented_verdict_is_what_the_data_say(shared: Path) -> None:
     quoted.append(" / ".join(short(share, 2) for share in shares))
     lined = collapse(published.runs)
     assert lined is not None
-    quoted += [f"differ by {short(lined.remaining, 3)}", f"since the peak, by {short(lined.steps, 3)}"]
+    quoted.append(
+        f"by {short(lined.remaining, 2)} of their mean (SD), lined up by steps by {short(lined.steps, 2)}"
+    )
     folder = reference / "curves" / "wsd_124m_lr1e-3"
     curves = load(folder / "runs.csv", folder / "trajectories.csv")
     fifth = curves.where(lambda run: run.is_constant or abs(run.warmdown_ratio - 0.2) < 0.01)
-    public = analyse(fifth, "val_loss")
-    lined = collapse(public.runs)
-    assert lined is not None and lined.progress is not None
-    quoted.append(f"remaining rate ({short(lined.remaining, 3)})")
-    quoted.append(f"warmdown ({short(lined.progress, 3)}) or steps ({short(lined.steps, 3)})")
+    lined = collapse(analyse(fifth, "val_loss").runs)
+    assert lined is not None and lined.part_by_rate is not None and lined.part_by_share is not None
+    quoted.append(f"at equal rate by {short(lined.remaining, 2)}, at equal steps by {short(lined.steps, 2)}")
+    quoted.append(
+        f"{short(lined.part_by_rate, 3)} at equal rate and {short(lined.part_by_share, 3)} at equal share"
+    )
     for number in quoted:
         assert number in page, number

@@ -15,15 +15,15 @@ import torch
 from analysis.logs.importing import read_log
 from gepa_core.config import DataPaths, EvalConfig, ExecConfig, ModelConfig, QuantConfig, RunConfig, TTTConfig
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
-from gepa_core.data.tokenizer import byte_table
+from gepa_core.data.text import open_text
 from gepa_core.errors import ArtifactError
+from gepa_core.evaluation.stages import WAYS, measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact
 from gepa_core.quantization.calibrate import calibrate
 from gepa_core.quantization.methods import quantize
 from gepa_core.submission.bundle import code_bytes, standalone_source
 from gepa_core.submission.folder import NotReproducedError, export, verify
-from gepa_core.submission.standalone import STAGES, score
 
 MODEL = ModelConfig(
     num_layers=2, width=32, num_heads=2, num_kv_heads=1, mlp_hidden=64, bigram_buckets=64, bigram_dim=16,
@@ -65,11 +65,11 @@ def trained(request: pytest.FixtureRequest, data: DataPaths) -> tuple[RunConfig,
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
     sensitivities = calibrate(model, load_tokens(open_shards(data.train)), 32)
     blob = artifact.encode(quantize(model.state_dict(), run.quant, sensitivities))
-    tokens, table = load_tokens(open_shards(data.val)), byte_table(data.tokenizer)
+    text = open_text(data.val, data.tokenizer, MODEL.vocab_size)
     figures: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters()), "float_bpb": None}
-    for stage, column in zip(STAGES, ("int6_bpb", "int6_sliding_bpb", "ttt_bpb"), strict=True):
+    for stage, column in zip(WAYS, ("int6_bpb", "int6_sliding_bpb", "ttt_bpb"), strict=True):
         model.load_state_dict(artifact.decode(blob))
-        evaluation = score(stage, model, tokens, table, run.eval, run.ttt, ExecConfig())
+        evaluation = measure(stage, model, text, run.eval, run.ttt, ExecConfig())
         figures |= {column: evaluation.bpb, column.replace("bpb", "loss"): evaluation.loss}
     assert len({round(figures[c], 8) for c in ("int6_bpb", "int6_sliding_bpb", "ttt_bpb")}) == 3
     return run, blob, figures

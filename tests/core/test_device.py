@@ -1,4 +1,4 @@
-"""The machine under a model: which attention kernel is asked for, and that compiled code keeps it."""
+"""The machine under a model: its device, how fast it multiplies, which attention kernel it is asked for."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ import torch
 import torch.compiler.config as compiler_config
 
 from gepa_core import device
-from gepa_core.config import ExecConfig
+from gepa_core.config import ExecConfig, ModelConfig
+from gepa_core.errors import ConfigError
 
 COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 CUDA = torch.device("cuda")
@@ -50,6 +51,49 @@ def test_the_order_of_kernels_enters_the_key_of_compiled_code() -> None:
             keys.add(compiler_config.cache_key_tag)
     assert len(keys) == 3
     assert compiler_config.cache_key_tag == ""
+
+
+def test_speeds_of_products_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = device.product_speeds()
+    assert speeds.fp32 > 1e8 and speeds.bf16 > 0
+    monkeypatch.setattr(device, "_best_seconds", None)
+    assert device.product_speeds() is speeds
+
+
+@pytest.mark.parametrize(
+    ("dtype", "where", "slowdown", "warns"),
+    [
+        ("bf16", "cpu", 40.0, True),
+        ("bf16", "cpu", 0.5, False),
+        ("fp32", "cpu", 40.0, False),
+        ("bf16", "cuda", 40.0, False),
+    ],
+)
+def test_a_cpu_that_emulates_bf16_is_told_with_the_factor(
+    dtype: str,
+    where: str,
+    slowdown: float,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    speeds = device.ProductSpeeds(fp32=2e10, bf16=2e10 / slowdown)
+    monkeypatch.setattr(device, "product_speeds", lambda: speeds)
+    device.warn_where_emulated(ModelConfig(compute_dtype=dtype), torch.device(where))
+    assert ("40 times as long as in fp32 (0.5 against 20.0 GFLOP/s)" in caplog.text) == warns
+
+
+def test_cuda_that_is_not_there_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ConfigError, match=r"gpus_per_run above 0.*needs a driver for CUDA 13\.0"):
+        device.resolve_device(ExecConfig(device="cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES hides them"):
+        device.resolve_device(ExecConfig(device="cuda"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="built without CUDA"):
+        device.resolve_device(ExecConfig(device="cuda"))
 
 
 def _nothing(x: torch.Tensor) -> torch.Tensor:

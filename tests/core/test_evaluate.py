@@ -14,15 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gepa_core.config import EvalConfig, ExecConfig
+from gepa_core.data.text import Text
 from gepa_core.data.tokenizer import ByteTable, byte_table
 from gepa_core.errors import ConfigError, DataError, DivergedError
-from gepa_core.evaluation.scoring import (
-    account,
-    evaluate_plain,
-    evaluate_sliding,
-    plain_windows,
-    sliding_windows,
-)
+from gepa_core.evaluation.scoring import account
+from gepa_core.evaluation.windows import plain_windows, sliding_windows
 from tests import tiny
 from tests.tiny import CPU, EVAL
 
@@ -35,7 +31,7 @@ PARITY_EVAL = EvalConfig(seq_len=128, stride=16, counting="reference")
 def test_plain_parity(shared: Path) -> None:
     model, tokens, figures = tiny.parity(shared)
     table = byte_table(shared / "data/tokenizers/fineweb_1024_bpe.model", 1024)
-    result, expected = evaluate_plain(model, tokens, table, PARITY_EVAL, CPU), figures["eval_plain"]
+    result, expected = tiny.plain(model, tokens, table, PARITY_EVAL, CPU), figures["eval_plain"]
     assert (result.tokens, result.bytes) == (expected["tokens"], expected["bytes"])
     assert result.bpb == pytest.approx(expected["val_bpb"], rel=1e-5)
     assert result.loss == pytest.approx(expected["val_loss"], rel=1e-5)
@@ -44,7 +40,7 @@ def test_plain_parity(shared: Path) -> None:
 def test_sliding_parity_with_published_counting(shared: Path) -> None:
     model, tokens, figures = tiny.parity(shared)
     table = byte_table(shared / "data/tokenizers/fineweb_1024_bpe.model", 1024)
-    result = evaluate_sliding(model, tokens, table, PARITY_EVAL, CPU)
+    result = tiny.sliding(model, tokens, table, PARITY_EVAL, CPU)
     assert result.bpb == pytest.approx(figures["eval_sliding_reference"]["val_bpb"], rel=1e-5)
     assert result.loss == pytest.approx(figures["eval_sliding_reference"]["val_loss"], rel=1e-5)
 
@@ -55,7 +51,7 @@ def test_each_target_is_scored_once_with_context(extra: int, seq_len: int, strid
     stride = min(stride, seq_len)
     num_targets = seq_len + extra
     windows = sliding_windows(num_targets, seq_len, stride, "once")
-    assert np.array_equal(windows.targets(), np.arange(num_targets))
+    assert np.array_equal(windows.targets(0, windows.num_scores), np.arange(num_targets))
     assert (windows.start >= 0).all() and (windows.start + windows.length <= num_targets).all()
     assert (windows.scored[1:] <= stride).all()  # so that a context is never under seq_len - stride
 
@@ -71,7 +67,7 @@ def test_reference_windows_are_the_published_ones(extra: int, seq_len: int, stri
         if end - start >= stride or start == 0:
             expected += list(range(start if start == 0 else end - stride, end))
     windows = sliding_windows(num_targets, seq_len, stride, "reference")
-    assert windows.targets().tolist() == expected
+    assert windows.targets(0, windows.num_scores).tolist() == expected
 
 
 def test_published_counts_at_the_reference_size() -> None:
@@ -87,7 +83,7 @@ def test_published_counts_at_the_reference_size() -> None:
 def test_sliding_is_what_a_window_at_a_time_gives(counting: str) -> None:
     model, tokens, table = tiny.tiny_model(), tiny.text(118), tiny.byte_table()
     cfg = EVAL.model_copy(update={"counting": counting})
-    result = evaluate_sliding(model, tokens, table, cfg, CPU)
+    result = tiny.sliding(model, tokens, table, cfg, CPU)
     windows = sliding_windows(117, EVAL.seq_len, EVAL.stride, counting)
     nll, num_bytes, scores = 0.0, 0, []
     for start, length, scored in zip(windows.start, windows.length, windows.scored, strict=True):
@@ -121,7 +117,7 @@ def test_sliding_is_what_a_window_at_a_time_gives(counting: str) -> None:
 def test_each_optimisation_alone_changes_rounding_only(change: dict) -> None:
     model, tokens, table = tiny.tiny_model(), tiny.text(403), tiny.byte_table()
     off = ExecConfig(device="cpu", **change)
-    for evaluate in (evaluate_plain, evaluate_sliding):
+    for evaluate in (tiny.plain, tiny.sliding):
         fast, other = (evaluate(model, tokens, table, EVAL, e) for e in (CPU, off))
         assert abs(fast.bpb - other.bpb) < 1e-5
         assert np.allclose(fast.scores, other.scores, atol=1e-4)
@@ -129,7 +125,7 @@ def test_each_optimisation_alone_changes_rounding_only(change: dict) -> None:
 
 def test_blocks_partition_the_total() -> None:
     model, tokens, table = tiny.tiny_model(), tiny.text(118), tiny.byte_table()
-    for evaluate in (evaluate_plain, evaluate_sliding):
+    for evaluate in (tiny.plain, tiny.sliding):
         result = evaluate(model, tokens, table, EVAL, CPU)
         assert result.blocks.tokens.tolist()[:2] == [50, 50]
         assert result.blocks.tokens.sum() == result.tokens
@@ -141,7 +137,7 @@ def test_blocks_partition_the_total() -> None:
 def test_evaluation_leaves_the_model_as_it_was_and_repeats_to_the_bit() -> None:
     model, tokens, table = tiny.tiny_model(), tiny.text(200), tiny.byte_table()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    first, second = (evaluate_sliding(model, tokens, table, EVAL, CPU) for _ in range(2))
+    first, second = (tiny.sliding(model, tokens, table, EVAL, CPU) for _ in range(2))
     assert np.array_equal(first.scores, second.scores) and first.nll == second.nll
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -173,8 +169,8 @@ def count(sp: spm.SentencePieceProcessor, table: ByteTable, documents: list[str]
     """Bytes that an evaluation accounts to documents, each after a BOS."""
     ids = [token for document in documents for token in (sp.bos_id(), *sp.encode(document))]
     tokens = np.array(ids, dtype=np.uint16)
-    targets = np.arange(len(tokens) - 1, dtype=np.int32)
-    return account(np.ones(len(targets), np.float32), targets, tokens, table, 16).bytes
+    windows = plain_windows(len(tokens) - 1, 1)
+    return account(np.ones(windows.num_scores, np.float32), windows, Text(tokens, table), 16).bytes
 
 
 def test_bytes_are_those_of_the_original_text(tmp_path: Path) -> None:
@@ -202,7 +198,7 @@ def test_unknown_pieces_stand_for_no_bytes_and_swallow_a_space(tmp_path: Path) -
 
 def test_validation_shorter_than_a_window() -> None:
     model, table = tiny.tiny_model(), tiny.byte_table()
-    for evaluate in (evaluate_plain, evaluate_sliding):
+    for evaluate in (tiny.plain, tiny.sliding):
         with pytest.raises(DataError, match=r"16 tokens.*needs 17.*eval\.seq_len"):
             evaluate(model, tiny.text(16), table, EVAL, CPU)
         assert evaluate(model, tiny.text(17), table, EVAL, CPU).tokens == 16
@@ -212,25 +208,25 @@ def test_ids_past_the_vocabulary() -> None:
     tokens = tiny.text(40)
     tokens[7] = tiny.VOCAB
     with pytest.raises(DataError, match="id 64 is past the model's vocabulary of 64"):
-        evaluate_plain(tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CPU)
+        tiny.plain(tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CPU)
 
 
 def test_byte_table_of_another_tokenizer() -> None:
     with pytest.raises(DataError, match=r"32 pieces.*vocabulary of 64"):
-        evaluate_plain(tiny.tiny_model(), tiny.text(40), tiny.byte_table(32), EVAL, CPU)
+        tiny.plain(tiny.tiny_model(), tiny.text(40), tiny.byte_table(32), EVAL, CPU)
 
 
 def test_text_of_control_tokens_only() -> None:
     tokens = np.zeros(40, dtype=np.uint16)
     with pytest.raises(DataError, match="no text"):
-        evaluate_plain(tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CPU)
+        tiny.plain(tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CPU)
 
 
 def test_weights_that_are_not_finite() -> None:
     model = tiny.tiny_model()
     with torch.no_grad():
         model.blocks[1].mlp.bias[3] = math.nan
-    for evaluate in (evaluate_plain, evaluate_sliding):
+    for evaluate in (tiny.plain, tiny.sliding):
         with pytest.raises(DivergedError, match="validation loss is not finite"):
             evaluate(model, tiny.text(60), tiny.byte_table(), EVAL, CPU)
 
@@ -238,4 +234,4 @@ def test_weights_that_are_not_finite() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_where_there_is_none() -> None:
     with pytest.raises(ConfigError, match="cuda"):
-        evaluate_plain(tiny.tiny_model(), tiny.text(60), tiny.byte_table(), EVAL, ExecConfig(device="cuda"))
+        tiny.plain(tiny.tiny_model(), tiny.text(60), tiny.byte_table(), EVAL, ExecConfig(device="cuda"))

@@ -150,7 +150,14 @@ def test_exclusive_attention_leaves_nothing_along_the_value() -> None:
 
 def test_initial_weights_follow_the_recipe() -> None:
     cfg = ModelConfig(
-        num_layers=3, xsa_last_n=1, ve_layers=(2,), width=256, num_heads=4, num_kv_heads=2, mlp_hidden=768
+        num_layers=3,
+        xsa_last_n=1,
+        ve_layers=(2,),
+        ve_dim=96,
+        width=256,
+        num_heads=4,
+        num_kv_heads=2,
+        mlp_hidden=768,
     )
     model = GEPA(cfg)
     model.init_weights(42)
@@ -167,7 +174,7 @@ def test_initial_weights_follow_the_recipe() -> None:
     column_norms = linears["bigram_emb.proj"].norm(dim=0)
     torch.testing.assert_close(column_norms, torch.full((128,), damped), rtol=3e-3, atol=0)
     column_norms = linears["ve_shared.proj"].norm(dim=0)
-    torch.testing.assert_close(column_norms, torch.full((128,), damped), rtol=3e-3, atol=0)
+    torch.testing.assert_close(column_norms, torch.full((96,), damped), rtol=3e-3, atol=0)
 
     assert model.tok_emb.weight.dtype == torch.bfloat16
     assert model.tok_emb.weight.float().std().item() == pytest.approx(0.005, rel=0.02)

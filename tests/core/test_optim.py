@@ -1,15 +1,17 @@
 """Muon, AdamW and the average over flat buffers, against the plain forms of each."""
 
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from gepa_core.config import OptimConfig
+from gepa_core.config import OptimConfig, RunConfig
 from gepa_core.model.gepa import GEPA
 from gepa_core.training import optim
 from gepa_core.training.optim import FlatParameters, Optimizer, is_muon_matrix, is_untrained, orthogonalize
+from gepa_core.training.trained import over_recipe
 from tests import tiny
 
 CFG = OptimConfig()
@@ -43,6 +45,35 @@ def test_singular_values_come_near_one(shape: tuple[int, ...]) -> None:
     # The least of a square random matrix may be too small for five steps.
     assert values.max() < 1.3
     assert ((values > 0.6) & (values < 1.25)).float().mean() > 0.9
+
+
+def in_bf16(matrix: Tensor) -> Tensor:
+    """The published arithmetic: every operand and result a bf16 tensor."""
+    X = matrix.bfloat16()
+    X = X / (X.norm() + 1e-7)
+    for _ in range(5):
+        A = X @ X.mT
+        X = torch.addmm(X, torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315), X, beta=3.4445)
+    return X.float()
+
+
+def test_a_cpu_multiplies_in_fp32_what_bf16_can_hold() -> None:
+    matrix = torch.randn(48, 64, generator=torch.Generator().manual_seed(5))
+    found = orthogonalize(matrix, 5)
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(found, in_bf16(matrix), rtol=0, atol=0.015)
+    finer = orthogonalize(matrix, 5, torch.float32)
+    assert not torch.equal(finer, finer.bfloat16().float())
+    torch.testing.assert_close(found, finer, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("recipe", ["gepa-nano", "gepa-mini"])
+def test_the_small_recipes_hold_nothing_in_bf16(recipe: str) -> None:
+    config = RunConfig.model_validate_json(
+        json.dumps(over_recipe({"recipe": recipe, "steps": 1, "warmdown_steps": 0}, "test"))
+    )
+    assert "bf16" not in config.model_dump_json()
+    assert RunConfig(steps=1, warmdown_steps=0).optim.muon_ns_dtype == "bf16"  # as published
 
 
 def test_directions_are_kept() -> None:
@@ -215,10 +246,10 @@ def test_average_starts_at_the_weights_and_follows(embedding_dtype: str, flat_up
     for step in range(4):
         fill_gradients(flat, step)
         optimizer.step(step, 1.0)
-        flat.update_average(0.9, flat=flat_update)
+        flat.update_averages([0.9], flat=flat_update)
         for name, weight in weights(model).items():
             averages[name] = 0.9 * averages[name] + 0.1 * weight.double()
-    for name, average in flat.named(flat.average).items():
+    for name, average in flat.named(flat.averages[0]).items():
         torch.testing.assert_close(average.double(), averages[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
@@ -227,11 +258,11 @@ def test_weights_can_be_exchanged_and_put_back(embedding_dtype: str) -> None:
     model, flat, optimizer = build(embedding_dtype=embedding_dtype)
     fill_gradients(flat)
     optimizer.step(0, 1.0)
-    flat.update_average(0.9)
+    flat.update_averages([0.9])
     before, kept = weights(model), flat.values.clone()
-    flat.set_weights(flat.average)
+    flat.set_weights(flat.averages[0])
     for name, weight in weights(model).items():
-        assert torch.equal(weight, flat.view(flat.average, name).to(weight.dtype)), name
+        assert torch.equal(weight, flat.view(flat.averages[0], name).to(weight.dtype)), name
     flat.set_weights(kept)
     after = weights(model)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gepa_core.schedule import SHAPES, lr_multiplier
+from gepa_core.schedule import SHAPES, lr_horizon, lr_multiplier
 
 lengths = st.integers(1, 5000).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(0, steps)))
 
@@ -33,6 +33,7 @@ def test_published_warmdown() -> None:
         ("exponential", 0.04, 0.2, 0.04),
         ("exponential", 0.0, 0.1, 0.01),  # cannot reach 0: ends at 1 %
         ("constant", 0.0, 1.0, 1.0),
+        ("power", 0.1, 0.55, 0.1),
     ],
 )
 def test_shapes(schedule: str, final: float, middle: float, end: float) -> None:
@@ -42,6 +43,27 @@ def test_shapes(schedule: str, final: float, middle: float, end: float) -> None:
     assert multiplier(100) == 1.0
     assert multiplier(200) == pytest.approx(middle)
     assert multiplier(300) == pytest.approx(end, abs=1e-12)
+
+
+def test_power_and_floor() -> None:
+    def multiplier(step: int, **how: float) -> float:
+        return lr_multiplier(step, steps=300, warmdown_steps=200, schedule="power", **how)
+
+    assert multiplier(200, schedule_power=2.0) == pytest.approx(0.25)
+    assert multiplier(200, schedule_power=0.5) == pytest.approx(math.sqrt(0.5))
+    assert multiplier(200, schedule_power=2.0, final_lr_fraction=0.2) == pytest.approx(0.4)
+    assert multiplier(200, lr_floor=0.1) == 0.5 and multiplier(299, lr_floor=0.1) == 0.1
+    assert multiplier(100, lr_floor=0.1) == 1.0
+    other = lr_multiplier(200, steps=300, warmdown_steps=200, schedule="linear", schedule_power=2.0)
+    assert other == 0.5  # its key is power's alone
+
+
+def test_the_horizon_of_a_falling_rate() -> None:
+    """In a linear warmdown to zero, the steps that are left; none where the rate is constant."""
+    rates = [lr_multiplier(step, steps=300, warmdown_steps=200) for step in range(301)]
+    horizons = [lr_horizon(now, then) for now, then in itertools.pairwise(rates)]
+    assert horizons[:100] == [math.inf] * 100
+    assert horizons[100:] == pytest.approx([200 - i for i in range(200)])
 
 
 @given(lengths, st.sampled_from(sorted(SHAPES)), st.floats(0, 1))

@@ -16,8 +16,6 @@ from gepa_core.config import EvalConfig, ModelConfig, QuantConfig
 from gepa_core.data.prepare import prepare_files
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.tokenizer import byte_table
-from gepa_core.evaluation.scoring import evaluate_plain, evaluate_sliding
-from gepa_core.evaluation.ttt import test_time_train as adapt  # not a test
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization.artifact import read_artifact, write_artifact
 from gepa_core.quantization.methods import quantize
@@ -80,13 +78,13 @@ def test_scores_are_those_of_the_functions(out: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert evaluate_command([str(out), "--json"]) == 0
     plain = answer(capsys)
-    assert plain["val_bpb"] == evaluate_plain(model, tokens, table, run.eval, CPU).bpb
+    assert plain["val_bpb"] == tiny.plain(model, tokens, table, run.eval, CPU).bpb
     assert (plain["stage"], plain["weights"], plain["tokens"]) == ("plain", "average", 160)
     assert evaluate_command([str(out / "checkpoints" / "3"), "--sliding", "--json"]) == 0
-    assert answer(capsys)["val_bpb"] == evaluate_sliding(model, tokens, table, run.eval, CPU).bpb
+    assert answer(capsys)["val_bpb"] == tiny.sliding(model, tokens, table, run.eval, CPU).bpb
     assert ttt_command([str(out), "--json"]) == 0
     adapted = answer(capsys)
-    assert adapted["val_bpb"] == adapt(model, tokens, table, run.eval, run.ttt, CPU).evaluation.bpb
+    assert adapted["val_bpb"] == tiny.adapted(model, tokens, table, run.eval, run.ttt).bpb
     assert (adapted["updates"], adapted["tokens_trained"], adapted["tokens_scored"]) == (4, 128, 160)
 
 
@@ -106,7 +104,7 @@ def test_artifact(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = load_model(out / "checkpoints" / "3", average=True)
     write_artifact(quantize(model.state_dict(), QuantConfig(keep_float_max_numel=256)), out / "model.int6")
     model.load_state_dict(read_artifact(out / "model.int6"))
-    expected = evaluate_plain(model, tokens, byte_table(out.parent / "tokenizer.model"), run.eval, CPU)
+    expected = tiny.plain(model, tokens, byte_table(out.parent / "tokenizer.model"), run.eval, CPU)
     capsys.readouterr()
     assert evaluate_command([str(out / "model.int6"), "--json"]) == 0
     assert answer(capsys)["val_bpb"] == expected.bpb
@@ -167,7 +165,7 @@ def test_published_artifact_needs_no_job(
     assert evaluate_command([str(path), "--data", str(data), "--tokens", "2048", "--json"]) == 0
     model.load_state_dict(read_artifact(path))
     tokens = load_tokens(open_shards(str(data / "val_*.bin")), 2049)
-    expected = evaluate_plain(model, tokens, byte_table(tokenizer), EvalConfig(), CPU)
+    expected = tiny.plain(model, tokens, byte_table(tokenizer), EvalConfig(), CPU)
     assert answer(capsys)["val_bpb"] == expected.bpb
 
 

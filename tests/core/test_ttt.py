@@ -15,7 +15,7 @@ from gepa_core.config import EvalConfig, ExecConfig, TTTConfig
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.errors import DataError, DivergedError
 from gepa_core.evaluation import ttt
-from gepa_core.evaluation.scoring import evaluate_sliding
+from gepa_core.evaluation.scoring import Adaptation, Evaluation
 from tests import tiny
 from tests.tiny import CPU, EVAL, TTT
 
@@ -23,8 +23,13 @@ from tests.tiny import CPU, EVAL, TTT
 COMPILES = (pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"))
 
 
-def run(model: Any, tokens: Any, cfg: TTTConfig = TTT, exec_cfg: ExecConfig = CPU) -> ttt.TTTResult:
-    return ttt.test_time_train(model, tokens, tiny.byte_table(), EVAL, cfg, exec_cfg)
+def run(model: Any, tokens: Any, cfg: TTTConfig = TTT, exec_cfg: ExecConfig = CPU) -> Evaluation:
+    return tiny.adapted(model, tokens, tiny.byte_table(), EVAL, cfg, exec_cfg)
+
+
+def cost(evaluation: Evaluation) -> Adaptation:
+    assert evaluation.adaptation is not None
+    return evaluation.adaptation
 
 
 def test_parity_with_published_counting(shared: Path) -> None:
@@ -41,32 +46,32 @@ def test_parity_with_published_counting(shared: Path) -> None:
         freeze_blocks=expected["freeze_blocks"],
     )
     eval_cfg = EvalConfig(seq_len=128, stride=expected["stride"], counting="reference")
-    result = ttt.test_time_train(model, tokens, table, eval_cfg, cfg, CPU)
-    assert result.evaluation.bpb == pytest.approx(expected["val_bpb"], rel=1e-5)
-    assert result.evaluation.loss == pytest.approx(expected["val_loss"], rel=1e-5)
+    result = tiny.adapted(model, tokens, table, eval_cfg, cfg, CPU)
+    assert result.bpb == pytest.approx(expected["val_bpb"], rel=1e-5)
+    assert result.loss == pytest.approx(expected["val_loss"], rel=1e-5)
     norm = math.sqrt(sum(p.double().square().sum().item() for p in model.parameters()))
     assert norm == pytest.approx(figures["ttt_final_param_l2"], rel=1e-7)
-    assert result.updates == 9 * 3 * 2  # nine chunks of ten, epochs, batches of two among four sequences
+    assert cost(result).updates == 9 * 3 * 2  # nine chunks of ten, epochs, batches of two
 
 
 @pytest.mark.parametrize("counting", ["once", "reference"])
 def test_zero_epochs_is_sliding_evaluation(counting: str) -> None:
     cfg = EVAL.model_copy(update={"counting": counting})
     model, tokens, table = tiny.tiny_model(), tiny.text(118), tiny.byte_table()
-    sliding = evaluate_sliding(model, tokens, table, cfg, CPU)
-    result = ttt.test_time_train(model, tokens, table, cfg, TTT.model_copy(update={"epochs": 0}), CPU)
-    assert np.array_equal(result.evaluation.scores, sliding.scores)
-    assert result.evaluation.nll == sliding.nll
-    assert result.evaluation.bpb == sliding.bpb
-    assert (result.updates, result.tokens_trained) == (0, 0)
+    sliding = tiny.sliding(model, tokens, table, cfg, CPU)
+    result = tiny.adapted(model, tokens, table, cfg, TTT.model_copy(update={"epochs": 0}), CPU)
+    assert np.array_equal(result.scores, sliding.scores)
+    assert result.nll == sliding.nll
+    assert result.bpb == sliding.bpb
+    assert (cost(result).updates, cost(result).tokens_trained) == (0, 0)
 
 
 def test_zero_learning_rate_is_sliding_evaluation_chunk_by_chunk() -> None:
     model, tokens = tiny.tiny_model(), tiny.text(118)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = run(model, tokens, TTT.model_copy(update={"lr": 0.0}))
-    sliding = evaluate_sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
-    assert np.allclose(result.evaluation.scores, sliding.scores, atol=1e-5)
+    sliding = tiny.sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
+    assert np.allclose(result.scores, sliding.scores, atol=1e-5)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -82,17 +87,17 @@ def test_frozen_blocks_stay_and_all_else_moves() -> None:
 def test_it_learns_what_repeats() -> None:
     tokens = np.tile(tiny.text(32), 8)
     model = tiny.tiny_model()
-    sliding = evaluate_sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
-    assert run(model, tokens).evaluation.bpb < 0.8 * sliding.bpb
+    sliding = tiny.sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
+    assert run(model, tokens).bpb < 0.8 * sliding.bpb
 
 
 def test_cost_is_recorded() -> None:
     result = run(tiny.tiny_model(), tiny.text(118))  # chunks of 32, 32, 32, 21 targets
-    assert result.tokens_scored == result.evaluation.tokens == 117
-    assert result.updates == 3 * TTT.epochs * 2
-    assert result.tokens_trained == 3 * TTT.epochs * 32
-    assert result.score_seconds > 0 and result.train_seconds > 0
-    assert result.evaluation.seconds == result.score_seconds + result.train_seconds
+    assert cost(result).tokens_scored == result.tokens == 117
+    assert cost(result).updates == 3 * TTT.epochs * 2
+    assert cost(result).tokens_trained == 3 * TTT.epochs * 32
+    assert cost(result).score_seconds > 0 and cost(result).train_seconds > 0
+    assert result.seconds == cost(result).score_seconds + cost(result).train_seconds
 
 
 def test_learning_rate_over_chunks() -> None:
@@ -106,9 +111,9 @@ def test_learning_rate_over_chunks() -> None:
 
 def test_one_chunk_is_only_scored() -> None:
     model, tokens = tiny.tiny_model(), tiny.text(30)
-    sliding = evaluate_sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
+    sliding = tiny.sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
     result = run(model, tokens)
-    assert result.updates == 0 and np.array_equal(result.evaluation.scores, sliding.scores)
+    assert cost(result).updates == 0 and np.array_equal(result.scores, sliding.scores)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +130,8 @@ def test_one_chunk_is_only_scored() -> None:
 def test_each_optimisation_alone_changes_rounding_only(change: dict) -> None:
     tokens, cfg = tiny.text(118), TTT.model_copy(update={"batch_seqs": 2})
     results = [run(tiny.tiny_model(), tokens, cfg, ExecConfig(device="cpu", **c)) for c in ({}, change)]
-    assert abs(results[0].evaluation.bpb - results[1].evaluation.bpb) < 1e-5
-    assert results[0].updates == results[1].updates
+    assert abs(results[0].bpb - results[1].bpb) < 1e-5
+    assert cost(results[0]).updates == cost(results[1]).updates
 
 
 def test_bf16_embedding_is_adapted() -> None:
@@ -151,23 +156,23 @@ def one_rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     model = tiny.tiny_model()
-    sliding = evaluate_sliding(model, tiny.text(150), tiny.byte_table(), EVAL, CPU)
+    sliding = tiny.sliding(model, tiny.text(150), tiny.byte_table(), EVAL, CPU)
     cfg = TTT.model_copy(update={"batch_seqs": 2})
     result = run(model, tiny.text(150), cfg)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.save((sliding.scores, result.evaluation.scores, result.updates, weights), f"{folder}/{rank}.pt")
+    torch.save((sliding.scores, result.scores, cost(result).updates, weights), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_share_the_work_and_change_nothing(world: int, tmp_path: Path) -> None:
     model, tokens, cfg = tiny.tiny_model(), tiny.text(150), TTT.model_copy(update={"batch_seqs": 2})
-    sliding = evaluate_sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
+    sliding = tiny.sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
     alone = run(model, tokens, cfg)
     mp.spawn(one_rank, (world, str(tmp_path)), nprocs=world)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world)]
     for sliding_scores, scores, updates, weights in ranks:
         assert np.allclose(sliding_scores, sliding.scores, atol=1e-5)
-        assert np.allclose(scores, alone.evaluation.scores, atol=1e-4)
-        assert updates == alone.updates
+        assert np.allclose(scores, alone.scores, atol=1e-4)
+        assert updates == cost(alone).updates
         assert torch.equal(weights, ranks[0][3])  # replicas do not drift apart

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from gepa_core.config import EvalConfig, TTTConfig
+from gepa_core.data.text import Text
 from gepa_core.evaluation import ttt
-from gepa_core.evaluation.scoring import Scorer, sliding_windows
+from gepa_core.evaluation.scoring import Scorer
+from gepa_core.evaluation.windows import sliding_windows
 from tests import tiny
 from tests.tiny import CPU
 
@@ -41,7 +43,7 @@ def setup(tokens: NDArray[np.uint16]) -> tuple[Trace, ttt.Adapter, NDArray[np.in
     windows = sliding_windows(len(tokens) - 1, EVAL.seq_len, EVAL.stride, EVAL.counting)
     bounds = ttt.chunk_bounds(windows.first_scored, len(tokens) - 1, CFG.chunk_tokens)
     model = tiny.tiny_model()
-    scorer = Trace(model, tokens, windows, CPU)
+    scorer = Trace(model, Text(tokens, tiny.byte_table()), windows, CPU)
     scorer.history = []
     return scorer, ttt.Adapter(model, CFG, scorer, len(bounds) - 1), bounds
 
@@ -61,8 +63,8 @@ def legal(tokens: NDArray[np.uint16], cfg: EvalConfig = EVAL) -> tuple[Scores, l
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ttt, "Scorer", observed)
-        result = ttt.test_time_train(tiny.tiny_model(), tokens, tiny.byte_table(), cfg, CFG, CPU)
-    return result.evaluation.scores, traces[0].history
+        result = tiny.adapted(tiny.tiny_model(), tokens, tiny.byte_table(), cfg, CFG, CPU)
+    return result.scores, traces[0].history
 
 
 def legal_in_reference_counting(tokens: NDArray[np.uint16]) -> tuple[Scores, list[Scores]]:
@@ -213,9 +215,9 @@ def test_the_checks_have_something_to_see() -> None:
     """Adaptation at this learning rate moves every later score: unmoved bits are no accident."""
     tokens = tiny.text(NUM_TOKENS)
     scores, _ = legal(tokens)
-    untrained = ttt.test_time_train(
+    untrained = tiny.adapted(
         tiny.tiny_model(), tokens, tiny.byte_table(), EVAL, CFG.model_copy(update={"epochs": 0}), CPU
-    ).evaluation.scores
+    ).scores
     assert np.array_equal(scores[: CFG.chunk_tokens], untrained[: CFG.chunk_tokens])
     assert (np.abs(scores - untrained)[CFG.chunk_tokens :] > 1e-4).mean() > 0.9
 

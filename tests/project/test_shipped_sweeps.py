@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gepa_core.config import RunConfig
-from gepa_core.evaluation.scoring import sliding_windows
+from gepa_core.evaluation.windows import sliding_windows
 from gepa_core.model.gepa import GEPA
 from gepa_core.schedule import lr_multiplier
-from sweeps.kinds.flops import num_params, parameter_numels, quantized_fraction
+from gepa_core.sizes import num_params, parameter_numels, quantized_fraction
 from sweeps.plan.advice import advise
 from sweeps.plan.planner import make_plan
 from sweeps.spec.load import load_sweep

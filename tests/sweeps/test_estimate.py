@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from gepa_core.config import RunConfig
-from sweeps.commands.sweep import capacity
-from sweeps.kinds.flops import (
-    forward_flops,
-    num_params,
-    parameter_numels,
-    plain_flops,
-    sliding_flops,
-    step_flops,
-    ttt_flops,
-)
+from gepa_core.device import ProductSpeeds
+from gepa_core.sizes import measure_flops, num_params, parameter_numels, step_flops
+from sweeps.commands.sweep import capacity, emulated, unused_gpus
+from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.advice import advise
 from sweeps.plan.estimate import Machine, places, refusal, summary
 from sweeps.plan.planner import make_plan
@@ -41,11 +35,12 @@ def test_arithmetic_of_the_reference_size() -> None:
     assert num_params(REFERENCE.model) == 27_030_107
     large = [n for n in parameter_numels(REFERENCE.model).values() if n > 65_536]
     assert len(large) == 69
-    assert forward_flops(REFERENCE.model, 2048) == pytest.approx(76.2e6, rel=0.001)
     assert step_flops(REFERENCE) == pytest.approx(179.9e12, rel=0.001)
-    assert sliding_flops(REFERENCE, PUBLISHED_VAL_TOKENS) == pytest.approx(151e15, rel=0.005)
-    assert ttt_flops(REFERENCE, PUBLISHED_VAL_TOKENS) == pytest.approx(287e15, rel=0.005)
-    assert plain_flops(REFERENCE, PUBLISHED_VAL_TOKENS) * 32 == sliding_flops(REFERENCE, PUBLISHED_VAL_TOKENS)
+    plain, sliding, ttt = (
+        measure_flops(way, REFERENCE, PUBLISHED_VAL_TOKENS) for way in ("plain", "sliding", "ttt")
+    )
+    assert sliding == pytest.approx(151e15, rel=0.005) == plain * 32
+    assert ttt == pytest.approx(287e15, rel=0.005)
 
 
 def test_published_speeds_give_back_the_published_times() -> None:
@@ -164,7 +159,8 @@ def test_advice_is_given_where_it_is_due_and_only_there(change: str, advice: str
 
 def test_ema_advice_fits_the_run_it_is_given_for() -> None:
     """The decay that is proposed leaves less than 1 % of the initial weights: 41 % of .997 over 300 steps."""
-    (advice,) = advise(read_sweep(SOUND, ["steps=[300, 9000, 12000]", "muon_momentum_warmup_steps=0"]))
+    settings = ["steps=[300, 9000, 12000]", "muon_momentum_warmup_steps=0", "eval.every=10"]
+    (advice,) = advise(read_sweep(SOUND, settings))
     assert "41% of the EMA is still the initial weights" in advice
     proposed = float(advice.rpartition("ema_decay ")[2].split()[0])
     assert proposed**300 <= 0.01 < (proposed + 0.002) ** 300
@@ -211,3 +207,37 @@ def test_a_measurement_that_took_as_long_as_estimated_changes_no_estimate() -> N
         assert make_plan(plan.sweep, speeds=speeds).cost(node)["train"] == pytest.approx(
             plan.cost(node)["train"]
         )
+
+
+def test_validations_of_a_warmdown_are_counted_with_its_branch() -> None:
+    """Eight parts of a warmdown of 40 steps, besides the period's own: in the branch, none on the trunk."""
+    grid = "grid: {steps: [100], warmdown_ratio: [.4]}\nset: {eval.every: 20, eval.ema_every: 1000"
+    plain, seen = (read_sweep(f"{grid}{more}}}").runs[0] for more in ("", ", eval.warmdown_points: 8"))
+    cost = KINDS[SEGMENT].cost
+    for start, stop, more in ((0, 60, 0), (60, 100, 8), (60, 80, 4), (40, 80, 4)):
+        found = cost(seen, 1000, start, stop)["evaluate"] - cost(plain, 1000, start, stop)["evaluate"]
+        assert found == pytest.approx(more * measure_flops("plain", plain, 1000)), (start, stop)
+
+
+def test_a_cpu_sweep_on_a_machine_with_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({"CPU": 8, "GPU": 2, "memory": 1e9})
+    monkeypatch.setattr("sweeps.commands.sweep.local_node", lambda: machine)
+    (said,) = unused_gpus(asking("{}"), options())
+    assert "has 2 GPUs" in said
+    assert not unused_gpus(asking("{gpus_per_run: 1}"), options())
+
+
+def test_emulated_bf16_is_told_where_it_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gepa_core.device.product_speeds", lambda: ProductSpeeds(fp32=3e10, bf16=1e9))
+    (said,) = emulated(asking("{}"), options())
+    assert "30 times as long" in said
+    assert not emulated(asking("{gpus_per_run: 1}"), options())
+    assert not emulated(read_sweep("recipe: gepa-nano\ngrid: {steps: [9], warmdown_ratio: [.5]}"), options())
+
+
+def test_equal_parts_of_a_warmdown_are_enough_to_measure_it() -> None:
+    grid = "grid: {steps: [100, 200, 400], warmdown_ratio: [.5]}\nset: {ema_decay: .9, eval.every: 100"
+    plain, seen = (read_sweep(f"{grid}{more}}}") for more in ("", ", eval.warmdown_points: 6"))
+    said = [line for line in advise(plain) if "fewer than 6 evaluations" in line]
+    assert said and "or eval.warmdown_points: 6" in said[0]
+    assert not [line for line in advise(seen) if "evaluations" in line]

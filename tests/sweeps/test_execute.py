@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.training import checkpoint
 from sweeps.drive.launch import StoppedError
+from sweeps.kinds.table import KINDS
 from sweeps.store.gc import find_waste
 from sweeps.store.journal import reports
 from sweeps.store.schema import RUNS
@@ -69,7 +70,8 @@ def test_runs_parquet_has_every_column_and_the_sum_of_the_work(data: Path, share
     table = pq.read_table(shared / "tiny" / "runs.parquet")
     assert table.schema.names == RUNS.names
     unknown = {name for name in table.schema.names if table[name].null_count}
-    assert unknown <= {"error", "commit"}
+    optional = {kind.column for kind in KINDS.values() if kind.optional}
+    assert unknown <= {"error", "commit"} | optional
     plan = plan_of(sweep_text(data, GRID), shared)
     for row in table.to_pylist():
         chain = [plan.segments[node] for node in plan.segments_of(row["run_id"])]
@@ -402,6 +404,21 @@ def test_a_state_that_is_gone_is_remade(data: Path, tmp_path: Path) -> None:
     trained = [(job.identity["start"], job.until) for job in cluster.jobs if job.kind == "segment"]
     assert trained == [(2, 4), (4, 8)] and rows(tmp_path) == first
     assert launch_here(text, tmp_path).executed == 0
+
+
+def test_gpus_that_torch_does_not_see_end_the_run_with_the_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    grid = {"steps": [8], "warmdown_ratio": [0.5]}
+    cluster = InThisProcess()
+    leased = sweep_text(data, grid, resources={"gpus_per_run": 1}, exec={"device": "cuda"})
+    result = launch_here(leased, tmp_path, cluster=cluster)
+    assert result.exit_code == 3
+    assert all("a GPU is asked for" in reason for reason in result.failures.values()) and result.failures
+    assert len(cluster.jobs) == 1, "another try would find no more"
 
 
 def test_only_some_runs(data: Path, tmp_path: Path) -> None:

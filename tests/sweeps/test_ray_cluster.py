@@ -1,6 +1,7 @@
 """Sweeps on a real Ray cluster of two nodes: ranks, faults, and what is left behind."""
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -180,3 +181,14 @@ def test_a_lease_goes_where_its_resources_and_labels_are(data: Path, cluster: Lo
             assert list(placed.values()) == [node.node_id]
     finally:
         cluster.kill_node(node)
+
+
+def test_a_worker_that_leased_no_gpu_sees_none() -> None:
+    """In a process of its own: GPUs are hidden before torch looks for them, and from nobody else."""
+    look = "import os; from sweeps.drive.ray_cluster import RankActor; RankActor(0, 1, {!r}); "
+    look += "print(repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    for device, seen in (("cpu", ""), ("cuda", "0,1")):
+        command = [sys.executable, "-c", look.format(device)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == repr(seen)

@@ -40,7 +40,7 @@ def test_a_sweep_file_in_full() -> None:
     assert all(run.ema_decay == 0.99 and run.optim.matrix_lr == 0.02 for run in sweep.runs)
     assert all("shards/train_*" in run.data.train and not sweep.resolved for run in sweep.runs)
     assert sweep.stages == ("float", "ttt")
-    assert sweep.exec == ExecConfig(deterministic=True, ranks=4)
+    assert sweep.exec == ExecConfig(device="cuda", deterministic=True, ranks=4)
     assert sweep.bundles() == [{"CPU": 1.0, "GPU": 1.0}] * 4
     assert sweep.resources.node_labels == {"gpu": "A100"}
 
@@ -136,6 +136,7 @@ sed: 3
         (GRID + "resources: {gpus_per_run: 2}\nexec: {ranks: 3}", "3 does not go with gpus_per_run 2"),
         (GRID + "resources: {gpus_per_run: 1}\nexec: {device: cpu}", "must be 0 (or left out)"),
         (GRID + "exec: {device: cuda}", "needs resources.gpus_per_run above 0"),
+        (GRID + "exec: {device: auto}", "auto is no choice in a sweep: resources.gpus_per_run decides"),
         (GRID + "exec: [1]", "must be a mapping"),
         (GRID + "points: {steps: 1}", "must be a list of mappings"),
         (GRID + "recipe: [gepa-11l]", "['gepa-11l'] is not a recipe"),
@@ -269,3 +270,8 @@ def test_the_documented_sweep_file_is_one() -> None:
     assert len(sweep.runs) == 13 and sweep.exec.ranks == 1
     for name in (*Resources.model_fields, *TOP_KEYS):
         assert name in page
+
+
+@pytest.mark.parametrize(("resources", "device"), [("", "cpu"), ("{gpus_per_run: 4}", "cuda")])
+def test_resources_decide_the_device(resources: str, device: str) -> None:
+    assert read_sweep(f"{GRID}resources: {resources}\n").exec.device == device

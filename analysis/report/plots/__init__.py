@@ -18,6 +18,7 @@ import importlib
 import io
 import pkgutil
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +87,19 @@ def _save(
     # Without these matplotlib writes the time of drawing, and equal numbers give unequal files.
     undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
     pictures = {}
-    with style():
+    with warnings.catch_warnings(), style():
+        # Names in scripts that the font lacks are drawn as boxes: no reason to alarm anyone.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = module.draw(frame, study)
         _lay_out(figure)
         for suffix, metadata in undated.items():
             figure.savefig(files[suffix], metadata=metadata)
         pictures["wide"] = _svg(figure)
         files["svg"].write_text(pictures["wide"], encoding="utf-8")
-    with style(narrow=True):
-        figure = module.draw(frame, study)
-        _lay_out(figure)
-        pictures["narrow"] = _svg(figure)
+        with style(narrow=True):
+            figure = module.draw(frame, study)
+            _lay_out(figure)
+            pictures["narrow"] = _svg(figure)
     return files, pictures
 
 

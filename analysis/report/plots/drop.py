@@ -88,6 +88,6 @@ def _exponent(study: Study) -> str:
 def caption(frame: pd.DataFrame, study: Study) -> str:
     return (
         "The drop is measured from the constant-rate continuation (the constant phase fitted in step^-1/2). "
-        "Curves that lie on one another on the left but not on the right say that the rate left decides, not "
+        "Curves that lie on one another on the left but not on the right follow the rate left rather than "
         "the steps taken."
     )

@@ -40,7 +40,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         for index, (name, label) in enumerate(names.items()):
             colour, marker = CATEGORIES[first + index], MARKERS[index]
             means = frame.groupby("steps")[f"{name}_bpb"].mean()
-            panel.plot(means.index, 1000 * means, color=colour, lw=0.9, marker=marker, ms=0, label=label)
+            panel.plot(means.index, 1000 * means, color=colour, lw=0.9, marker=marker, ms=4, label=label)
             for row in frame.to_dict("records"):
                 error = row[f"{name}_error"]
                 spread = None if pd.isna(error) else 1000 * float(error)
@@ -50,7 +50,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
                 tip(drawn[0], row["run_id"], f"{label}: {row[f'{name}_bpb']:+.4f}")
         panel.axhline(0, color=GREY, lw=0.8)
         panel.set_title(title)
-        panel.legend(fontsize=7.5, loc="best")
+        panel.legend(fontsize=7.5, loc="best", frameon=True, framealpha=1.0, edgecolor="none")
         steps_axis(panel, log_ticks=frame["steps"])
     panels[0].set_ylabel("10⁻³ BPB, negative is better")
     return figure

@@ -63,7 +63,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     span = max(levels) - min(levels) or 0.01
     panel.set_ylim(min(levels) - 0.3 * span, max(levels) + 0.25 * span)
     panel.set_ylabel("val BPB (axis does not start at 0)")
-    panel.set_title(shortened(_best(frame)).removesuffix("…"), fontsize=9)
+    panel.set_title(shortened(_best(frame)).removesuffix("…")[:60], fontsize=9, parse_math=False)
     panel.grid(axis="x", visible=False)
     return figure
 

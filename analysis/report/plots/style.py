@@ -154,9 +154,11 @@ def legend(figure: Figure, handles: list[Line2D], title: str | None = None) -> N
     if is_narrow():
         words = title.replace("\n", " ") if title else None
         look: dict[str, Any] = {"loc": "outside lower left", "ncols": 3 if len(handles) > 2 else len(handles)}
-        figure.legend(handles=handles, title=words, alignment="left", **look)
     else:
-        figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
+        words, look = title, {"loc": "outside right upper"}
+    made = figure.legend(handles=handles, title=words, alignment="left", **look)
+    for text in made.get_texts():
+        text.set_parse_math(False)  # settings are named by whoever made the runs
 
 
 def thousands(value: float) -> str:

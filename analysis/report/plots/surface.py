@@ -102,13 +102,13 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 def _finer(grid: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
     """(lengths, ratios, values [ratios, lengths]) between the predicted points, for contours that are smooth.
 
-    A spline in ln steps and the ratio, then a Gaussian of 0.04 of the figure's width: where the laws that
-    speak for a plan change, predictions jump by less than their intervals.
+    A spline in ln steps and the ratio, then a Gaussian of 0.09 of the ratios and 0.04 of the lengths: where
+    the laws that speak for a plan change, predictions jump by less than their intervals.
     """
     lengths, ratios = grid.columns.to_numpy(float), grid.index.to_numpy(float)
     spline = RectBivariateSpline(ratios, np.log(lengths), grid.to_numpy(float))
     fine, finer = np.linspace(ratios[0], ratios[-1], 80), np.geomspace(lengths[0], lengths[-1], 80)
-    return finer, fine, gaussian_filter(spline(fine, np.log(finer)), sigma=3, mode="nearest")
+    return finer, fine, gaussian_filter(spline(fine, np.log(finer)), sigma=(7, 3), mode="nearest")
 
 
 def caption(frame: pd.DataFrame, study: Study) -> str:

@@ -15,12 +15,23 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
   [...body.rows].sort(compare).forEach((row) => body.append(row));
 }));
 
-// A run's own line or disc says which run it is: under the pointer, or where it is tapped.
-const tip = document.getElementById("tip");
+// A run's own line or disc says which run it is: near the pointer, or where it is tapped.
+const tip = document.getElementById("tip"), reach = [0, -4, 4, -8, 8];
+let told = null;
+const near = (x, y) => {
+  for (const dy of reach) for (const dx of reach) {
+    const run = document.elementFromPoint(x + dx, y + dy)?.closest("svg .run");
+    if (run) return run;
+  }
+  return null;
+};
 const show = (event) => {
-  const run = event.target.closest && event.target.closest("svg .run");
+  const run = event.target.closest?.("figure") ? near(event.clientX, event.clientY) : null;
+  if (run !== told) told?.classList.remove("told");
+  told = run;
   tip.hidden = !run;
   if (!run) return;
+  run.classList.add("told");
   tip.textContent = run.dataset.tip;
   const left = Math.min(event.pageX + 12, document.documentElement.clientWidth - tip.offsetWidth - 8);
   tip.style.left = Math.max(left, 4) + "px";
