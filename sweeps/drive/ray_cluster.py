@@ -367,7 +367,7 @@ def _set_environment(changes: dict[str, str | None]) -> dict[str, str | None]:
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(switch) != loopback
     known: Any = raylet
     if not hasattr(known, "AuthenticationTokenLoader"):
-        raise ClusterError(f"Ray {ray.__version__} cannot ask for a token; install the one of constraints.txt")
+        raise ClusterError(f"Ray {ray.__version__} knows no tokens; install the one of constraints.txt")
     known.Config.initialize("")
     known.AuthenticationTokenLoader.instance().reset_cache()
     return before

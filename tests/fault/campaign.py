@@ -306,8 +306,12 @@ def _parent(pid: int) -> int | None:
         return None
 
 
-def run(sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None) -> Report:
-    """Runs a campaign of `sweeps` sweeps; the same seed gives the same plan of kills."""
+def run(
+    sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None, seconds: float = float("inf")
+) -> Report:
+    """Runs a campaign of `sweeps` sweeps, as many as begin within `seconds`; the same seed gives the same plan
+    of kills.
+    """
     import ray
 
     begun = time.monotonic()
@@ -320,6 +324,8 @@ def run(sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None) -
                 campaign.report.seconds = time.monotonic() - begun
                 if say:
                     say(campaign.report)
+                if campaign.report.seconds > seconds:
+                    break
             return campaign.report
         finally:
             ray.shutdown()
@@ -332,6 +338,7 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of kills (default: all)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no sweep after so many")
     args = parser.parse_args()
 
     def say(report: Report) -> None:
@@ -339,7 +346,7 @@ def main() -> int:
             f"{report.sweeps} sweeps, {report.kills.total()} kills, {report.seconds:.0f} s", file=sys.stderr
         )
 
-    report = run(args.sweeps, args.seed, args.kinds, say).to_dict()
+    report = run(args.sweeps, args.seed, args.kinds, say, args.seconds).to_dict()
     print(json.dumps(report, indent=1))
     return 0 if report["ok"] else 1
 
