@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch for a node that no other machine can join, whatever the system: all its ports are local."""
 _PREFIX = "gepa-ray-"
@@ -58,7 +60,7 @@ def remove_dead() -> None:
     for base in _bases():
         for folder in base.glob(f"{_PREFIX}*"):
             pid = folder.name.removeprefix(_PREFIX)
-            if pid.isdecimal() and not folder.is_symlink() and not Path(f"/proc/{pid}").exists():
+            if pid.isdecimal() and not folder.is_symlink() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -50,12 +50,15 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
 
 
 def disk_bytes(plan: Plan, leases: int) -> int:
-    """States on trunks and artifacts, which stay, and three states for each lease at work."""
+    """States on trunks (and what `keep` adds) and artifacts, which stay, and three states for each lease at
+    work. With `keep: all`, checkpoints on the way come on top: their number depends on the time it takes.
+    """
     sizes = {
         segment.id: state_bytes(segment.config.model, len(segment.averages) or 1)
         for segment in plan.segments.values()
     }
-    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk)
+    keeps = plan.sweep.keep != "artifacts"
+    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk or keeps)
     states += 3 * leases * max(sizes.values(), default=0)
     artifacts = sum(
         min(num_params(node.config.model), CAP_BYTES)

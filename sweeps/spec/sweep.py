@@ -16,7 +16,9 @@ from sweeps.spec.yamlfile import Problem
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
 
-TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share")
+TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share", "keep")
+KEEPS = ("artifacts", "final", "all")
+"""States that stay: those on trunks; the runs' final ones too; every checkpoint."""
 RESERVED_NAMES = ("segments", "stages", "cache")
 STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
 """Axes that have a column in runs.parquet anyway."""
@@ -80,6 +82,8 @@ class Sweep:
     resources: Resources
     exec: ExecConfig
     share: bool
+    keep: str = "artifacts"
+    """One of KEEPS."""
     axes: tuple[str, ...] = ()
     """Dotted keys that vary besides the standard ones: a column each in runs.parquet."""
     sources: tuple[DataSource, ...] = ()
