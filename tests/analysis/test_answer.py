@@ -15,7 +15,7 @@ from analysis.effects.sparse import evaluate_every
 from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import analyse
 from analysis.report import report
-from analysis.report.answer import answer, gain_of_doubling, measured_ratios
+from analysis.report.answer import answer, doubled, gain_of_doubling, measured_ratios
 from analysis.report.next_steps import launch, next_steps
 from analysis.report.plots import draw_all
 from analysis.report.study import Study, study
@@ -82,8 +82,8 @@ def test_the_headline_says_how_long_and_how_much_warmdown(grid: Study) -> None:
     assert found.headline.endswith("0.40 of them as warmdown, and no longer one was run.")
     facts = dict(found.facts)
     assert facts["Best run"].startswith("8000-0.4, best of 12: ")
-    assert grid.forecast is not None and grid.best is not None
-    ahead = grid.forecast.best[-1].prediction
+    ahead = doubled(grid)
+    assert ahead is not None and grid.best is not None and (ahead.steps, ahead.warmdown) == (16000, 6400)
     assert ahead.low == pytest.approx(grid.best[1] - gain.high)
     assert f"{ahead.value:.4f} BPB [{ahead.low:.4f}, {ahead.high:.4f}]" in facts["Twice as long"]
     assert facts["Its cost"] == "Unknown: no run says how long it took."
@@ -221,7 +221,7 @@ WEIRD = "<script>alert(1)</script> $\\frac{a$ 日本"
     "name, columns, says",
     [
         ("one", {"run_id": ["a"], "steps": [1000], "ttt_bpb": [1.2]}, "Undetermined, how long"),
-        ("html", {"run_id": [WEIRD, "b"], "steps": [1000, 2000], "float_bpb": [2.1, 2.0], "ttt_bpb": [2, 1]},
+        ("html", {"run_id": [WEIRD, "b"], "steps": [1000, 2000], "float_bpb": [2.1, 2], "ttt_bpb": [2, 1.9]},
          "The longest runs, 2,000 steps, were best"),
         ("partly", {"run_id": list("abc"), "steps": [1, 2, 3], "val_bpb": [3.0, 2.9, 2.8],
                     "ttt_bpb": [2.0, None, None]}, "c, best of 3: 2.8000"),
