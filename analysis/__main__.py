@@ -9,15 +9,19 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.reach.invocation import python
+from analysis.reach.remote import at_hand
 from analysis.runs import strictjson
 from analysis.runs.errors import AnalysisError
 
 if TYPE_CHECKING:
     from analysis.runs.table import Table  # numpy and pandas load only where a command needs them
 
+JSON = "one JSON object instead of lines"
 COMMANDS = ("predict", "backtest", "compare", "import")
 
 
@@ -30,9 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = options.run
     try:
-        command(options)
+        with ExitStack() as copies:
+            # A URL's tables are copied to this machine for as long as the command takes.
+            options.at_hand = lambda source: copies.enter_context(at_hand(source))
+            command(options)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("analysis", ""):
+            raise
+        print(
+            f"error: {error.name} is not installed for {sys.executable}; use .venv/bin/python",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -56,9 +71,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="folder to write to (default: DIR/report, or ./report for a CSV)"
     )
 
+    report.add_argument(
+        "--serve",
+        action="store_true",
+        help="show the sweep's curves as they grow, on a page of this machine, until Ctrl-C",
+    )
+    report.add_argument(
+        "--port", type=int, default=0, metavar="N", help="of that page (default: one that is free)"
+    )
+
     predict = source("predict", "final value of a run that was not made", _predict)
-    predict.add_argument("--steps", type=int, required=True)
-    predict.add_argument("--warmdown", type=int, required=True, help="warmdown steps among them")
+    predict.add_argument("--steps", type=int, required=True, metavar="N", help="steps of the run")
+    predict.add_argument("--warmdown", type=int, required=True, metavar="M", help="warmdown steps among them")
     predict.add_argument("--metric", help="e.g. ttt_bpb, val_loss (default: the last stage measured)")
     predict.add_argument("--schedule", help="shape of the warmdown (default: the commonest of the runs)")
     predict.add_argument(
@@ -69,20 +93,20 @@ def _parser() -> argparse.ArgumentParser:
         help="keep these runs, if an axis varies",
     )
     predict.add_argument("--level", type=float, default=0.9, help="of the interval (default 0.9)")
-    predict.add_argument("--json", action="store_true")
+    predict.add_argument("--json", action="store_true", help=JSON)
 
     backtest = source(
         "backtest", "fit on the rows a column calls train, predict those it calls test", _backtest
     )
-    backtest.add_argument("--split", required=True, help="the column")
-    backtest.add_argument("--metric")
+    backtest.add_argument("--split", required=True, metavar="COLUMN", help="says train or test")
+    backtest.add_argument("--metric", help="e.g. val_loss (default: that of the trajectories)")
     backtest.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
-    backtest.add_argument("--json", action="store_true")
+    backtest.add_argument("--json", action="store_true", help=JSON)
 
     compare = commands.add_parser("compare", help="two sweeps, paired by configuration")
-    compare.add_argument("before")
-    compare.add_argument("after")
-    compare.add_argument("--json", action="store_true")
+    compare.add_argument("before", help="results folder of a sweep, or a CSV of runs")
+    compare.add_argument("after", help="the same of the other")
+    compare.add_argument("--json", action="store_true", help=JSON)
     compare.set_defaults(run=_compare)
 
     read = commands.add_parser("import", help="anyone's training logs -> CSV of runs and trajectories")
@@ -107,16 +131,61 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from analysis.report.report import make_report
+    if options.serve:
+        from analysis.live.server import serve
 
-    path, notes = make_report(options.source, options.trajectories, options.out, _command(options))
+        serve(options.source, options.port)
+        return
+    path, _, notes = make_report(options.source, options.trajectories, options.out, _command(options))
     for note in notes:
         print(f"note: {note}")
     print(path)
 
 
+def make_report(
+    source: str, trajectories: str | None, out: Path | None, command: str
+) -> tuple[str, str, tuple[str, ...]]:
+    """The report of a folder, a CSV or a URL: (its path or URL, the answer in a sentence, notes).
+
+    A URL's report is made here and written back.
+
+    Raises:
+        AnalysisError: the input carries no analysis, or cannot be read.
+    """
+    from analysis.reach.remote import below, is_url, upload
+    from analysis.report.answer import answer as answer_of
+    from analysis.report.report import write_report
+    from analysis.report.study import study
+    from analysis.runs.load import load
+    from analysis.runs.sweepfile import read_sweep_file
+
+    with at_hand(source) as found:
+        table = load(found, trajectories)
+        made = study(table)
+        folder = out or (table.folder / "report" if table.folder else Path("report"))
+        answer = answer_of(made, read_sweep_file(table.folder))
+        path = str(write_report(made, folder, command, trajectories))
+        if is_url(source) and out is None:
+            upload(folder, below(source, "report"))
+            path = below(source, "report/report.html").partition("?")[0]
+    return path, answer.headline, table.notes
+
+
+def report_on(folder: str) -> tuple[str, str]:
+    """The report of a sweep, for launch.py: where it is, and the answer in a sentence.
+
+    Raises:
+        AnalysisError: as `make_report`.
+    """
+    command = shlex.join([*shlex.split(python()), "-m", "analysis", folder])
+    path, answer, notes = make_report(folder, None, None, command)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return path, answer
+
+
 def _command(options: argparse.Namespace) -> str:
-    words = ["python", "-m", "analysis", options.source]
+    words = [*shlex.split(python()), "-m", "analysis", options.source]
     if options.trajectories:
         words += ["--trajectories", options.trajectories]
     if options.out:
@@ -130,7 +199,7 @@ def _predict(options: argparse.Namespace) -> None:
     from analysis.runs.load import load
     from analysis.runs.table import default_metric
 
-    table = load(options.source, options.trajectories)
+    table = load(options.at_hand(options.source), options.trajectories)
     result = predict(
         table,
         steps=options.steps,
@@ -182,7 +251,7 @@ def _backtest(options: argparse.Namespace) -> None:
     from analysis.runs.load import load
 
     result = backtest(
-        load(options.source, options.trajectories),
+        load(options.at_hand(options.source), options.trajectories),
         split=options.split,
         metric=options.metric,
         level=options.level,
@@ -206,7 +275,9 @@ def _compare(options: argparse.Namespace) -> None:
     from analysis.effects.compare import compare
     from analysis.runs.load import load
 
-    before, after = (load(source, schedules=False) for source in (options.before, options.after))
+    before, after = (
+        load(options.at_hand(source), schedules=False) for source in (options.before, options.after)
+    )
     result = compare(before, after)
     if options.json:
         print(strictjson.dumps(result.as_json()))

@@ -292,7 +292,7 @@ class Average(NamedTuple):
     """`fixed`, or `lr`, see RunConfig.ema_horizon; the same as long as the learning rate is constant."""
 
     def __str__(self) -> str:
-        return f"{self.decay:g}" + ("" if self.horizon == "fixed" else f" {self.horizon}")
+        return f"{self.decay}" + ("" if self.horizon == "fixed" else f" {self.horizon}")
 
 
 class RunConfig(Length):

@@ -69,16 +69,24 @@ class Ensemble:
         weights, variance = self.process.weights(plans)
         left = self.left_over
         corrected = np.array([value * np.exp(weights @ left[name]) for name, value in laws.items()])
-        trust = np.array([[self.weights[name]] for name in laws]) * self._speaks(plans)
-        trust /= trust.sum(axis=0)
-        centre = np.sum(trust * corrected, axis=0)
-        spread = np.sqrt(np.sum(trust * (corrected / centre - 1) ** 2, axis=0))
-        gap = next((f.gap for f in self.fits.values() if isinstance(f, StageGap)), None)
-        if gap is not None:
-            spread = np.hypot(spread, gap.at(design.steps_total, design.warmdown)[1] / centre)
-        return Finals(laws, dict(zip(laws, corrected, strict=True)), centre, spread, np.sqrt(variance))
+        trust = np.array([[self.weights[name]] for name in laws]) * self.speaks(plans)
+        centre, spread = mix(trust, corrected)
+        spread = np.hypot(spread, self.gap_doubt(design) / centre)
+        by_law = dict(zip(laws, corrected, strict=True))
+        return Finals(laws, by_law, centre, spread, np.sqrt(variance))
 
-    def _speaks(self, plans: Sequence[Run]) -> Floats:
+    def standard_error(self, found: Finals) -> Floats:
+        """Relative, of predicted finals, [plans]."""
+        return np.hypot(self.scale * np.hypot(found.spread, found.unknown), self.replicate_sd)
+
+    def gap_doubt(self, design: Design) -> Floats:
+        """What the regressors of a stage's gap disagree about, [plans]; 0 for a metric without a gap."""
+        gap = next((f.gap for f in self.fits.values() if isinstance(f, StageGap)), None)
+        if gap is None:
+            return np.zeros(len(design))
+        return gap.at(design.steps_total, design.warmdown)[1]
+
+    def speaks(self, plans: Sequence[Run]) -> Floats:
         """1 where a law speaks for a plan, [laws, plans]: one of steps alone, for schedules like those."""
         alone = np.array([f.law.of_steps_alone for f in self.fits.values()])
         if alone.all():
@@ -109,3 +117,10 @@ def left_over(fitted: Fitted, process: Residuals) -> Floats:
         return np.empty(0)
     design = Design([(run, np.array([run.steps])) for run in process.plans])
     return np.log(process.value / (fitted.predict(design) + fitted.offset))
+
+
+def mix(trust: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """(mean, relative standard deviation) of laws, each [plans]; trust and values are [laws, plans]."""
+    trust = trust / trust.sum(axis=0)
+    centre = np.sum(trust * values, axis=0)
+    return centre, np.sqrt(np.sum(trust * (values / centre - 1) ** 2, axis=0))

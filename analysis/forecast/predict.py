@@ -155,10 +155,10 @@ def predict_run(ensemble: Ensemble, target: Run, level: float, at: int | None = 
     replicates = [run for run in ensemble.measured.runs if same_plan(run, target)]
     made = mean_final(replicates, ensemble.metric) if at is None else None
     reason = _no_interval(ensemble.measured, target)
-    sd = ensemble.scale * float(np.hypot(found.spread[0], found.unknown[0]))
+    sd = float(ensemble.standard_error(found)[0])
     if made is not None:  # the plan was run: its replicates say more than any law
-        value, sd, reason = made[0], ensemble.replicate_sd / np.sqrt(made[1]), None
-    half = float(norm.ppf((1 + level) / 2)) * float(np.hypot(sd, ensemble.replicate_sd)) * value
+        value, sd, reason = made[0], ensemble.replicate_sd * float(np.sqrt(1 + 1 / made[1])), None
+    half = float(norm.ppf((1 + level) / 2)) * sd * value
     return Prediction(
         metric=ensemble.metric,
         steps=target.steps,

@@ -14,6 +14,7 @@ from analysis.effects.slopes import Estimate
 from analysis.effects.soundness import CLEAR, noise_of
 from analysis.forecast.advise import interval
 from analysis.forecast.cost import Cost, cost_of
+from analysis.forecast.predict import Prediction
 from analysis.forecast.surface import BestRatio, Forecast
 from analysis.report.study import Study
 from analysis.runs.sweepfile import SweepFile
@@ -217,12 +218,23 @@ def _was_run(study: Study, best: BestRatio) -> bool:
     )
 
 
+def doubled(study: Study) -> Prediction | None:
+    """Twice the longest run: at the best ratio where the laws tell it, else at the best run's; None without a
+    forecast.
+    """
+    if study.forecast is None:
+        return None
+    ahead, best = study.forecast.best[-1], _best_at_longest(study)
+    told = best is not None and _narrows(best, ratios_run(study)) and not _misfits(study)
+    if told or study.best is None or study.best[0].is_constant:
+        return ahead.prediction
+    return study.forecast.at(ahead.steps, round(ahead.steps * study.best[0].warmdown_ratio))
+
+
 def gain_of_doubling(study: Study) -> Estimate | None:
     """How far below the best run twice the longest one is predicted to end; None without an interval."""
-    if study.forecast is None or study.best is None:
-        return None
-    ahead = study.forecast.best[-1].prediction
-    if ahead.low is None or ahead.high is None:
+    ahead = doubled(study)
+    if ahead is None or study.best is None or ahead.low is None or ahead.high is None:
         return None
     value = study.best[1]
     return Estimate(value - ahead.value, value - ahead.high, value - ahead.low)
@@ -230,31 +242,30 @@ def gain_of_doubling(study: Study) -> Estimate | None:
 
 def doubling(study: Study) -> str:
     """What twice the longest run is predicted to reach, against the best run."""
-    if study.forecast is None:
-        return f"Not predicted: {study.no_forecast}." if len({r.steps for r in study.table.runs}) else ""
-    ahead, gain = study.forecast.best[-1], gain_of_doubling(study)
-    warmdown = round(ahead.steps * ahead.ratio)
+    ahead, gain = doubled(study), gain_of_doubling(study)
+    if ahead is None:
+        return f"Not predicted: {study.no_forecast}."
     if gain is None:
-        return f"Undetermined: {ahead.prediction.reason}."
+        return f"Undetermined: {ahead.reason}."
     word = "better than" if gain.above(0) else "worse than" if gain.below(0) else "not clearly better than"
     amount = gain if gain.value >= 0 else Estimate(-gain.value, -gain.high, -gain.low)  # type: ignore[operator]
     return (
-        f"{ahead.steps:,} steps with {warmdown:,} of warmdown: {interval(ahead.prediction)}, "
-        f"{word} the best run (by {amount.text('.4f')})."
+        f"{ahead.steps:,} steps with {ahead.warmdown:,} of warmdown: {interval(ahead)}, {word} the best run "
+        f"(by {amount.text('.4f')})."
     )
 
 
 def price_of_doubling(study: Study, sweep: SweepFile) -> str:
     """Device time of twice the longest run, alone and from the longest trunk there is."""
-    if study.forecast is None:
+    ahead = doubled(study)
+    if study.forecast is None or ahead is None:
         return ""
     cost = cost_of(study.forecast.ensemble.table)
     if cost is None:
         return "Unknown: no run says how long it took."
-    ahead = study.forecast.best[-1]
     text = _priced(cost, cost.hours(ahead.steps), sweep)
     if study.table.folder is not None:  # a store keeps the trunk's states
-        new = _new_steps(study.table.runs, ahead.steps, round(ahead.steps * ahead.ratio))
+        new = _new_steps(study.table.runs, ahead.steps, ahead.warmdown)
         if new < ahead.steps:
             shared = _priced(cost, cost.fixed + cost.per_step * new, sweep)
             text += f" alone, {shared} from the trunk that is kept"

@@ -11,6 +11,7 @@ from pathlib import Path
 from analysis.effects.sparse import needed_period
 from analysis.forecast.advise import interval
 from analysis.forecast.cost import cost_of
+from analysis.report.answer import doubled
 from analysis.report.study import Study
 from analysis.runs.settings import varying_axes
 from analysis.runs.strictjson import plain
@@ -30,11 +31,10 @@ class Step:
 def next_steps(study: Study, sweep: SweepFile, trajectories: str | Path | None = None) -> list[Step]:
     """Finer evaluations where they are missing, the run that tells most, budgets, a prediction, an export."""
     steps = [*_evaluate_more(study, sweep), *_next_run(study, sweep), *_budgets(study)]
-    if study.forecast is not None:
-        ahead = study.forecast.best[-1]
+    if (ahead := doubled(study)) is not None:
         words = ["python", "-m", "analysis", "predict", study.table.source]
         words += ["--trajectories", str(trajectories)] if trajectories else []
-        words += ["--steps", str(ahead.steps), "--warmdown", str(round(ahead.steps * ahead.ratio))]
+        words += ["--steps", str(ahead.steps), "--warmdown", str(ahead.warmdown)]
         steps.append(
             Step("Predict any other plan, law by law:", shlex.join([*words, "--metric", study.final_metric]))
         )

@@ -1,11 +1,11 @@
 """The commands `python -m gepa_core.evaluate` and `python -m gepa_core.ttt`: what a trained model scores.
 
-PATH is an output folder of `gepa_core.train`, one of its checkpoints, or an artifact, ours or published. An
-artifact does not say its model: without a job file at hand it is taken for one of the published recipe.
+MODEL is an output folder of `gepa_core.train`, one of its checkpoints, an artifact, ours or published, or the
+id of a run in a store. An artifact does not say its model: where neither a job file nor its sweep is at hand
+it is taken for one of the published recipe.
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,21 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-from torch import Tensor
-
+from gepa_core.commands.load import data_paths, open_model
 from gepa_core.commands.train import torchrun_group
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
-from gepa_core.data.folder import open_folder
+from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ArtifactError, ConfigError, DataError, DivergedError, UserError
+from gepa_core.errors import ConfigError, DivergedError, UserError
 from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
-from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.training.segment import prepare
-from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,10 @@ class Subject:
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m gepa_core.{command}", description=what)
-    parser.add_argument("path", type=Path, help="output folder of gepa_core.train, checkpoint, or artifact")
+    parser.add_argument(
+        "path", metavar="MODEL", help="output folder of gepa_core.train, checkpoint, artifact, or a run's id"
+    )
+    parser.add_argument("--store", default="results", help="where run ids are looked for (default: results)")
     parser.add_argument("--data", type=Path, help="prepared data folder (default: the run's own)")
     parser.add_argument("--job", type=Path, help="job file or output folder that describes an artifact")
     parser.add_argument("--raw", action="store_true", help="raw weights of a checkpoint, not their average")
@@ -58,83 +55,19 @@ def _parser(command: str, what: str) -> argparse.ArgumentParser:
 
 def open_subject(args: argparse.Namespace) -> Subject:
     """Finds model, configuration and validation text. Raises UserError where one of them is missing."""
-    path: Path = args.path
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no such file or folder; give a training output folder, checkpoint or artifact"
-        )
     if args.tokens is not None and args.tokens < 1:
         raise ConfigError(f"--tokens {args.tokens}: must be at least 1")
-    job, step = _job(args.job, path), None
-    if path.is_file():
-        (model, run), weights = _open_artifact(path, job), "artifact"
-    else:
-        trained = open_trained(path, average=not args.raw)
-        model, run, step = trained.model, trained.run, trained.step
-        weights = "raw" if args.raw else "average"
+    opened = open_model(args.path, job=args.job, average=not args.raw, store=args.store)
+    run, exec_cfg = opened.run, opened.exec
     if args.counting:
         run = run.model_copy(update={"eval": run.eval.model_copy(update={"counting": args.counting})})
-    exec_cfg = job.exec if job else ExecConfig()
     if args.device:
         exec_cfg = exec_cfg.model_copy(update={"device": args.device})
-    paths = _data_paths(args.data, job, run)
+    paths = data_paths(args.data, opened)
     limit = run.data.val_tokens if args.tokens is None else args.tokens
     text = open_text(paths.val, paths.tokenizer, run.model.vocab_size, limit)
-    model.to(prepare(exec_cfg))
-    return Subject(model, weights, step, run, exec_cfg, text)
-
-
-def _job(given: Path | None, path: Path) -> Job | None:
-    """The job given, or that of the output folder that `path` is, or lies in."""
-    if given is not None:
-        return open_run(given) if given.is_dir() else read_job(given)
-    for folder in (path, *path.resolve().parents[:2]):
-        if (folder / JOB).is_file():
-            return open_run(folder)
-    return None
-
-
-def _open_artifact(path: Path, job: Job | None) -> tuple[GEPA, RunConfig]:
-    """The job's model with an artifact's weights; without a job, the published recipe's."""
-    largest = GEPA(job.run.model if job else ModelConfig(ve_dim=256))
-    state = read_artifact(path, num_weights(largest.state_dict()))
-    run = job.run if job else _published_run(path, state)
-    model = GEPA(run.model)
-    try:
-        check_fits(state, model.state_dict())
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    model.load_state_dict(state)
-    return model, run
-
-
-def _published_run(path: Path, state: dict[str, Tensor]) -> RunConfig:
-    """The published recipe, in the variant that the tensors are of; its artifacts need its rotary tables."""
-    bigram, value = state.get("bigram_emb.embed.weight"), state.get("ve_shared.embed.weight")
-    variant: dict[str, Any] = {"bigram": "xor" if "bigram_emb.scale" in state else "poly"}
-    variant |= {"ve_layers": ()} if value is None else {"ve_dim": value.shape[-1]}
-    if bigram is not None and bigram.ndim == 2:
-        variant |= {"bigram_buckets": len(bigram), "bigram_dim": bigram.shape[1]}
-    with contextlib.suppress(ArtifactError, ValidationError, IndexError):
-        model = ModelConfig(**variant, rope_precision="bf16_published")
-        with torch.device("meta"):
-            check_fits(state, GEPA(model).state_dict())
-        return RunConfig(steps=1, warmdown_steps=0, model=model)
-    raise ConfigError(
-        f"{path}: an artifact does not say its model's sizes, and they are not the published recipe's; give "
-        "--job, the job file or output folder it was made from"
-    )
-
-
-def _data_paths(folder: Path | None, job: Job | None, run: RunConfig) -> DataPaths:
-    if folder is None:
-        if job is None:
-            raise ConfigError("no data: no job.json is at hand that names it; give --data, a prepared folder")
-        return job.data
-    data = open_folder(folder)
-    if run.data.tokenizer not in ("", data.config.tokenizer):
-        raise DataError(f"{folder}: not the tokenizer that the model was trained with (SHA-256 differs)")
-    return data.paths
+    opened.model.to(prepare(exec_cfg))
+    return Subject(opened.model, opened.weights, opened.step, run, exec_cfg, text)
 
 
 def _figures(way: str, subject: Subject) -> dict[str, Any]:

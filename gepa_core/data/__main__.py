@@ -26,6 +26,12 @@ class Progress:
             self.last = time.monotonic()
         sys.stderr.flush()
 
+    def keep(self, message: str) -> None:
+        """A line that stays in sight."""
+        self.close()
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+
     def close(self) -> None:
         if self.terminal:
             sys.stderr.write("\r\x1b[K")
@@ -51,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("prepare", help="text -> shards, tokenizer and manifest")
     p.add_argument(
-        "inputs", nargs="*", type=Path, metavar="INPUT", help=".txt, .jsonl, .jsonl.zst or .parquet"
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help=".txt (or no ending), .md, .jsonl, .jsonl.zst, .parquet, or a folder of such files",
     )
     p.add_argument(
         "--corpus", choices=["docstrings"], help="instead of INPUT: the docstrings of installed packages"
@@ -74,12 +84,18 @@ def _parser() -> argparse.ArgumentParser:
         "--text-key", default="text", metavar="KEY", help="JSON key or column of the text (default text)"
     )
     p.add_argument(
+        "--split-on",
+        metavar="TEXT",
+        help=r"what stands between documents in text files, e.g. '<|endoftext|>' or '\n\n' (default: "
+        "a file is a document, a long one is cut at line ends every 32,768 characters)",
+    )
+    p.add_argument(
         "--shard-tokens", type=int, default=prepare.SHARD_TOKENS, metavar="N", help="default %(default)s"
     )
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
 
     p = commands.add_parser("inspect", help="counts, fingerprint and bytes per token of shards")
-    p.add_argument("data", metavar="DIR|PATTERN")
+    p.add_argument("data", metavar="DIR|PATTERN", help="a prepared folder, or shards by a glob pattern")
     p.add_argument(
         "--tokenizer", type=Path, metavar="FILE.model", help="for bytes per token of a bare PATTERN"
     )
@@ -125,11 +141,13 @@ def _prepare(args: argparse.Namespace) -> int:
             val_inputs=args.val,
             val_fraction=prepare.VAL_FRACTION if args.val_fraction is None else args.val_fraction,
             text_key=args.text_key,
+            split_on=None if args.split_on is None else args.split_on.replace("\\n", "\n"),
             tokenizer=args.tokenizer,
             vocab_size=args.vocab_size,
             shard_tokens=args.shard_tokens,
             workers=args.workers,
             say=say,
+            warn=say.keep,
         )
     say.close()
     sys.stdout.write(inspect.as_text(inspect.inspect(str(args.out))))

@@ -141,4 +141,4 @@ def _format(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return str(value)
+    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)

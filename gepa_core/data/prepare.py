@@ -11,16 +11,24 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from gepa_core.data.corpus import docstring_documents, read_documents, unit_hash
+from gepa_core.data.corpus import docstring_documents, unit_hash
 from gepa_core.data.encode import Say, SplitWriter, train_tokenizer, write_split
-from gepa_core.data.folder import FORMAT, FORMAT_VERSION, MANIFEST, Dataset, open_folder, write_json
+from gepa_core.data.folder import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    Dataset,
+    check_counted,
+    open_folder,
+    write_json,
+)
 from gepa_core.data.shards import file_sha256
+from gepa_core.data.texts import find_texts, survey
 from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import DataError
 
@@ -28,7 +36,8 @@ TOKENIZER = "tokenizer.model"
 SHARD_TOKENS = 100_000_000
 """The challenge's shard size."""
 VAL_FRACTION = 0.01
-MAX_PIECES = 65_536
+MIN_PIECES, MAX_PIECES = 261, 65_536
+"""A vocabulary to train: 4 control and 256 byte pieces, and what uint16 shards can hold."""
 MAX_WORKERS = 1024
 
 Documents = Callable[[], Iterable[str]]
@@ -54,11 +63,13 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     say: Say = silent,
+    warn: Say = silent,
 ) -> Dataset:
     """Writes the prepared folder `out`, which must not exist, from train() and val(): iterables of documents.
 
     Uses the tokenizer given, or trains one of vocab_size pieces on the start of train(). All is written aside
-    and renamed at the end: a killed preparation leaves nothing that looks done. Raises DataError.
+    and renamed at the end: a killed preparation leaves nothing that looks done. `say` hears of progress,
+    `warn` what should stay in sight. Raises DataError.
     """
     if (tokenizer is None) == (vocab_size is None):
         raise DataError("give either a tokenizer or a vocabulary size to train one")
@@ -78,11 +89,15 @@ def prepare(
             say(f"training a tokenizer of {vocab_size} pieces")
             model.write_bytes(train_tokenizer(train(), int(vocab_size or 0)))
         sp = load_tokenizer(model)
-        if sp.bos_id() < 0 or sp.vocab_size() > 65536:
-            raise DataError(f"{tokenizer}: needs a BOS piece and at most 65536 pieces to fill uint16 shards")
+        if sp.bos_id() < 0 or sp.vocab_size() > MAX_PIECES:
+            raise DataError(
+                f"{tokenizer}: needs a BOS piece and at most {MAX_PIECES} pieces to fill uint16 shards"
+            )
         val_text = folder / "val.txt"
         writer = SplitWriter(folder, "val", shard_tokens)
         val_entry = write_split(writer, val(), model, workers=workers, say=say, text_copy=val_text)
+        if doubt := check_counted(val_entry, str(tokenizer or "the tokenizer trained on it")):
+            warn(f"warning: {doubt}")
         # zstd and xz release the GIL: they run beside the encoding of the training text.
         with ThreadPoolExecutor(2) as pool:
             sizes = {
@@ -210,27 +225,43 @@ def prepare_files(
     val_inputs: list[Path] | None = None,
     val_fraction: float = VAL_FRACTION,
     text_key: str = "text",
+    split_on: str | None = None,
     tokenizer: Path | None = None,
     vocab_size: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     say: Say = silent,
+    warn: Say = silent,
 ) -> Dataset:
-    """Text files as a prepared folder. Without val_inputs, a document is validation if the hash of its text
-    is below val_fraction: equal documents never lie on both sides. Raises DataError."""
+    """Text files, or folders of them, as a prepared folder. Without val_inputs, a document is validation if
+    the hash of its text is below val_fraction: equal documents never lie on both sides.
 
-    def documents(paths: list[Path]) -> Iterator[str]:
-        return chain.from_iterable(read_documents(path, text_key) for path in paths)
-
+    Everything is read once before anything is made: `warn` hears what the splits will be. Raises DataError.
+    """
+    if Path(out).exists():
+        raise DataError(f"{out}: exists already; remove it or choose another --out")
+    if not val_inputs and not 0 < val_fraction < 1:
+        raise DataError(f"--val-fraction {val_fraction} must lie between 0 and 1")
+    if tokenizer is not None:
+        load_tokenizer(tokenizer)
+    elif vocab_size is not None and not MIN_PIECES <= vocab_size <= MAX_PIECES:
+        raise DataError(
+            f"no tokenizer of {vocab_size} pieces: --vocab-size must lie between {MIN_PIECES}, for 4 "
+            f"control and 256 byte pieces, and {MAX_PIECES}, which uint16 shards can hold"
+        )
+    texts = find_texts(inputs, text_key, split_on, warn)
+    held_out = find_texts(val_inputs, text_key, split_on, warn) if val_inputs else None
+    say("reading the text")
+    survey(texts, held_out, val_fraction, warn)
     source: dict[str, Any] = {"inputs": [path.name for path in inputs], "text_key": text_key}
-    if val_inputs:
-        train, val = (lambda: documents(inputs)), (lambda: documents(val_inputs))
+    if split_on is not None:
+        source["split_on"] = split_on
+    if held_out and val_inputs:
+        train, val = texts.documents, held_out.documents
         source["val_inputs"] = [path.name for path in val_inputs]
     else:
-        if not 0 < val_fraction < 1:
-            raise DataError(f"--val-fraction {val_fraction} must lie between 0 and 1")
-        train = lambda: (text for text in documents(inputs) if unit_hash(text) >= val_fraction)  # noqa: E731
-        val = lambda: (text for text in documents(inputs) if unit_hash(text) < val_fraction)  # noqa: E731
+        train = lambda: (text for text in texts.documents() if unit_hash(text) >= val_fraction)  # noqa: E731
+        val = lambda: (text for text in texts.documents() if unit_hash(text) < val_fraction)  # noqa: E731
         source["val_fraction"] = val_fraction
     return prepare(
         Path(out),
@@ -242,4 +273,5 @@ def prepare_files(
         shard_tokens=shard_tokens,
         workers=workers,
         say=say,
+        warn=warn,
     )

@@ -130,9 +130,7 @@ def open_shards(pattern: str | Path) -> ShardSet:
     """Opens the shards of a glob pattern, in name order. Raises DataError if there are none or one is bad."""
     found = sorted(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207 (may be absolute)
     if not found:
-        raise DataError(
-            f"no shards match {str(pattern)!r}; make some with `python -m gepa_core.data prepare` or `fetch`"
-        )
+        raise DataError(f"no shards match {str(pattern)!r}; `prepare` or `fetch` of gepa_core.data make some")
     return ShardSet(tuple(open_shard(path) for path in found))
 
 

@@ -17,7 +17,8 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's visible stand-in for a s
 class ByteTable:
     """Bytes per token id: the denominators of bits per byte.
 
-    base_bytes: int16[V], bytes without a leading space. leading_space: bool[V], the piece starts with one.
+    base_bytes: int16[V], bytes without a leading space (each other space is one byte of text, however it is
+    written in the piece). leading_space: bool[V], the piece starts with one.
     boundary: bool[V], control, unknown, unused pieces: they stand for no bytes and swallow the space after.
     """
 
@@ -51,6 +52,9 @@ def byte_table(path: str | Path, vocab_size: int | None = None) -> ByteTable:
     0 bytes if control, unknown or unused; 1 if a byte piece; else the UTF-8 length of the piece without its
     leading space, which counts 1 more unless the token before is control, unknown or unused.
 
+    That rule was written for pieces that hold a space in front only. Elsewhere in a piece (suffix and
+    superword vocabularies, runs of spaces) SentencePiece's three-byte stand-in is one byte of text too.
+
     Raises DataError if the file is no tokenizer, or its vocabulary is not `vocab_size`.
     """
     sp = load_tokenizer(path)
@@ -71,5 +75,26 @@ def byte_table(path: str | Path, vocab_size: int | None = None) -> ByteTable:
         else:
             piece = sp.id_to_piece(i)
             leading_space[i] = piece.startswith(SPACE)
-            base_bytes[i] = len(piece.removeprefix(SPACE).encode())
+            base_bytes[i] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
     return ByteTable(base_bytes, leading_space, boundary)
+
+
+def check_counts_of_tokens(path: str | Path, tokens: NDArray[Any], where: str) -> None:
+    """Decodes the whole documents among `tokens` (ids [N]) and compares bytes with what the table counts.
+
+    Documents with unknown tokens are left out: these have no text. Raises DataError where the counts differ
+    by more than a byte a document, the space at its edge, and 1 in 1,000.
+    """
+    sp, table = load_tokenizer(path), byte_table(path)
+    starts = np.flatnonzero(tokens == sp.bos_id())
+    documents = [part.astype(np.int64) for part in np.split(tokens, starts)[1:-1]]
+    documents = [part for part in documents if not (part == sp.unk_id()).any()]
+    if not documents:
+        return
+    text = sum(len(text.encode()) for text in sp.decode([part[1:].tolist() for part in documents]))
+    counted = sum(int(table.count_bytes(part[:-1], part[1:]).sum()) for part in documents)
+    if abs(text - counted) > len(documents) + text / 1000:
+        raise DataError(
+            f"{path}: its pieces count {counted:,} bytes where the text of {where} has {text:,}; bits per "
+            "byte cannot be told with this tokenizer. Prepare the text with another one"
+        )

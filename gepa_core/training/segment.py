@@ -6,6 +6,7 @@ torchrun --nproc-per-node 4 -m gepa_core.train JOB.yaml --out DIR   several rank
 
 import os
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,4 +150,5 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

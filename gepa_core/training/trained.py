@@ -22,6 +22,7 @@ from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunCon
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.data.overlap import launch_warning
 from gepa_core.errors import CheckpointError, ConfigError, DataError
+from gepa_core.invocation import module
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
 from gepa_core.training import checkpoint
@@ -129,7 +130,7 @@ def open_run(out: Path) -> Job:
     """The job whose output folder this is. Raises ConfigError if it is none."""
     path = out / JOB
     if not path.is_file():
-        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `python -m gepa_core.train`")
+        raise ConfigError(f"{out}: no {JOB} here; give the --out folder of `{module('gepa_core.train')}`")
     try:
         raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:

@@ -90,7 +90,8 @@ class Stopwatch:
 
 def is_warmdown_point(config: RunConfig, step: int) -> bool:
     """Whether `step` is where the warmdown begins, or the first past one of its equal parts."""
-    done, points, length = step - config.peak_steps, config.eval.warmdown_points, config.warmdown_steps
+    length, points = config.steps - config.peak_steps, config.eval.warmdown_points
+    done = step - config.peak_steps
     return done == 0 or (done > 0 and done * points // length > (done - 1) * points // length)
 
 

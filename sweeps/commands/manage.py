@@ -3,26 +3,15 @@
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from gepa_core.config import CAP_BYTES, DataPaths
 from gepa_core.errors import ConfigError, DataError
+from sweeps.commands.look import find_run
 from sweeps.commands.sweep import open_data, say
 from sweeps.spec.load import load_sweep
-
-
-def status_command(args: argparse.Namespace) -> int:
-    """`launch.py status DIR`."""
-    from sweeps.store.status import locate, status_lines, sweep_status
-
-    store, names = locate(args.dir)
-    found = [sweep_status(store, name) for name in names]
-    if args.json:
-        print(json.dumps({"sweeps": found}, allow_nan=False))
-    else:
-        print("\n".join(line for status in found for line in status_lines(status)))
-    return 0
 
 
 def gc_command(args: argparse.Namespace) -> int:
@@ -53,7 +42,9 @@ def export_command(args: argparse.Namespace) -> int:
     from sweeps.store.status import locate
 
     store, names = locate(args.output)
-    found = find(store, names, args.run_id)
+    sweep, row = find_run(store, names, args.run_id)
+    args.run_id = row["run_id"]
+    found = find(store, [sweep, *names], args.run_id)
     to = Path(args.to or Path(SUBMISSIONS, args.run_id))
     check_folder(to)
     data, reason = _data_to_verify(args, found)
@@ -127,16 +118,29 @@ def import_command(args: argparse.Namespace) -> int:
 
 def mirror_command(args: argparse.Namespace) -> int:
     """`launch.py mirror DIR`."""
-    from sweeps.exchange.mirrors import read_runs, to_tensorboard, to_wandb
-    from sweeps.store.status import locate
+    from sweeps.exchange.mirrors import TensorBoard, WandB, read_runs
+    from sweeps.store.status import locate, sweep_status
 
+    if args.fork and not args.wandb:
+        raise ConfigError("--fork is W&B's: it goes with --wandb")
     store, names = locate(args.dir)
-    for name in names:
-        runs = read_runs(store, name)
-        made = (
-            to_tensorboard(runs, Path(args.tensorboard))
-            if args.tensorboard
-            else to_wandb(runs, args.wandb, Path())
-        )
-        print("\n".join(map(str, made)))
-    return 0
+    mirror: TensorBoard | WandB
+    mirror = (
+        TensorBoard(Path(args.tensorboard))
+        if args.tensorboard
+        else WandB(args.wandb, Path(), forks=args.fork)
+    )
+    told: set[Path] = set()
+    try:
+        while True:
+            # Asked before the tables are read: what a driver writes as it ends is seen.
+            alive = any(sweep_status(store, name)["driver"] for name in names)
+            for made in mirror.write([run for name in names for run in read_runs(store, name)]):
+                if made not in told:
+                    told.add(made)
+                    print(made, flush=True)
+            if not (args.follow and alive):
+                return 0
+            time.sleep(args.every)
+    finally:
+        mirror.close()

@@ -4,27 +4,35 @@ import argparse
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from gepa_core.errors import ConfigError, DataError, UserError
+from gepa_core.invocation import launch, module
 from sweeps.plan.advice import advise, uneven_ranks
 from sweeps.plan.estimate import Machine, places, refusal, summary
+from sweeps.plan.figures import human_bytes
 from sweeps.plan.planner import assumed_speeds, make_plan
-from sweeps.plan.sharing import answer, check_node, with_check
+from sweeps.plan.sharing import answer as sharing_answer
+from sweeps.plan.sharing import check_node, with_check
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
+from sweeps.store.redact import redacted
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
-    from sweeps.drive.launch import RunOptions
+    from sweeps.drive.launch import RunOptions, SweepResult
     from sweeps.store.store import Outcome, Store
 
 
@@ -39,7 +47,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
     sweep = open_data(sweep, say)
-    sweep = check_sharing(sweep, args.output, run_options(args))
+    sweep = check_sharing(sweep, args.output, run_options(args, sweep))
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
@@ -51,31 +59,81 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     ):
         say(notice)
     from sweeps.drive.launch import run_sweep
+    from sweeps.drive.notify import Notifier
 
-    options, record = run_options(args), {"data": data_record(sweep)}
-    result = run_sweep(plan, args.output, options, record)
-    while result.ending == "damaged":  # what was damaged does not count any more: nor will it the next time
-        say(f"{result.fault}: set aside; going on from what is whole")
-        plan = over_store(sweep, args.output)
-        result = run_sweep(plan, args.output, replace(options, fresh=False), record)
+    notify = Notifier(args.notify, say) if args.notify else None
+    options = replace(run_options(args, sweep), notify=notify)
+    ended: dict[str, Any] = {"sweep": sweep.name, "exit_code": 1}
+    try:
+        record = {"data": data_record(sweep)}
+        result = run_sweep(plan, args.output, options, record)
+        while result.ending == "damaged":  # what was damaged does not count any more, now or later
+            say(f"{result.fault}: set aside; going on from what is whole")
+            plan = over_store(sweep, args.output)
+            result = run_sweep(plan, args.output, replace(options, fresh=False), record)
+        say(_ended(result))
+        for run_id, error in result.failures.items():
+            say(f"  {run_id}: {error}")
+        if result.dropped["states"] and result.exit_code == 0:
+            say(_deleted(result.dropped))
+        written = answer(args, result)
+        ended |= {"exit_code": result.exit_code, "report": written, "folder": result.folder}
+        ended |= {f"runs_{status}": number for status, number in result.runs.items()}
+        if args.json:
+            print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
+        return result.exit_code
+    except UserError as error:
+        ended["exit_code"], ended["error"] = getattr(error, "exit_code", 2), error
+        raise
+    finally:
+        if notify is not None:
+            notify("finished", wait=True, **ended)
+
+
+def _ended(result: "SweepResult") -> str:
     counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
     plural = "s" * (sum(result.runs.values()) != 1)
     nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
-    say(f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}")
-    for run_id, error in result.failures.items():
-        say(f"  {run_id}: {error}")
-    wanted = result.runs["done"] and not args.no_report
-    written = report(args, result.sweep, result.executed) if wanted else None
-    if args.json:
-        print(json.dumps(result.to_dict() | {"report": written}, allow_nan=False))
-    return result.exit_code
+    return f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}"
 
 
-def run_options(args: argparse.Namespace) -> "RunOptions":
+def _deleted(dropped: Mapping[str, int]) -> str:
+    """What `keep: artifacts` took away, and what having it again would cost."""
+    return (
+        f"deleted the final states of {dropped['states']} runs ({human_bytes(dropped['bytes'])}); another "
+        f"quantizer or further stages would train {dropped['steps']:,} steps again: `keep: final` keeps them"
+    )
+
+
+def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
+    """Best run, verdict and report, or how to go on; the report's path. What fails here fails no sweep."""
+    if result.exit_code in (130, 4):  # a report would keep the user waiting for what is not finished
+        say(f"go on with: {launch()} {redacted(shlex.join(sys.argv[1:]))}")
+        if result.runs["done"]:
+            say(f"a report of what is done: {module('analysis')} {shlex.quote(result.folder)}")
+        return None
+    if result.runs["failed"] or result.runs["diverged"]:
+        say("try them again: the same command with --retry-failed")
+    from sweeps.commands.look import best_row
+
+    store = existing_store(args.output)
+    rows = (store.sweep(result.sweep).read_runs() or []) if store else []
+    if best := best_row(rows):
+        row, metric = best
+        size = f", {row['artifact_bytes']:,} bytes" if row.get("artifact_bytes") is not None else ""
+        say(f"best: {row['run_id']}, {metric} {row[metric]:.4f}{size}")
+    if args.no_report or not result.runs["done"]:
+        return None
+    return report(args, result)
+
+
+def run_options(args: argparse.Namespace, sweep: Sweep) -> "RunOptions":
     """What the command line asks of the driver."""
     from sweeps.drive.launch import RunOptions
 
     return RunOptions(
+        plain=args.plain,
+        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
         address=address_of(args),
         only=args.only,
         retry_failed=args.retry_failed,
@@ -95,7 +153,7 @@ def check_sharing(sweep: Sweep, output: str, options: "RunOptions", **cluster: A
     node = check_node(sweep)
     if node is None:
         return sweep
-    exact, line = answer(_answered(output, node.id))
+    exact, line = sharing_answer(_answered(output, node.id))
     if exact is None:
         from sweeps.drive.launch import StoppedError, run_sweep
 
@@ -103,7 +161,7 @@ def check_sharing(sweep: Sweep, output: str, options: "RunOptions", **cluster: A
         plan = with_check(over_store(replace(sweep, share=False), output), node)
         options = replace(options, nodes=frozenset([node.id]), only=None, fresh=False)
         result = run_sweep(plan, output, options, **cluster)
-        exact, line = answer(_answered(output, node.id))
+        exact, line = sharing_answer(_answered(output, node.id))
         if exact is None:
             why = f"whether runs may share trunks is not known yet ({result.ending})"
             error = StoppedError(f"{why}: the same command asks again, share=false does without")
@@ -122,7 +180,7 @@ def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
     """For `--plan`: the sweep as it would be shared by what the store knows, and a line about that."""
     if (node := check_node(sweep)) is None:
         return sweep, []
-    exact, line = answer(_answered(output, node.id))
+    exact, line = sharing_answer(_answered(output, node.id))
     return (replace(sweep, share=False) if exact is False else sweep), [line]
 
 
@@ -195,25 +253,24 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
     return record
 
 
-def report(args: argparse.Namespace, sweep: str, executed: int) -> str | None:
-    """The report's path; made again where work was done. A report that fails does not fail the sweep."""
-    if "://" in args.output:
-        say(f"no report: copy {args.output}/{sweep} to a disk and run `python -m analysis DIR` on it")
-        return None
-    folder = Path(args.output, sweep)
-    page = folder / "report" / "report.html"
-    if executed or not page.is_file():
+def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
+    """The report's path or URL; made again where work was done. One that fails does not fail the sweep."""
+    store, mark, options = args.output.partition("?") if "://" in args.output else (args.output, "", "")
+    where = f"{store.rstrip('/')}/{result.sweep}{mark}{options}"
+    page = f"{store.rstrip('/')}/{result.sweep}/report/report.html"
+    if result.executed or "://" in where or not Path(page).is_file():
         say("writing the report")
         try:
-            failed = args.write_report(str(folder)) != 0
-        except Exception:
-            traceback.print_exc()
-            failed = True
-        if failed:
-            say(f"the report failed, the results are complete: see `python -m analysis {folder}`")
+            page, verdict = args.write_report(where)
+            say(f"verdict: {verdict}")
+        except Exception as error:
+            if not type(error).__module__.startswith("analysis."):  # not one that says what is wrong
+                traceback.print_exc()
+            say(f"no report: {error or type(error).__name__}")
+            say(f"the results are complete; try again with: {module('analysis')} {shlex.quote(where)}")
             return None
     say(f"report: {page}")
-    return str(page)
+    return page
 
 
 def look_at_data(sweep: Sweep) -> Sweep:
@@ -306,7 +363,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *unused_gpus(sweep, args), *emulated(sweep, args)]
-    notes += [*sweep.unchecked, *sharing, *epochs(plan), *cannot]
+    notes += [*sweep.unchecked, *sharing, *epochs(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -326,6 +383,32 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
 
     show_plan(Console(highlight=False, soft_wrap=True), plan, figures, notes=notes, advice=advice)
     return 0
+
+
+def trained_again(plan: Plan, output: str) -> list[str]:
+    """Why steps are to be trained that the store had: their states went when their runs were done."""
+    branches = [node for node in plan.segments.values() if node.id not in plan.done and not node.trunk]
+    if not branches or (store := existing_store(output)) is None:
+        return []
+    prefixes = tuple({f"{node.start}-{node.stop}-" for node in branches})
+    known = {
+        (done.identity.get("trunk_id"), *_shape(done.identity.get("config") or {}))
+        for done in store.all_done(id_ for id_ in store.ids() if id_.startswith(prefixes)).values()
+    }
+    again = [n for n in branches if (n.trunk_id, *_shape(n.config.model_dump(mode="json"))) in known]
+    if not again:
+        return []
+    steps = sum(node.steps for node in again)
+    return [
+        f"{steps:,} of the {plan.steps_left:,} steps left were trained before: the final states of "
+        f"{len(again)} runs were deleted when the runs were done (keep: artifacts), and what is new starts "
+        "from them; keep: final would have kept them"
+    ]
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a branch depends on besides its trunk."""
+    return tuple(config.get(key) for key in ("steps", "warmdown_steps", "schedule", "final_lr_fraction"))
 
 
 def only(sweep: Sweep, glob: str) -> Sweep:
@@ -388,5 +471,5 @@ def local_node() -> Machine:
     gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
     if visible is not None:
         gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

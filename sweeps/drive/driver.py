@@ -92,6 +92,9 @@ class Recorder(Protocol):
     def tick(self) -> None:
         """Called a few times a second."""
 
+    def asked_to_stop(self) -> list[str]:
+        """Runs that a user wants ended, each once; they are given up already."""
+
 
 class ClusterError(UserError):
     """Workers cannot be had."""
@@ -174,6 +177,8 @@ class Driver:
     """Leaves of what is left: no more leases than these can ever be busy."""
     _stillborn: int = 0
     _ending: Ending | None = None
+    _stopped: set[str] = field(default_factory=set)
+    """Runs that a user ended."""
 
     def run(self) -> Ending:
         """Until nothing is left, or an interrupt, a budget or a failure ends it.
@@ -203,6 +208,8 @@ class Driver:
         running = any(lease.node for lease in self._leases.values())
         if self.interrupts.count > 1 or (self._ending and not running):
             return False
+        for run_id in self.recorder.asked_to_stop():
+            self._stop_run(run_id)
         if not self._ending:
             self._wake()
             if not (running or self._ready or self._later):
@@ -226,16 +233,40 @@ class Driver:
                 self._drain(Ending.BUDGET)
 
     def _drain(self, why: Ending) -> None:
-        """Start nothing more; training writes a checkpoint and ends, a stage has nothing to keep."""
+        """Start nothing more, and end what is at work."""
         self._ending = why
         if self._leases:
             self.recorder.note("draining", "", why=why.value)
         for name, lease in list(self._leases.items()):
-            if lease.node and self.plan.nodes[lease.node].trains:
-                self.cluster.stop(name)
-            else:
-                self._account(lease)
-                self._close(name)
+            self._end_work(name, lease)
+
+    def _stop_run(self, run_id: str) -> None:
+        """Do no more of what only this run, and others that were stopped, need."""
+        self._stopped.add(run_id)
+        runs_of = self.plan.runs_of
+        over = {node for node in self.plan.nodes_of(run_id) if self._stopped.issuperset(runs_of[node])}
+        over &= self._wanted - self.done
+        self._wanted -= over
+        self._left_seconds -= sum(self.plan.seconds[node] for node in over)
+        children = self.plan.children
+        self._paths = sum(
+            self._wanted.isdisjoint(children.get(node, ())) for node in self._wanted - self.done
+        )
+        self._ready = [entry for entry in self._ready if entry[1] not in over]
+        self._later = [entry for entry in self._later if entry[1] not in over]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._later)
+        for name, lease in list(self._leases.items()):
+            if lease.node in over:
+                self._end_work(name, lease)
+
+    def _end_work(self, name: str, lease: _Lease) -> None:
+        """Training writes a checkpoint and ends, a stage has nothing to keep."""
+        if lease.node and self.plan.nodes[lease.node].trains:
+            self.cluster.stop(name)
+        else:
+            self._account(lease)
+            self._close(name)
 
     def _wake(self) -> None:
         now = self.clock()
@@ -357,6 +388,9 @@ class Driver:
                 self._make_ready(child)
 
     def _failed(self, node: str, outcome: Outcome | None, error: str) -> None:
+        if node not in self._wanted:  # its runs were stopped
+            self.recorder.note(Action.LEAVE.value, node)
+            return
         observed = Observed(outcome.status) if outcome else Observed.LOST
         error = (outcome.error if outcome else None) or error
         micro_batch = outcome.execution.get("micro_batch_seqs") if outcome else None

@@ -16,13 +16,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gepa_core import invocation
 from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
-from sweeps.drive.progress import make_view
+from sweeps.drive.notify import Notifier, NotifyingView
 from sweeps.drive.record import SweepRecorder
 from sweeps.drive.scripts import ReadLog, archive_path, check_passed_on, publish_files
 from sweeps.drive.session import remove_dead
+from sweeps.drive.views import make_view
 from sweeps.plan.tree import Plan
 from sweeps.spec.sweep import Sweep
 from sweeps.store.files import StorageError
@@ -44,6 +46,10 @@ class RunOptions:
     fresh: bool = False
     max_gpu_hours: float | None = None
     max_parallel: int | None = None
+    workers: int = 1
+    """How many will work at a time, as far as is known: for the time left."""
+    notify: Notifier | None = None
+    """Called when a run fails."""
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
     nodes: frozenset[str] | None = None
@@ -75,6 +81,8 @@ class SweepResult:
     """Of this launch, attempts that came to nothing included."""
     executed: int
     """Segments and stages that were done in this launch."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Final states that this launch deleted: their number, bytes, and the steps to make them again."""
     fault: str = ""
     """What was found damaged and set aside, where `ending` is "damaged": a new plan does without it."""
     identity_breaks: dict[str, list[str]] = field(default_factory=dict)
@@ -119,7 +127,9 @@ def run_sweep(
     try:
         if options.fresh:
             forget(store, plan)
-        view = make_view(plan, store, plain=options.plain)
+        view = make_view(plan, store, plain=options.plain, runs=selected, workers=options.workers)
+        if options.notify is not None:
+            view = NotifyingView(view, options.notify, plan.sweep.name)
         facts = {"commit": _git("rev-parse", "HEAD")}
         recorder = SweepRecorder(store, plan, lease, view, facts, options.read_log)
         try:
@@ -232,9 +242,17 @@ def _result(
         seconds=seconds,
         device_seconds=driver.device_seconds if driver else 0.0,
         executed=driver.executed if driver else 0,
+        dropped=_price(recorder),
         fault=driver.fault if driver else "",
         identity_breaks={id_: lines for id_, lines in breaks.items() if lines},
     )
+
+
+def _price(recorder: SweepRecorder) -> dict[str, int]:
+    """Of the states that were deleted: what they held, and what remaking them takes."""
+    sizes = (facts["bytes"] for o in recorder.dropped for name, facts in o.files.items() if "/" in name)
+    steps = sum(recorder.plan.nodes[outcome.id].steps for outcome in recorder.dropped)
+    return {"states": len(recorder.dropped), "bytes": sum(sizes), "steps": steps}
 
 
 @dataclass
@@ -278,7 +296,7 @@ def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
         "runs": {run_id: _reproduce(plan, store, run_id) for run_id in plan.runs},
         "argv": sys.argv,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": {
             "host": platform.node(),
@@ -292,7 +310,7 @@ def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
     """The command that makes this run again, alone."""
     where = store.files.describe("").rstrip("/")
     sweep = plan.sweep
-    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
+    parts = [*shlex.split(invocation.launch()), sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
     return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
 
 

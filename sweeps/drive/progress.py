@@ -1,20 +1,12 @@
-"""What a running sweep shows: a live tree on a terminal, plain lines elsewhere."""
+"""What a running sweep shows, in words; plain lines. The live view of a terminal is in `live`."""
 
 import contextlib
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-from rich.tree import Tree
-
-from sweeps.kinds.stages import MEASURED
-from sweeps.kinds.table import KINDS, SHARING_CHECK
-from sweeps.plan.tree import Node, Plan
+from sweeps.drive.tally import Tally
+from sweeps.plan.tree import Plan
 from sweeps.store.journal import reports
 from sweeps.store.records import RecordError
 from sweeps.store.redact import redacted
@@ -22,8 +14,11 @@ from sweeps.store.store import Outcome, Store
 
 _LOG_TAIL_LINES, _LOG_TAIL_BYTES = 15, 1 << 14
 _READ_SECONDS = 2.0
-_BPB = tuple(kind.name + "_bpb" for kind in MEASURED)
-_MAX_RUNNING = 40
+HEARTBEAT_SECONDS = 60.0
+STAGE_NAMES = {"float": "raw", "ema": "EMA", "int6": "int6", "int6_sliding": "sliding", "ttt": "TTT"}
+FIRST_HALF_MINUTE = (
+    "Ray takes some 10 s to start, and each worker some 10 s to load torch and the data; then come the steps"
+)
 
 
 class View(Protocol):
@@ -37,50 +32,38 @@ class View(Protocol):
         """The sweep has ended."""
 
 
-def label(plan: Plan, node: str) -> str:
-    """A node in words."""
+def label(plan: Plan, node: str, run_id: str = "", short: bool = False) -> str:
+    """A node by the name that `--plan` gives it. `run_id`: one that needs it."""
     work = plan.nodes[node]
-    runs = work.runs[0] if len(work.runs) == 1 else f"{len(work.runs)} runs"
     if not work.runs:
         return work.kind.replace("_", " ")
     if not work.trains:
-        return f"{work.kind} of {runs}"
-    steps = f"{work.start:,} → {work.stop:,}"
-    return f"trunk {steps}" if work.trunk else f"{steps} {work.config.schedule} ({runs})"
+        return f"{STAGE_NAMES.get(work.kind, work.kind)}  {run_id or work.runs[0]}"
+    words = f"{work.start:,} → {work.stop:,}"
+    if work.trunk:
+        several = len({other.trunk_id for other in plan.segments.values()}) > 1
+        return f"{words}  trunk" + (f", seed {work.config.seed}" if several else "")
+    shape = "" if short else f"{work.config.schedule} over {work.config.warmdown_steps:,}  "
+    return f"{words}  {shape}{_owner(work.runs)}"
 
 
-def result_text(outcome: Outcome) -> str:
-    """What a finished node measured, as far as it says."""
-    result, kind = outcome.result, KINDS[outcome.kind]
-    if kind.name == SHARING_CHECK:
-        return (
-            f"exact ({result['compared']} figures alike)"
-            if result["exact"]
-            else f"not exact: {result['reason']}"
-        )
-    figures = (
-        ("train_loss_final", "train_loss {:.4f}"),
-        ("tokens_per_second", "{:,.0f} tokens/s"),
-        (kind.column or next((name for name in _BPB if result.get(name) is not None), None), "{:.4f} bpb"),
-        ("artifact_bytes", "{:,} bytes"),
-    )
-    known = [form.format(result[key]) for key, form in figures if key and result.get(key) is not None]
-    return ", ".join(known) or "nothing measured"
+def _owner(runs: tuple[str, ...]) -> str:
+    return runs[0] if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str | None:
-    """A line about an event; None for those not worth one."""
-    name = label(plan, node) if node else ""
+def segment_text(outcome: Outcome) -> str:
+    """What a finished stretch of training says of itself."""
+    loss = outcome.result.get("train_loss_final")
+    speed = outcome.result.get("tokens_per_second")
+    words = [f"train_loss {loss:.4f}"] if loss is not None else []
+    words += [f"{speed:,.0f} tokens/s"] if speed is not None else []
+    return ", ".join([*words, f"{outcome.seconds:.1f} s"])
+
+
+def trouble(name: str, what: str, facts: Mapping[str, Any]) -> str | None:
+    """A line about what is not as it should be, or about the sweep as a whole; None for the rest."""
     error = facts.get("error") or facts.get("observed") or ""
     match what:
-        case "started":
-            again = f" (attempt {facts['attempts'] + 1})" if facts.get("attempts") else ""
-            return f"start    {name}{again}"
-        case "finished":
-            outcome = facts["outcome"]
-            breaks = outcome.execution.get("breaks") or []
-            note = f"; bit identity ends here ({'; '.join(breaks)})" if breaks else ""
-            return f"done     {name}: {result_text(outcome)}, {outcome.seconds:.1f} s{note}"
         case "retry":
             return f"retry    {name}: {error}"
         case "restart_smaller":
@@ -102,6 +85,8 @@ def event_text(plan: Plan, what: str, node: str, facts: dict[str, Any]) -> str |
             return reasons.get(facts["why"], facts["why"])
         case "lease_lost":
             return f"workers lost: {error}"
+        case "asked_to_stop":
+            return f"stopping {facts['run_id']}, as asked, and what only it needs"
         case "say":
             return str(facts["text"])
     return None
@@ -115,120 +100,131 @@ def log_tail(store: Store, node: str, attempt: str, log: str = "log.txt") -> lis
     return str(redacted(data.decode(errors="replace"))).splitlines()[-_LOG_TAIL_LINES:]
 
 
-@dataclass
-class PlainView:
-    """A line an event."""
-
-    plan: Plan
-    say: Callable[[str], None] = field(default=lambda line: print(line, flush=True))
-    begun: float = field(default_factory=time.monotonic)
-
-    def show(self, what: str, node: str, **facts: Any) -> None:
-        if text := event_text(self.plan, what, node, facts):
-            self.say(f"{_clock(time.monotonic() - self.begun)} {text}")
-        for line in facts.get("log", ()):
-            self.say(f"    | {line}")
-
-    def refresh(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class LiveView:
-    """A tree of the trunks with what runs, redrawn in place; finished and failed things scroll by above."""
-
-    def __init__(self, plan: Plan, store: Store, console: Console) -> None:
-        self.plan, self.store = plan, store
-        self.begun = time.monotonic()
-        self.running: dict[str, dict[str, Any]] = {}
-        self.done: set[str] = set(plan.done)
-        self._read = 0.0
-        self.live = Live(console=console, get_renderable=self.render, auto_refresh=False)
-        self.live.start()
-
-    def show(self, what: str, node: str, **facts: Any) -> None:
-        if what == "started":
-            self.running[node] = {"attempt": facts["attempt"], "since": time.monotonic()}
-        elif node:
-            self.running.pop(node, None)
-        if what == "finished":
-            self.done.add(node)
-        if what != "started" and (text := event_text(self.plan, what, node, facts)):
-            self.live.console.print(Text(f"{_clock(time.monotonic() - self.begun)} {text}"))
-        for line in facts.get("log", ()):
-            self.live.console.print(Text(f"    | {line}", style="dim"))
-
-    def refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._read > _READ_SECONDS:
-            self._read = now
-            for node, state in self.running.items():
-                if self.plan.nodes[node].trains:
-                    path = f"{self.store.attempt_path(node, state['attempt'])}/events.jsonl"
-                    with contextlib.suppress(RecordError):  # not ours to judge: only shown
-                        state["reports"] = reports(self.store.files.read(path) or b"")
-        self.live.refresh()
-
-    def close(self) -> None:
-        self.live.refresh()
-        self.live.stop()
-
-    def render(self) -> Tree:
-        total = len(self.plan.priority)
-        elapsed = time.monotonic() - self.begun
-        head = f"{self.plan.sweep.name}: {len(self.done)} of {total} done, {_clock(elapsed)}"
-        if left := self._eta(elapsed):
-            head += f", about {_clock(left)} left"
-        tree = Tree(Text(head, style="bold"))
-        branches: dict[str, Tree] = {}
-        for node, state in list(self.running.items())[:_MAX_RUNNING]:
-            segment = self._training_of(node)
-            if segment.trunk_id not in branches:
-                trunk = [s.id for s in self.plan.segments.values() if s.trunk_id == segment.trunk_id]
-                done = sum(s in self.done for s in trunk)
-                name = f"trunk {segment.trunk_id[:8]}: {done} of {len(trunk)} segments"
-                branches[segment.trunk_id] = tree.add(Text(name))
-            branches[segment.trunk_id].add(Text(self._running_text(node, state)))
-        return tree
-
-    def _training_of(self, node: str) -> Node:
-        """The node itself, or the stretch of training that a stage comes after."""
-        at = self.plan.nodes[node]
-        while not at.trains and at.after is not None:
-            at = self.plan.nodes[at.after]
-        return at
-
-    def _running_text(self, node: str, state: dict[str, Any]) -> str:
-        words = f"{label(self.plan, node)}  {_clock(time.monotonic() - state['since'])}"
-        seen = state.get("reports") or []
-        if seen:
-            last = seen[-1]
-            bpb = next((r["val_bpb"] for r in reversed(seen) if r.get("val_bpb") is not None), None)
-            words += f"  step {last['step']:,}"
-            words += f"  {bpb:.4f} bpb" if bpb is not None else ""
-            speed = last.get("tokens_per_second")
-            words += f"  {speed:,.0f} tokens/s" if speed is not None else ""
-        return words
-
-    def _eta(self, elapsed: float) -> float | None:
-        """Time left if the rest goes as what was done here, by the plan's estimates of cost."""
-        here = self.done - self.plan.done
-        cost = sum(self.plan.seconds[node] for node in here)
-        left = sum(seconds for node, seconds in self.plan.seconds.items() if node not in self.done)
-        return elapsed * left / cost if cost else None
-
-
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
     minutes, secs = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
 
 
-def make_view(plan: Plan, store: Store, *, plain: bool) -> View:
-    """The view that fits where standard error goes, which is where progress is shown."""
-    console = Console(file=sys.stderr, highlight=False)
-    if plain or not console.is_terminal:
-        return PlainView(plan, lambda line: print(line, file=sys.stderr, flush=True))
-    return LiveView(plan, store, console)
+@dataclass
+class Watched:
+    """What both views keep: the tally, and the reports of what runs, read every few seconds."""
+
+    plan: Plan
+    store: Store
+    tally: Tally
+    _read: float = 0.0
+    _leases: int = 0
+
+    def follow(self, what: str, node: str, facts: Mapping[str, Any]) -> list[str]:
+        """Takes an event in; lines that are worth a reader's time, without the clock."""
+        tally = self.tally
+        if what == "started":
+            tally.started(node, facts["attempt"], str(facts.get("lease", "")))
+            again = facts.get("attempts")
+            return [f"again    {self.name(node)} (attempt {again + 1})"] if again else []
+        if what == "finished":
+            return self._finished(node, facts["outcome"])
+        if what == "asked_to_stop":
+            tally.lost.add(facts["run_id"])
+        elif what in ("fail", "diverge"):
+            tally.gave_up(node)
+        elif node:
+            tally.ended(node)
+        text = trouble(self.name(node) if node else "", what, facts)
+        return ([text] if text else []) + [f"    | {line}" for line in facts.get("log", ())]
+
+    def _finished(self, node: str, outcome: Outcome) -> list[str]:
+        lines = []
+        complete = self.tally.finished(node, outcome)
+        breaks = outcome.execution.get("breaks") or []
+        note = f"; bit identity ends here ({'; '.join(breaks)})" if breaks else ""
+        if self.plan.nodes[node].trains or note:
+            lines.append(f"done     {self.name(node)}: {segment_text(outcome)}{note}")
+        return lines + [self.run_text(run_id) for run_id in complete]
+
+    def name(self, node: str, short: bool = False) -> str:
+        runs = self.tally.runs_of.get(node) or [""]
+        return label(self.plan, node, runs[0], short)
+
+    def run_text(self, run_id: str) -> str:
+        finals = self.tally.finals[run_id]
+        figures = [f"{name} {finals[kind]:.4f}" for kind, name in STAGE_NAMES.items() if kind in finals]
+        counted = f"run {self.tally.runs_done} of {self.tally.runs_all}"
+        return f"{counted:8} {run_id}" + (f": {', '.join(figures)} BPB" if figures else "")
+
+    def read_reports(self) -> None:
+        now = self.tally.clock()
+        if now - self._read > _READ_SECONDS:
+            self._read = now
+            for node, at in self.tally.running.items():
+                if self.plan.nodes[node].trains:
+                    path = f"{self.store.attempt_path(node, at.attempt)}/events.jsonl"
+                    with contextlib.suppress(RecordError):  # not ours to judge: only shown
+                        at.reports = reports(self.store.files.read(path) or b"")
+
+    def standing(self) -> str:
+        """Steps, runs and cost in words."""
+        tally, plan = self.tally, self.plan
+        words = f"{tally.steps_done:,} of {tally.steps_all:,} steps, "
+        words += f"{tally.runs_done} of {tally.runs_all} runs"
+        words += f" ({len(tally.lost)} lost)" if tally.lost else ""
+        return f"{words}, {cost_text(plan, tally.cost_seconds)}"
+
+    def time_left(self) -> str:
+        if not (left := self.tally.seconds_left()):
+            return ""
+        return f"about {clock(left)} left" + ("" if self.tally.is_measured else " by the plan's estimate")
+
+    def best_text(self) -> str:
+        if self.tally.best is None:
+            return ""
+        value, run_id, stage = self.tally.best
+        return f"best so far {value:.4f} BPB ({STAGE_NAMES[stage]})  {run_id}"
+
+
+def cost_text(plan: Plan, seconds: float) -> str:
+    """Device-hours, and money where there is a price."""
+    resources = plan.sweep.resources
+    hours = seconds / 3600
+    of = "GPU" if resources.gpus_per_run else "CPU worker"
+    words = f"{hours:.2f} {of}-hours" if hours < 100 else f"{hours:,.0f} {of}-hours"
+    if hours < 0.5:
+        words = f"{hours * 60:.1f} {of}-minutes"
+    price = resources.price_per_gpu_hour
+    return words if price is None else f"{words}, ${hours * price:,.2f}"
+
+
+@dataclass
+class PlainView:
+    """A line for each stretch of training and each finished run, and one a minute on how the sweep stands."""
+
+    watched: Watched
+    say: Callable[[str], None] = field(default=lambda line: print(line, flush=True))
+    _said: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._said = self.watched.tally.begun
+
+    def show(self, what: str, node: str, **facts: Any) -> None:
+        for line in self.watched.follow(what, node, facts):
+            self._line(line)
+        if what == "say" and "Ray" in str(facts.get("text")):
+            self._line(FIRST_HALF_MINUTE)
+
+    def _line(self, text: str) -> None:
+        tally = self.watched.tally
+        self.say(text if text.startswith("    | ") else f"{clock(tally.clock() - tally.begun)} {text}")
+
+    def refresh(self) -> None:
+        now = self.watched.tally.clock()
+        if now - self._said < HEARTBEAT_SECONDS:
+            return
+        self._said = now
+        self.watched.read_reports()
+        parts = [self.watched.standing(), self.watched.best_text(), self.watched.time_left()]
+        self._line("; ".join(part.replace("  ", " ") for part in parts if part))
+
+    def close(self) -> None:
+        pass

@@ -2,6 +2,7 @@
 
 Rule of deletion: checkpoints on the way go when their segment is committed; a run's final state goes when all
 stages that start from it are done (its artifact stays); states on a trunk stay, for a sweep to be extended.
+`keep: final` keeps the final states too, `keep: all` the checkpoints as well.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from sweeps.drive.scripts import OUTPUT_PREFIX, ReadLog, script_how, script_row,
 from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
-from sweeps.store import schema
+from sweeps.store import requests, schema
 from sweeps.store.files import StorageError
 from sweeps.store.lock import Lease
 from sweeps.store.records import RecordError
@@ -27,6 +28,7 @@ from sweeps.store.store import CommitError, Outcome, Store, new_attempt
 from sweeps.work.job import Job, differences
 
 _WRITE_SECONDS = 5.0
+_ASK_SECONDS = 2.0
 
 
 class SweepRecorder:
@@ -53,11 +55,15 @@ class SweepRecorder:
         """Run -> status and error."""
         self.attempt_of: dict[str, str] = {}
         self.runs_of = plan.runs_of
+        self.dropped: list[Outcome] = []
+        """Trainings whose final states this launch deleted."""
         self._dirty = True
-        self._written = float("-inf")
+        self._written = self._asked = float("-inf")
 
     def load(self, retry_failed: bool) -> None:
         """Take over what the store has: results, attempts that ended unseen, an earlier launch's failures."""
+        for run_id in requests.asked_to_stop(self.store, self.folder.name):
+            requests.answer_stop(self.store, self.folder.name, run_id)  # of a driver that is gone
         known = self.store.all_done(self.plan.nodes)
         for id_, outcome in known.items():
             needs_state = self.plan.kind(id_).gives == FINAL_STATE
@@ -152,7 +158,8 @@ class SweepRecorder:
             outcome = with_figures(self.store, self.plan.nodes[outcome.id], outcome, self.read_log)
         winner = self.store.commit(outcome)
         self.done[outcome.id] = winner
-        self.store.prune(winner)
+        if self.plan.sweep.keep != "all":
+            self.store.prune(winner)
         self._publish(winner)
         self._drop_states(winner)
         self._dirty = True
@@ -203,7 +210,11 @@ class SweepRecorder:
             or self.plan.kind(owner.id).gives != FINAL_STATE
         ):
             return
+        if self.plan.sweep.keep != "artifacts":
+            return
         if all(child in self.done for child in self.plan.children.get(owner.id, [])):
+            if self.store.final_state(self.done[owner.id]) is not None:
+                self.dropped.append(self.done[owner.id])
             self.store.drop_state(self.done[owner.id])
 
     def progress_step(self, node: str) -> int | None:
@@ -233,6 +244,21 @@ class SweepRecorder:
         self.view.refresh()
         if self._dirty and time.monotonic() - self._written > _WRITE_SECONDS:
             self.write_runs()
+
+    def asked_to_stop(self) -> list[str]:
+        """Runs of this sweep that a user asked to end since the last call; given up as they are heard of."""
+        if time.monotonic() - self._asked < _ASK_SECONDS:
+            return []
+        self._asked = time.monotonic()
+        heard = []
+        for run_id in requests.asked_to_stop(self.store, self.folder.name):
+            requests.answer_stop(self.store, self.folder.name, run_id)
+            if run_id in self.plan.runs and self.status(run_id) == "pending":
+                self.given_up[run_id] = "failed", "stopped, as asked for by `launch.py stop`"
+                self.view.show("asked_to_stop", "", run_id=run_id)
+                self._dirty = True
+                heard.append(run_id)
+        return heard
 
     def write_runs(self) -> None:
         self.lease.check()

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 
 class ServiceThread(threading.Thread):
     """`start` and `stop` are the service's; `folder`, where it keeps its files, is deleted at its end."""
@@ -92,7 +94,13 @@ def _end_at_once() -> None:
 
 
 def _kill_children(task: str) -> None:
-    """Kills the processes that a thread started (its path under /proc), and theirs."""
+    """Kills the processes that a thread started (its path under /proc), and theirs; where there is no /proc
+    (macOS), all that this process started."""
+    if not Path("/proc").is_dir():
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        return
     with contextlib.suppress(OSError):  # gone meanwhile
         for child in map(int, Path("/proc", task, "children").read_text().split()):
             os.kill(child, signal.SIGSTOP)  # so that it starts no more of them

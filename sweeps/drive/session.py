@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch for a node that no other machine can join, whatever the system: all its ports are local."""
 _PREFIX = "gepa-ray-"
@@ -46,11 +48,16 @@ def new_folder() -> Path:
     Ray opens its own folder to everybody: it lies in one that is not.
     """
     remove_dead()
-    name = f"{_PREFIX}{os.getpid()}"
-    path = next((base / name for base in _bases() if len(str(base / name)) <= _LONGEST), Path("/tmp", name))
+    path = folder_of(os.getpid())
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, parents=True)
     return path
+
+
+def folder_of(pid: int) -> Path:
+    """Where the local Ray of a driver lies."""
+    name = f"{_PREFIX}{pid}"
+    return next((base / name for base in _bases() if len(str(base / name)) <= _LONGEST), Path("/tmp", name))
 
 
 def remove_dead() -> None:
@@ -58,7 +65,7 @@ def remove_dead() -> None:
     for base in _bases():
         for folder in base.glob(f"{_PREFIX}*"):
             pid = folder.name.removeprefix(_PREFIX)
-            if pid.isdecimal() and not folder.is_symlink() and not Path(f"/proc/{pid}").exists():
+            if pid.isdecimal() and not folder.is_symlink() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -34,7 +34,7 @@ def _training_cost(config: RunConfig, tokens: int, start: int, stop: int, averag
     validations: float = times(every, int6_every) + averages * times(ema_every, int6_every)
     validations += (2 if averages == 1 else 1) * times(int6_every)
     if warmdown := max(0, stop - max(start, config.peak_steps)):
-        validations += config.eval.warmdown_points * warmdown / config.warmdown_steps
+        validations += config.eval.warmdown_points * warmdown / (config.steps - config.peak_steps)
     return {
         "train": (stop - start) * step_flops(config),
         "evaluate": validations * measure_flops("plain", config, tokens),

@@ -50,14 +50,17 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
 
 
 def disk_bytes(plan: Plan, leases: int) -> int:
-    """States on trunks and artifacts, which stay, and three states for each lease at work; 0 for a script."""
+    """States on trunks (and what `keep` adds) and artifacts, which stay, and three states for each lease at
+    work. With `keep: all`, checkpoints on the way come on top: their number depends on the time it takes.
+    """
     models = {n.id: n.config.model for n in plan.nodes.values() if isinstance(n.config, RunConfig)}
     sizes = {
         id_: state_bytes(models[id_], len(node.averages) or 1)
         for id_, node in plan.segments.items()
         if id_ in models
     }
-    states = sum(sizes[id_] for id_ in sizes if plan.nodes[id_].trunk)
+    keeps = plan.sweep.keep != "artifacts"
+    states = sum(sizes[id_] for id_ in sizes if plan.nodes[id_].trunk or keeps)
     states += 3 * leases * max(sizes.values(), default=0)
     artifacts = (id_ for id_ in models if plan.kind(id_).gives == ARTIFACT)
     return states + sum(min(num_params(models[id_]), CAP_BYTES) for id_ in artifacts)

@@ -9,6 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from gepa_core.sizes import num_params
+from sweeps.plan.figures import human_bytes, human_hours
 from sweeps.plan.tree import Node, Plan
 
 MAX_TREE_LINES = 60
@@ -149,19 +150,3 @@ def _totals(figures: Mapping[str, Any]) -> Text:
         lines.insert(0, f"left to do: {left}")
     lines.append(f"speed: {figures['speeds']}")
     return Text("\n".join(lines))
-
-
-def human_bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")
-
-
-def human_hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    if hours < 2:
-        return f"{hours * 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

@@ -15,7 +15,15 @@ from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
 from sweeps.spec.keys import Key, KeyRefusedError, Vocabulary, fields, near_miss, run_vocabulary
 from sweeps.spec.source import DataSource
-from sweeps.spec.sweep import RESERVED_NAMES, STANDARD_AXES, TOP_KEYS, Resources, Sweep, fingerprints
+from sweeps.spec.sweep import (
+    KEEPS,
+    RESERVED_NAMES,
+    STANDARD_AXES,
+    TOP_KEYS,
+    Resources,
+    Sweep,
+    fingerprints,
+)
 from sweeps.spec.yamlfile import Document, KeyPath, show
 
 T = TypeVar("T")
@@ -37,6 +45,7 @@ class Reader:
                 self._unknown_top(key)
         name, recipe = self._name(), self._recipe()
         stages, share = self._stages(), self._bool("share", True)
+        keep = self._keep()
         if not share and (alone := [stage for stage in stages if KINDS[stage].states]):
             self.document.report(("stages",), f"{alone[0]} takes states of a trunk; it needs share: true")
         resources = self._model("resources", Resources)
@@ -58,6 +67,7 @@ class Reader:
             resources=resources,
             exec=exec_config,
             share=share,
+            keep=keep,
             axes=tuple(key for key in self.keys.keys if key in varying and key not in STANDARD_AXES),
             sources=sources,
             origins={fingerprints(source.placeholder(None)): source for source in sources},
@@ -71,6 +81,7 @@ class Reader:
                 "resources": resources.model_dump(mode="json", exclude_defaults=True),
                 "exec": exec_config.model_dump(mode="json", exclude_defaults=True),
                 "share": share,
+                **({"keep": keep} if "keep" in self.value else {}),
             },
             notices=notices,
             file=self.file,
@@ -118,6 +129,13 @@ class Reader:
         except KeyRefusedError as problem:
             self.document.report((key,), str(problem))
             return default
+
+    def _keep(self) -> str:
+        keep = self.value.get("keep", KEEPS[0])
+        if keep not in KEEPS:
+            allowed = ", ".join(KEEPS)
+            self.document.report(("keep",), f"{keep!r} is not one of {allowed}{near_miss(str(keep), KEEPS)}")
+        return str(keep)
 
     def _stages(self) -> tuple[str, ...]:
         stages = self.value.get("stages", list(USUAL_STAGES))

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from gepa_core.config import DataConfig, canonical_json
 from gepa_core.errors import DataError
+from gepa_core.invocation import module
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
 
 SOURCE_KEYS = ("data.dir", "data.corpus", "data.train", "data.val", "data.tokenizer")
-HOW_TO_PREPARE = (
-    "make one from any .txt, .jsonl or .parquet with `python -m gepa_core.data prepare TEXT... --out FOLDER` "
-    "and set data.dir to it"
-)
 UNRESOLVED = "unresolved:"
 """Prefix of a fingerprint whose data has not been looked at: run ids made of it are provisional."""
+
+
+def how_to_prepare() -> str:
+    return (
+        "make one from any .txt, .jsonl or .parquet, or a folder of such files, with "
+        f"`{module('gepa_core.data')} prepare TEXT... --out FOLDER` and set data.dir to it"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ class DataSource:
         """
         assert self.train is not None
         if not glob.glob(self.train):  # noqa: PTH207 - the pattern may be absolute
-            published = "`python -m gepa_core.data fetch` gets the published ones; " * (
+            published = f"`{module('gepa_core.data')} fetch` gets the published ones; " * (
                 "fineweb" in self.train
             )
             raise DataError(
-                f"{self.train}: no such shards; {published}for text of your own, {HOW_TO_PREPARE}"
+                f"{self.train}: no such shards; {published}for text of your own, {how_to_prepare()}"
             )
         folder, _, pattern = self.train.rpartition("/")
         val = self.val
@@ -106,7 +110,7 @@ def open_source(
         return open_folder(source.dir)
     if source.train:
         return open_patterns(*source.patterns())
-    raise DataError(f"the sweep names no data: {HOW_TO_PREPARE}")
+    raise DataError(f"the sweep names no data: {how_to_prepare()}")
 
 
 def _prepare_corpus(source: DataSource, vocab_size: int, say: Callable[[str], None]) -> None:

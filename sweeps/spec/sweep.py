@@ -18,7 +18,21 @@ from sweeps.spec.yamlfile import Problem
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
 
-TOP_KEYS = ("name", "recipe", "script", "grid", "points", "set", "stages", "resources", "exec", "share")
+TOP_KEYS = (
+    "name",
+    "recipe",
+    "script",
+    "grid",
+    "points",
+    "set",
+    "stages",
+    "resources",
+    "exec",
+    "share",
+    "keep",
+)
+KEEPS = ("artifacts", "final", "all")
+"""States that stay: those on trunks; the runs' final ones too; every checkpoint."""
 RESERVED_NAMES = ("segments", "stages", "cache", "scripts")
 STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
 """Axes that have a column in runs.parquet anyway."""
@@ -84,6 +98,8 @@ class Sweep:
     resources: Resources
     exec: ExecConfig
     share: bool
+    keep: str = "artifacts"
+    """One of KEEPS."""
     axes: tuple[str, ...] = ()
     """Dotted keys that vary besides the standard ones: a column each in runs.parquet."""
     sources: tuple[DataSource, ...] = ()

@@ -2,8 +2,8 @@
 
 That is: what killed drivers left half written; attempts that were not committed, of finished segments and
 stages, and the checkpoints on their way; final states of finished runs; segments and stages that no sweep's
-plan names any more. With `states`, also the states on the trunks of finished runs: extending their sweep then
-costs more.
+plan names any more. With `states`, also the states on the trunks of finished runs, and what a sweep file's
+`keep` kept: extending the sweep then costs more.
 """
 
 import contextlib
@@ -51,14 +51,16 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
     named = {id_ for plan in plans for part in ("segments", "stages") for id_ in plan.get(part, {})}
     done = store.all_done()
     needed = _needed(plans, done)
+    kept = {keep: _kept(store, keep) for keep in ("final", "all")}
     found = list(_half_written(store))
     for id_ in store.ids():
         if id_ not in named and not (id_ in done and done[id_].identity.get("adopted")):
             found.append(_waste(store, f"segments/{id_}", "no sweep's plan names it"))
         elif id_ in done:
-            found += _beside(store, done[id_])
+            found += _beside(store, done[id_], checkpoints=states or id_ not in kept["all"])
             trunk = done[id_].identity.get("trunk", False)
-            if KINDS[done[id_].kind].trains and id_ not in needed and (states or not trunk):
+            stays = id_ in kept["final"] or id_ in kept["all"]
+            if KINDS[done[id_].kind].trains and id_ not in needed and (states or not (trunk or stays)):
                 path = f"{store.attempt_path(id_, done[id_].attempt)}/{FINAL_STATE}"
                 found.append(
                     _waste(store, path, f"state {'on the trunk' if trunk else 'at the end'} of finished runs")
@@ -110,12 +112,23 @@ def _half_written(store: Store) -> Iterator[Waste]:
                 yield Waste(f"{sweep}/{entry.name}", entry.size, "half written")
 
 
-def _beside(store: Store, done: Outcome) -> Iterator[Waste]:
+def _kept(store: Store, keep: str) -> set[str]:
+    """Segments of the sweeps whose file says `keep`."""
+    kept: set[str] = set()
+    for sweep in store.sweeps():
+        record = store.sweep(sweep).read_json("sweep.json") or {}
+        if (record.get("document") or {}).get("keep") == keep:
+            kept.update(_plan(store, sweep).get("segments", {}))
+    return kept
+
+
+def _beside(store: Store, done: Outcome, *, checkpoints: bool) -> Iterator[Waste]:
     """Other attempts at something finished, and the checkpoints on the way of the committed one."""
     for attempt in store.attempts(done.id):
         if attempt != done.attempt:
             yield _waste(store, store.attempt_path(done.id, attempt), "not the attempt that was committed")
-    yield _waste(store, f"{store.attempt_path(done.id, done.attempt)}/checkpoints", "on the way")
+    if checkpoints:
+        yield _waste(store, f"{store.attempt_path(done.id, done.attempt)}/checkpoints", "on the way")
 
 
 def _needed(plans: list[dict[str, Any]], done: dict[str, Outcome]) -> set[str]:

@@ -16,6 +16,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gepa_core.errors import UserError
 from sweeps.store.files import Files, StorageError
 from sweeps.store.records import MAX_RECORD_BYTES, LeaseRecord, RecordError, read
@@ -138,8 +140,8 @@ def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no /proc: a name nothing else has, so that only expiry counts
-        return uuid.uuid4().hex
+    except OSError:  # no /proc (macOS), and one space of process numbers
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
 def _process_start(pid: int) -> str | None:
@@ -147,8 +149,16 @@ def _process_start(pid: int) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        return None if Path("/proc").is_dir() else _start_without_proc(pid)
     return None if fields[0] == "Z" else fields[19]
+
+
+def _start_without_proc(pid: int) -> str | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.Error:
+        return None
 
 
 def _held_message(where: str, held: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import psutil
+
 from sweeps.kinds.table import KINDS
 from sweeps.store.store import Outcome
 from sweeps.work.execute import execute, warm_up
@@ -106,7 +108,7 @@ def own_scratch() -> Path:
     """This process's folder on this node, made only if something is put there (the store is remote)."""
     base = Path(tempfile.gettempdir()) / f"gepa-sweeps-{os.getuid()}"
     for folder in base.iterdir() if base.is_dir() else ():
-        if folder.name.isdigit() and not Path(f"/proc/{folder.name}").exists():  # its process was killed
+        if folder.name.isdigit() and not psutil.pid_exists(int(folder.name)):  # its process was killed
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder)
     return base / str(os.getpid())

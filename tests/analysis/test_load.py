@@ -186,6 +186,75 @@ def test_a_logged_rate_stands_for_an_unknown_schedule(tmp_path: Path) -> None:
     assert planned_run(observed, 8000, 4000, "linear").rate(np.array([6000])) == [0.5]
 
 
+def losses(run_id: str, values: dict[int, object], bpb: float | None = None) -> str:
+    """Rows run_id,step,val_loss,val_bpb."""
+    return "".join(
+        f"{run_id},{step},{value},{'' if bpb is None or not isinstance(value, float) else value / bpb}\n"
+        for step, value in values.items()
+    )
+
+
+FALLING = {n: 3.0 + 1000 / n for n in range(1000, 9001, 1000)}
+
+
+def test_parameters_that_differ_by_one_are_one_model(tmp_path: Path) -> None:
+    runs = (
+        "run_id,steps,warmdown_steps,params,final_loss\na,9000,3000,27030107,3.1\nb,9000,4000,27030108,3.0\n"
+    )
+    assert len(load(*write(tmp_path, runs)).groups()) == 1
+    assert len(load(*write(tmp_path, runs.replace("27030108", "28030108"))).groups()) == 2
+
+
+def test_two_texts_in_one_group_are_refused(tmp_path: Path) -> None:
+    runs = "run_id,steps,warmdown_steps,schedule\na,9000,3000,linear\nb,9000,3000,linear\n"
+    header = "run_id,step,val_loss,val_bpb\n"
+    same = header + losses("a", FALLING, 1.69) + losses("b", FALLING, 1.6901)
+    assert len(load(*write(tmp_path, runs, same)).runs) == 2
+    with pytest.raises(
+        AnalysisError, match=r"is 1\.7100 in run 'b' and 1\.6900 in run 'a': they were evaluated"
+    ):
+        load(*write(tmp_path, runs, header + losses("a", FALLING, 1.69) + losses("b", FALLING, 1.71)))
+
+
+@pytest.mark.parametrize(
+    ("late", "told"),
+    [
+        (dict.fromkeys(range(5000, 9001, 1000), ""), "has no value after step 4000 of 9000"),
+        ({8000: "inf", 9000: "inf"}, "is infinite at step 8000"),
+        ({8000: 5.0, 9000: 7.2}, "ends at 7.2"),
+    ],
+)
+def test_half_of_a_run_that_diverged_is_not_its_curve(
+    tmp_path: Path, late: dict[int, object], told: str
+) -> None:
+    runs = "run_id,steps,warmdown_steps,schedule\na,9000,3000,linear\nb,9000,3000,linear\n"
+    curves = "run_id,step,val_loss,train_loss\n" + "".join(
+        f"{name},{step},{value},3.0\n"
+        for name, values in (("a", FALLING), ("b", {**FALLING, **late}))
+        for step, value in values.items()
+    )
+    table = load(*write(tmp_path, runs, curves))
+    assert [run.run_id for run in table.runs] == ["a"]
+    assert any("run 'b' left out as diverged" in note and told in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("runs", "step", "told"),
+    [
+        (f"run_id,steps,warmdown_steps\na,{10**9},3000\n", "9000", "steps is 1,000,000,000"),
+        ("run_id,steps,warmdown_steps\na,9000,3000\n", "1e18", r"has step 1e\+18; steps are whole numbers"),
+        (
+            "run_id,steps,warmdown_steps\na,9000,3000\n",
+            "1000.5",
+            r"has step 1000\.5; steps are whole numbers",
+        ),
+    ],
+)
+def test_steps_that_no_run_has_are_a_clear_error(tmp_path: Path, runs: str, step: str, told: str) -> None:
+    with pytest.raises(AnalysisError, match=told):
+        load(*write(tmp_path, runs, f"run_id,step,val_loss\na,{step},3.0\n"))
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A results folder as a sweep leaves it: one trunk, two branches, a pending run."""

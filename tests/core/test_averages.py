@@ -134,6 +134,14 @@ def test_looks_at_int6_change_nothing_and_tell_the_tax(method: str, paths: DataP
 
 def test_a_warmdown_of_its_own_for_what_adam_trains(paths: DataPaths, tmp_path: Path) -> None:
     late, early = ({"adam_warmdown_steps": n} for n in (2, 9))
+    alone = {
+        "warmdown_steps": 0,
+        "adam_warmdown_steps": 4,
+        "eval": RUN.eval.model_copy(update={"warmdown_points": 2}),
+    }
+    _, reports = training.train(paths, tmp_path / "alone", RUN.model_copy(update=alone))
+    assert {8, 10, 12} <= {r.step for r in reports if r.val_bpb is not None}
+    assert {r.lr_scale for r in reports} == {1.0}  # of the matrices
     run = RUN.model_copy(update=early)
     assert (RUN.peak_steps, run.peak_steps, RUN.model_copy(update=late).peak_steps) == (6, 3, 6)
     both, _ = training.train(paths, tmp_path / "both")

@@ -210,10 +210,20 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "a"}\n' * 9999)[:-9])
     pq.write_table(pa.table({"n": [1]}), tmp_path / "n.parquet")
     blank = str(bad_lines(tmp_path / "blank.txt", " \n"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "wide.txt").write_text("text", encoding="utf-16-le")
+    (tmp_path / "one").write_text("a document without an ending")
     out, size = ["--out", str(tmp_path / "out")], ["--vocab-size", "300"]
     cases: list[tuple[list[str], str]] = [
         ([str(tmp_path / "no.txt"), *size], "no.txt: no such file"),
-        ([str(tmp_path), *size], "unknown kind of text"),
+        ([str(tmp_path / "empty"), *size], "no text in this folder"),
+        ([str(tmp_path / "page.html"), *size], "unknown kind of text"),
+        ([str(tmp_path / "a.txt.gz"), *size], "unpack it first: gunzip"),
+        ([str(tmp_path / "wide.txt"), *size], "holds NUL bytes"),
+        ([str(tmp_path / "one"), *size], "of 1 document none falls into a share of 0.01; give --val FILE"),
+        ([good, *size, "--split-on", ""], "--split-on is empty"),
         ([broken, *size], "broken.jsonl, line 2: not JSON"),
         ([keyless, *size], "no text under 'text' (it has body); see --text-key"),
         ([listed, *size], "it is a list"),
@@ -227,11 +237,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         ([], "give either INPUT files or --corpus"),
         ([good, "--corpus", "docstrings"], "give either INPUT files or --corpus"),
         (["--corpus", "docstrings", "--val-fraction", ".1"], "drop --val-fraction"),
-        ([good, "--vocab-size", "60000"], "no tokenizer of 60000 pieces"),
+        ([good, "--vocab-size", "60000", "--val-fraction", "0.5"], "no tokenizer of 60000 pieces"),
         ([good, "--vocab-size", "0"], "a vocabulary of 0 pieces"),
         ([good, *size, "--val-fraction", "1.5"], "--val-fraction 1.5"),
         ([good, *size, "--workers", "0"], "--workers 0"),
-        ([good, *size, "--shard-tokens", "0"], "a shard of 0 tokens"),
+        ([good, *size, "--val-fraction", "0.5", "--shard-tokens", "0"], "a shard of 0 tokens"),
         ([good, "--tokenizer", good], "not a SentencePiece model"),
     ]
     for args, message in cases:
@@ -243,6 +253,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         assert "Traceback" not in captured.err
         assert not (tmp_path / "out").exists()
         assert not list(tmp_path.glob(".out*"))
+        assert "training a tokenizer" not in captured.err or "no tokenizer of" in message
 
 
 def test_existing_folder_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,16 @@
 """The byte rule, held against the byte counts of the text itself."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece as spm
 
+from gepa_core.data import tokenizer
 from gepa_core.data.corpus import read_documents
 from gepa_core.data.encode import train_tokenizer
-from gepa_core.data.tokenizer import ByteTable, byte_table, load_tokenizer
+from gepa_core.data.tokenizer import ByteTable, byte_table, check_counts_of_tokens, load_tokenizer
 from gepa_core.errors import DataError
 
 TEXT = (
@@ -38,6 +40,43 @@ def test_trained_tokenizer_counts_the_bytes_of_the_text(trained: Path, text: str
     leading = len(text) > 0 and text[0] == " "  # right after a BOS the rule swallows one space
     assert counted(sp, table, text) == len(text.encode()) - leading
     assert counted(sp, table, "x " + text, text) == len(f"x {text}{text}".encode()) - leading
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"treat_whitespace_as_suffix": True},
+        {"split_by_whitespace": False},
+        {"allow_whitespace_only_pieces": True},
+    ],
+)
+def test_a_space_is_one_byte_wherever_it_stands_in_a_piece(options: dict[str, bool], tmp_path: Path) -> None:
+    """Suffix, superword and white-space pieces; SentencePiece's stand-in takes three bytes."""
+    lines = ["the quick brown  fox jumps over    the lazy dog"] * 40 + [TEXT]
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=380,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=False, unk_id=0, bos_id=1, eos_id=2, minloglevel=3, num_threads=1, **options,
+    )  # fmt: skip
+    path = tmp_path / "t.model"
+    path.write_bytes(model.getvalue())
+    sp, table = load_tokenizer(path), byte_table(path)
+    assert any("▁" in sp.id_to_piece(i)[1:] for i in range(sp.vocab_size()))
+    for text in (lines[0], TEXT, "x "):
+        assert counted(sp, table, text) == len(text.encode())
+    tokens = np.array([i for text in lines for i in (sp.bos_id(), *sp.encode(text))], np.uint16)
+    check_counts_of_tokens(path, tokens, "here")
+
+
+def test_a_count_that_is_not_the_texts_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sp = load_tokenizer(trained)
+    tokens = np.array([i for _ in range(3) for i in (sp.bos_id(), *sp.encode(TEXT))], np.uint16)
+    check_counts_of_tokens(trained, tokens, "here")
+    wrong = ByteTable(np.full(330, 3, np.int16), np.zeros(330, bool), np.zeros(330, bool))
+    monkeypatch.setattr(tokenizer, "byte_table", lambda path: wrong)
+    with pytest.raises(DataError, match="bits per byte cannot be told"):
+        check_counts_of_tokens(trained, tokens, "here")
 
 
 def test_unseen_characters_are_byte_pieces(trained: Path) -> None:

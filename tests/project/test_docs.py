@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import shell
 from tests.synthetic_results import write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,15 @@ def test_the_check_of_links_can_fail(tmp_path: Path) -> None:
     assert anchors(page) == {"a-code-title-too"}
     with pytest.raises(AssertionError, match=r"gone\.md"):
         test_links_lead_somewhere(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_brackets_are_quoted_for_zsh(page: Path) -> None:
+    """Unquoted, zsh takes them for a pattern and refuses the command."""
+    for _, text in shell.blocks(page):
+        for command in shell.commands(text):
+            plain = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
+            assert not re.search(r"[\[\]]", plain), command
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -35,12 +35,15 @@ ROOMS = {
         "forecast": {"runs", "laws"},
         "effects": {"runs"},
         "logs": {"runs"},
-        "report": {"runs", "laws", "forecast", "effects"},
+        "reach": {"runs"},
+        "report": {"runs", "laws", "forecast", "effects", "reach"},
+        "live": {"runs", "reach"},
+        "face": {"runs", "reach", "laws", "forecast", "effects", "report"},
     },
 }
 """Each room, and the rooms of its package that it may import; "" is the package's own files."""
-DOORS = {"train", "evaluate", "ttt", "quantize", "__main__"}
-"""Files of a package's own that are commands: they stand on top of its rooms."""
+DOORS = {"train", "evaluate", "ttt", "quantize", "__main__", "__init__"}
+"""Files of a package's own that are commands or its face: they stand on top of its rooms."""
 
 
 def modules_of(package: str) -> list[str]:

@@ -6,6 +6,7 @@ does not know fails: nothing is passed over.
 """
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -25,7 +26,7 @@ from tests.tiny_sweep import launch, make_data, rows, sweep_text
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = re.compile(r"(.*/)?python3?$")
-LAUNCH_COMMANDS = ("status", "gc", "mirror", "export")
+LAUNCH_COMMANDS = ("status", "ls", "best", "logs", "doctor", "gc", "mirror", "export")
 ANALYSES = ("report", "predict", "backtest", "compare")
 
 
@@ -92,7 +93,11 @@ def is_quick(program: str, arguments: list[str]) -> bool:
     """Whether a command can be run here: it looks at a sweep or at finished results."""
     if program == "launch.py":
         return "--plan" in arguments or arguments[:1] in [[name] for name in LAUNCH_COMMANDS]
-    return program == "analysis" and any(word.startswith("results") for word in arguments)
+    return (
+        program == "analysis"
+        and "--serve" not in arguments
+        and any(word.startswith("results") for word in arguments)
+    )
 
 
 def check_python(words: list[str], checkout: Path) -> None:
@@ -153,11 +158,25 @@ def check_viewer(words: list[str], checkout: Path) -> None:
     assert words[:2] == ["tensorboard", "--logdir"] or words[:2] == ["wandb", "sync"]
 
 
+def check_shell(words: list[str], checkout: Path) -> None:
+    """The environment made by the README's first line, and a folder."""
+    assert words == [".", ".venv/bin/activate"] or words[:2] == ["mkdir", "-p"]
+
+
+def check_installed(words: list[str], checkout: Path) -> None:
+    """`gepa-sweeps`, launch.py by the name under which it is installed."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts[words[0]] == "launch:entry"
+    run(["python", "launch.py", *words[1 : words.index(">") if ">" in words else None]], checkout)
+
+
 HANDLERS: list[tuple[str, Callable[[list[str], Path], None]]] = [
     (r"(.*/)?python3?", check_python),
     (r"(.*/)?pip", check_pip),
     (r"\.ci/run", check_script),
     (r"tensorboard|wandb", check_viewer),
+    (r"\.|mkdir", check_shell),
+    (r"gepa-sweeps", check_installed),
 ]
 
 
@@ -176,6 +195,29 @@ def test_python_of_the_tutorial(checkout: Path) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     run(["python", "-c", code], checkout)
+
+
+def test_page_on_python(checkout: Path) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    run(["python", "-c", "\n".join(blocks)], checkout)
+
+
+def test_notebook_runs_and_was_executed(checkout: Path) -> None:
+    """Its cells, in order, on the tiny sweep's results; as it is kept, every cell has its output."""
+    path = ROOT / "docs" / "examples" / "quickstart.ipynb"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    cells = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(cell["outputs"] for cell in cells)
+    copy = checkout / "notebook.ipynb"
+    copy.write_text(path.read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "tests.notebooks", str(copy), str(checkout)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    made = [cell for cell in json.loads(copy.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert any("image/png" in output.get("data", {}) for cell in made for output in cell["outputs"])
 
 
 def test_pages_have_commands() -> None:

@@ -106,6 +106,8 @@ class Memory:
     notes: list[tuple[str, str]] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
+    asked: list[tuple[int, str]] = field(default_factory=list)
+    """(nodes committed before it is heard, run to stop)."""
 
     def job(self, node: str, micro_batch_seqs: int | None) -> Any:
         return node, micro_batch_seqs
@@ -125,6 +127,11 @@ class Memory:
 
     def note(self, what: str, node: str, **facts: Any) -> None:
         self.notes.append((what, node))
+
+    def asked_to_stop(self) -> list[str]:
+        heard = [run_id for after, run_id in self.asked if len(self.committed) >= after]
+        self.asked = [entry for entry in self.asked if entry[1] not in heard]
+        return heard
 
     def tick(self) -> None:
         pass
@@ -380,3 +387,19 @@ def test_workers_that_never_start_end_the_sweep() -> None:
     plan = small_plan()
     with pytest.raises(ClusterError, match="no such image"):
         drive(plan, SimCluster(plan.seconds.__getitem__, 2, stillborn=True))
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 4])
+def test_a_stopped_run_takes_only_what_nothing_else_needs(after: int) -> None:
+    """Heard before anything is done, while its trunk, its branch or its stages are at work."""
+    plan = small_plan()
+    short, middle, long = plan.runs
+    recorder = Memory(asked=[(after, middle)])
+    cluster = SimCluster(lambda node: 1.0 + plan.nodes[node].steps / 100, 2)
+    ending, _, _ = drive(plan, cluster, recorder=recorder)
+    assert ending is Ending.COMPLETE
+    kept = {*plan.nodes_of(short), *plan.nodes_of(long)}
+    own = set(plan.nodes_of(middle)) - kept
+    assert kept <= set(recorder.committed)
+    assert own - set(recorder.committed), "something of it was left undone"
+    assert not recorder.given_up and not cluster.running

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ import pytest
 
 import launch
 from gepa_core.errors import ConfigError
-from sweeps.exchange.mirrors import FINALS, Mirrored, MissingExtraError, read_runs, to_tensorboard, to_wandb
+from sweeps.exchange.mirrors import (
+    FINALS,
+    Mirrored,
+    MissingExtraError,
+    TensorBoard,
+    new_points,
+    read_runs,
+    to_tensorboard,
+    to_wandb,
+    trunks_of,
+)
 from sweeps.store.curves import CURVES
 from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
@@ -153,6 +164,28 @@ def wandb_records(data: bytes) -> list[Any]:
             records.append(Record.FromString(partial))
             partial = b""
     return records
+
+
+def test_what_is_new_is_added_and_trunks_are_forked_from(store: Path, run: Mirrored, tmp_path: Path) -> None:
+    """Written twice, a run that has grown meanwhile; its trunk as a W&B run of its own."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    half = replace(run, points=run.points[: len(run.points) // 2], finals={})
+    mirror = TensorBoard(tmp_path)
+    (folder,) = mirror.write([half])
+    mirror.write([half])
+    mirror.write([run])
+    mirror.close()
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    steps = [scalar.step for scalar in read.Scalars("val_bpb")]
+    assert steps == [point["step"] for point in run.points if "val_bpb" in point]
+    assert len(read.Scalars("final/ttt_bpb")) == 1
+    others = [found for found in read_runs(Store(store), "tiny") if found.run_id != run.run_id]
+    (trunk,) = trunks_of([run, *others])
+    assert trunk.run_id == f"trunk-{run.trunk}" and trunk.points[-1]["step"] == 4 and not trunk.finals
+    assert new_points(run.points, 4.0)[0]["step"] > 4
 
 
 def test_command_line(store: Path, run: Mirrored, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

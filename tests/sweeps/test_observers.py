@@ -4,16 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from gepa_core.config import Average, QuantConfig, RunConfig, digest
 from gepa_core.errors import ConfigError
-from sweeps.kinds.table import USUAL_STAGES
+from sweeps.kinds.table import KINDS, USUAL_STAGES
 from sweeps.plan.estimate import shared_hours
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import KnownSegment, Plan
 from sweeps.spec.load import read_sweep
-from sweeps.store.schema import TRAJECTORY, from_parquet
+from sweeps.store.curves import joined
+from sweeps.store.schema import RUNS, TRAJECTORY, from_parquet, to_parquet
 from sweeps.store.store import Store
 from tests.tiny_sweep import launch_here, make_data, plan_of, rows, states, sweep_text
 
@@ -172,6 +174,26 @@ def test_everything_at_once_is_what_each_is_alone(data: Path, tmp_path: Path) ->
     assert last["raw_int6_val_bpb"] > 0 and last["raw_artifact_bytes"] > 0
     blocks = store.sweep("tiny").block_stages(next(iter(shared)))
     assert blocks == {*stages, "merged"}
+
+
+def test_tables_of_before_are_still_read() -> None:
+    """Without the columns that came with further stages and looks at int6."""
+    later = {
+        "ema_val_bpb_by_average",
+        "int6_val_bpb",
+        "artifact_bytes",
+        "raw_int6_val_bpb",
+        "raw_artifact_bytes",
+    }
+    old = pa.schema([f for f in TRAJECTORY if f.name not in later], metadata=TRAJECTORY.metadata)
+    (row,) = from_parquet(to_parquet([{"step": 1, "val_bpb": 2.0}], old), TRAJECTORY)
+    assert row["val_bpb"] == 2.0 and not later & row.keys()
+    (point,) = joined([[row]])
+    assert point == {"step": 1, "seconds": 0.0, "val_bpb": 2.0}
+    optional = {kind.column for kind in KINDS.values() if kind.optional}
+    old = pa.schema([f for f in RUNS if f.name not in optional], metadata=RUNS.metadata)
+    written = [{"run_id": "a", "sweep": "s", "status": "done"}]
+    assert optional and not optional & from_parquet(to_parquet(written, old), RUNS)[0].keys()
 
 
 def test_gptq_forks_after_training_and_needs_the_text(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What Python sees of a study: `from analysis import load_study`."""

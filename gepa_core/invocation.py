@@ -1,0 +1,33 @@
+"""How this program is started from here, so that a command in a message works as it is pasted."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def python() -> str:
+    """`python` where a shell finds this one under that name, else its path: relative where it lies below."""
+    here = Path(sys.executable or "python3")
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found and Path(found).absolute() == here.absolute():
+            return name
+    below = os.path.relpath(here) if here.is_absolute() and here.is_relative_to(Path.cwd()) else str(here)
+    return shlex.quote(below)
+
+
+def module(name: str) -> str:
+    """`python -m NAME`."""
+    return f"{python()} -m {name}"
+
+
+def launch() -> str:
+    """What starts launch.py: as it was started, or as it lies here."""
+    started = Path(sys.argv[0])
+    if started.suffix != ".py" and started.name == "gepa-sweeps":
+        on_path = shutil.which(started.name)
+        return started.name if on_path and Path(on_path) == started.absolute() else shlex.quote(str(started))
+    script = str(started) if started.name == "launch.py" else "launch.py"
+    return f"{python()} {shlex.quote(script)}"

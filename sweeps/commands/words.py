@@ -1,0 +1,109 @@
+"""`launch.py schema` and `launch.py completion`: what editors and shells ask of the command line."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gepa_core.errors import ConfigError
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema_command(args: argparse.Namespace) -> int:
+    """`launch.py schema`."""
+    text = json.dumps(sweep_schema(), indent=1) + "\n"
+    if args.out:
+        try:
+            Path(args.out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{args.out}: cannot be written ({error.strerror})") from None
+        print(f"{args.out}; in a sweep file: # yaml-language-server: $schema={args.out}")
+    else:
+        print(text, end="")
+    return 0
+
+
+def completion_command(args: argparse.Namespace) -> int:
+    """`launch.py completion SHELL`: for `gepa-sweeps`, the command that `pip install -e .` makes."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise ConfigError(f"shtab is not installed ({error}): pip install shtab") from None
+    from sweeps.commands.parser import whole_parser
+
+    print(shtab.complete(whole_parser(), shell=args.shell))
+    return 0
+
+
+def sweep_schema() -> dict[str, Any]:
+    """JSON schema of a sweep file, from the very models that read it.
+
+    Looser than the reader in what takes several keys to judge, and in the keys of nested mappings.
+    """
+    from gepa_core.config import ExecConfig
+    from gepa_core.recipes import PRESETS
+    from sweeps.kinds.script import Script
+    from sweeps.kinds.table import STAGES
+    from sweeps.spec.sweep import KEEPS, TOP_KEYS, Resources
+
+    settings, axes = _run_keys()
+    described: dict[str, dict[str, Any]] = {
+        "name": {"type": "string", "description": "folder of the results; default: the file's name"},
+        "recipe": {"enum": list(PRESETS), "description": "a preset, laid over the published recipe"},
+        "grid": {**axes, "description": "axes: the product of these lists is what runs"},
+        "points": {"type": "array", "items": settings, "description": "single runs beside the grid"},
+        "set": {**settings, "description": "what all runs have in common"},
+        "stages": {"type": "array", "items": {"enum": list(STAGES)}, "description": "what is measured"},
+        "resources": {**Resources.model_json_schema(), "description": "what a run asks of the cluster"},
+        "exec": {**ExecConfig.model_json_schema(), "description": "how runs are executed: changes no result"},
+        "share": {"type": "boolean", "description": "false: every run is trained alone"},
+        "keep": {
+            "enum": list(KEEPS),
+            "description": "states that stay: those on trunks; also the runs' final ones; all checkpoints",
+        },
+    }
+    script = Script.model_json_schema()
+    parts = script.pop("$defs")
+    described["script"] = {**script, "description": "in place of recipe: any training script"}
+    of_runs = {key: described.pop(key) for key in ("grid", "points", "set")}  # a script has keys of its own
+    return {
+        "$schema": DRAFT,
+        "title": "gepa-sweeps sweep file",
+        "type": "object",
+        "properties": {key: described.get(key, {}) for key in TOP_KEYS},
+        "additionalProperties": False,
+        "anyOf": [{"required": ["grid"]}, {"required": ["points"]}],
+        "$defs": parts,
+        "if": {"required": ["script"]},
+        "else": {"properties": of_runs},
+    }
+
+
+def _run_keys() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Schemas of `set` (a value a key) and of `grid` (a list of values a key)."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    from sweeps.spec.keys import run_vocabulary
+
+    keys = run_vocabulary().keys
+    leaves = [name.rpartition(".")[2] for name in keys]
+    values: dict[str, Any] = {}
+    for name, key in keys.items():
+        typed: Any = key.info.annotation
+        schema = TypeAdapter(typed, config=ConfigDict(strict=True)).json_schema()
+        schema["description"] = key.allowed
+        for constraint in key.info.metadata:
+            for bound, word in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum")):
+                if (limit := getattr(constraint, bound, None)) is not None and "type" in schema:
+                    schema[word] = limit
+        values[name] = schema
+        leaf = name.rpartition(".")[2]
+        if leaves.count(leaf) == 1:
+            values[leaf] = schema
+    sections = {name.partition(".")[0] for name in keys if "." in name}
+    nested = {section: {"type": "object", "description": f"the keys of {section}"} for section in sections}
+    settings = {"type": "object", "properties": values | nested, "additionalProperties": False}
+    lists = {name: {"type": "array", "items": schema, "minItems": 1} for name, schema in values.items()}
+    axes = {"type": "object", "properties": lists | nested, "additionalProperties": False}
+    return settings, axes
