@@ -165,7 +165,8 @@ def test_browser_shows_figures_and_sorts_tables(browser: Any, out: Path) -> None
         "figure svg.wide", "all => all.map(s => s.getBoundingClientRect().width)"
     )
     assert len(sizes) == len(FIGURES) and min(sizes) > 400
-    page.locator("#figure-scaling svg.wide .run").first.hover()
+    box = page.locator("#figure-scaling svg.wide .run").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert "linear-s42" in page.locator("#tip").inner_text()
     filled = page.eval_on_selector_all("table", "all => all.map(t => t.tBodies[0].rows.length)")
     assert len(filled) == 7 and all(filled)
@@ -230,6 +231,15 @@ def test_tables_escape_what_they_show() -> None:
     assert [cell.text for cell in shown] == ["a|b <i> & 5 % _x", "1.50"] and shown[1].value == "1.5"
     assert r"5 \% \_x" in table.latex()
     assert table.cells()[1] == ["", ""]
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1+2", "@x", "\t=1", "a=b", "", None]
+    frame = pd.DataFrame({"=name": names, "value": [-1.5] * len(names)})
+    ReportTable("t", "T", frame, {}).write(tmp_path)
+    read = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert list(read.columns) == ["'=name", "value"] and set(read["value"]) == {-1.5}
+    assert list(read["'=name"]) == [*(f"'{name}" for name in names[:5]), "a=b", "", ""]
 
 
 def test_unknown_columns_are_not_shown_but_kept() -> None:
