@@ -143,7 +143,9 @@ def _best_lines(store: Store, name: str, row: Mapping[str, Any], metric: str) ->
         f"  a submission: {launch()} export {run_id}{output}",
         f"  measured again: {module('gepa_core.evaluate')} {run_id}" + output.replace("--output", "--store"),
     ]
-    return lines + ([f"  trained again, alone: {alone}"] if alone else [])
+    if alone:  # the record is for any machine, the line for this one
+        lines.append(f"  trained again, alone: {alone.replace('python launch.py', launch(), 1)}")
+    return lines
 
 
 def find_run(store: Store, names: Sequence[str], text: str) -> tuple[str, dict[str, Any]]:

@@ -198,8 +198,8 @@ def test_python_of_the_tutorial(checkout: Path) -> None:
 
 
 def test_notebook_runs_and_was_executed(checkout: Path) -> None:
-    """Its cells on the tiny sweep's results, then those of the page on Python; as it is kept, every cell of the
-    notebook has its output."""
+    """Its cells on the tiny sweep's results, then those of the page on Python; as it is kept, every cell of
+    the notebook has its output."""
     path = ROOT / "docs" / "examples" / "quickstart.ipynb"
     kept = json.loads(path.read_text(encoding="utf-8"))
     cells = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
