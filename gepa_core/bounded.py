@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 64 << 20
 """Of a manifest or a record."""
 _PIECE = 1 << 20
 MAX_DEPTH = 50
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 """Values in a YAML file, aliases counted as often as they are used."""
 
 

@@ -19,6 +19,7 @@ from analysis.logs.summary import Imported, Log, described
 from analysis.logs.text import Line, read_lines
 from analysis.runs.errors import AnalysisError
 from analysis.runs.strictjson import dumps
+from analysis.runs.tabular import csv_text
 
 PATTERNS = ("*.log", "*.txt", "*.log.gz", "*.txt.gz")
 _GENERIC = {"train"}  # names that say nothing: the run is called after its folder
@@ -146,8 +147,8 @@ def import_logs(
     out.parent.mkdir(parents=True, exist_ok=True)
     runs, summary = (out.with_name(f"{out.stem}_{name}") for name in ("runs.csv", "import.json"))
     table = pd.DataFrame([record.row for record in records], columns=list(COLUMNS))
-    table.astype(dict.fromkeys(WHOLE, "Int64")).to_csv(runs, index=False, lineterminator="\n")
-    _frame(records, CURVE).to_csv(out, index=False, lineterminator="\n")
+    runs.write_text(csv_text(table.astype(dict.fromkeys(WHOLE, "Int64"))), encoding="utf-8")
+    out.write_text(csv_text(_frame(records, CURVE)), encoding="utf-8")
     summary.write_text(dumps([described(log) for log in logs]) + "\n", encoding="utf-8")
     return Imported(runs, out, summary, logs)
 

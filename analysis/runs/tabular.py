@@ -12,6 +12,22 @@ from pathlib import Path
 import pandas as pd
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """The frame as CSV that a spreadsheet takes for text where it is text: a cell or heading that would be a
+    formula there (it begins with =, +, - or @) gets an apostrophe in front.
+    """
+    text = frame.select_dtypes(exclude="number").columns
+    plain = frame.assign(**{name: frame[name].map(_no_formula) for name in text})
+    return plain.rename(columns=_no_formula).to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA and value else value
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 @dataclass(frozen=True)
 class Column:
     """A column's heading with its unit, and the format of its numbers ('' = as text)."""
@@ -64,7 +80,7 @@ class ReportTable:
         """NAME.md, NAME.csv and NAME.tex in the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}.{suffix}" for suffix in ("md", "csv", "tex")]
-        texts = (self.markdown(), self.frame.to_csv(index=False, lineterminator="\n"), self.latex())
+        texts = (self.markdown(), csv_text(self.frame), self.latex())
         for path, text in zip(paths, texts, strict=True):
             path.write_text(text, encoding="utf-8")
         return paths

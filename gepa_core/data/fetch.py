@@ -163,7 +163,7 @@ def _published(hub: Hub, variant: str) -> Published:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{hub.repo}/{manifest_name}: not the manifest expected ({error!r})") from error
     for name in (published.folder, published.tokenizer):
-        if ".." in PurePosixPath(name).parts or not _NAME.fullmatch(name):
+        if {"", ".."} & {*name.split("/")} or not _NAME.fullmatch(name):
             raise DataError(f"{hub.repo}/{manifest_name}: {name!r} leaves the repository")
     return published
 

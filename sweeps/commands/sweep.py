@@ -27,6 +27,7 @@ from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
+from sweeps.store.redact import redacted
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
@@ -116,7 +117,7 @@ def _deleted(dropped: Mapping[str, int]) -> str:
 def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
     """Best run, verdict and report, or how to go on; the report's path. What fails here fails no sweep."""
     if result.exit_code in (130, 4):  # a report would keep the user waiting for what is not finished
-        say(f"go on with: {launch()} {shlex.join(sys.argv[1:])}")
+        say(f"go on with: {launch()} {redacted(shlex.join(sys.argv[1:]))}")
         if result.runs["done"]:
             say(f"a report of what is done: {module('analysis')} {shlex.quote(result.folder)}")
         return None
@@ -206,8 +207,9 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
 
 def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
     """The report's path or URL; made again where work was done. One that fails does not fail the sweep."""
-    where = f"{args.output.rstrip('/')}/{result.sweep}"
-    page = f"{where}/report/report.html"
+    store, mark, options = args.output.partition("?") if "://" in args.output else (args.output, "", "")
+    where = f"{store.rstrip('/')}/{result.sweep}{mark}{options}"
+    page = f"{store.rstrip('/')}/{result.sweep}/report/report.html"
     if result.executed or "://" in where or not Path(page).is_file():
         say("writing the report")
         try:

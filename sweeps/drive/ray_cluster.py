@@ -131,7 +131,8 @@ class RayCluster:
             self._ray.close()
         else:
             self._ray.kill()
-        _set_environment(self._before)
+        if self.is_local:
+            _set_environment(self._before)
 
     def _start_local(self) -> ServiceThread:
         self._before = _set_environment(private_environment(Path(__file__).parents[2]))
@@ -365,6 +366,8 @@ def _set_environment(changes: dict[str, str | None]) -> dict[str, str | None]:
     switch, loopback = next(iter(LOOPBACK.items()))
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(switch) != loopback
     known: Any = raylet
+    if not hasattr(known, "AuthenticationTokenLoader"):
+        raise ClusterError(f"Ray {ray.__version__} knows no tokens; install the one of constraints.txt")
     known.Config.initialize("")
     known.AuthenticationTokenLoader.instance().reset_cache()
     return before

@@ -48,11 +48,16 @@ def new_folder() -> Path:
     Ray opens its own folder to everybody: it lies in one that is not.
     """
     remove_dead()
-    name = f"{_PREFIX}{os.getpid()}"
-    path = next((base / name for base in _bases() if len(str(base / name)) <= _LONGEST), Path("/tmp", name))
+    path = folder_of(os.getpid())
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, parents=True)
     return path
+
+
+def folder_of(pid: int) -> Path:
+    """Where the local Ray of a driver lies."""
+    name = f"{_PREFIX}{pid}"
+    return next((base / name for base in _bases() if len(str(base / name)) <= _LONGEST), Path("/tmp", name))
 
 
 def remove_dead() -> None:

@@ -13,6 +13,7 @@ from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ArtifactError, ConfigError, DataError
 from sweeps.spec.keys import near_miss
 from sweeps.store.curves import joined, segment_rows
+from sweeps.store.records import MAX_RECORD_BYTES, AttemptRecord, read
 from sweeps.store.store import Outcome, Store, sha256
 
 SUBMISSIONS = "submissions"
@@ -221,8 +222,10 @@ def _as_measured(store: Store, exec_cfg: ExecConfig, measured: Outcome | None) -
         how = measured.execution
         on_cpu = how.get("device") == "cpu"
         update |= {"device": "cpu" if on_cpu else "cuda", "threads": how.get("threads") if on_cpu else None}
-        attempt = store.files.read(f"{store.attempt_path(measured.id, measured.attempt)}/attempt.json")
-        limit = json.loads(attempt)["micro_batch_seqs"] if attempt else None
+        path = f"{store.attempt_path(measured.id, measured.attempt)}/attempt.json"
+        attempt, where = store.files.read(path, MAX_RECORD_BYTES), store.files.describe(path)
+        remedy = "delete it, if all of the sweep was measured as its file says"
+        limit = read(AttemptRecord, attempt, where, remedy).micro_batch_seqs if attempt else None
         if limit is not None and limit != exec_cfg.micro_batch_seqs:  # memory was short
             update["eval_batch_seqs"] = limit
     return exec_cfg.model_copy(update=update)

@@ -6,18 +6,19 @@ from the journals of the attempts at work. A mirror can be written again and aga
 """
 
 import importlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gepa_core.bounded import parse_json
 from gepa_core.errors import ConfigError, UserError
 from sweeps.kinds.stages import MEASURED
 from sweeps.store.curves import joined, segment_rows
 from sweeps.store.journal import reports
+from sweeps.store.records import RecordError
 from sweeps.store.schema import RUNS, TRAJECTORY
 from sweeps.store.store import Store
 
@@ -65,6 +66,12 @@ def read_runs(store: Store, name: str) -> list[Mirrored]:
     tables: dict[str, list[dict[str, Any]]] = {}
     found = []
     for row in rows:
+        if row["run_id"] not in plan["runs"] or _config(row) is None:
+            where = store.files.describe(f"{name}/runs.parquet")
+            raise RecordError(
+                f"{where}: damaged or foreign (run {row['run_id']} is not one of plan.json, or without its "
+                "configuration); the sweep's launch.py command writes both anew"
+            )
         chain = plan["runs"][row["run_id"]]["segments"]
         for segment in chain:
             if segment not in tables:
@@ -76,12 +83,21 @@ def read_runs(store: Store, name: str) -> list[Mirrored]:
     return found
 
 
+def _config(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's configuration; None where the row does not hold it."""
+    with suppress(ValueError):
+        config = parse_json(row["config_json"] or "null")
+        return config if isinstance(config, dict) else None
+    return None
+
+
 def under_way(store: Store, segment: str) -> list[dict[str, Any]]:
     """What the furthest attempt at a segment has reported so far, by step."""
     found: list[dict[str, Any]] = []
     for attempt in store.attempts(segment):
-        journal = store.files.read(f"{store.attempt_path(segment, attempt)}/events.jsonl")
-        rows = [{name: report.get(name) for name in TRAJECTORY.names} for report in reports(journal or b"")]
+        path = f"{store.attempt_path(segment, attempt)}/events.jsonl"
+        told = reports(store.files.read(path) or b"", store.files.describe(path))
+        rows = [{name: report.get(name) for name in TRAJECTORY.names} for report in told]
         if rows and (not found or rows[-1]["step"] > found[-1]["step"]):
             found = rows
     return found
@@ -95,7 +111,7 @@ def _mirrored(row: dict[str, Any], points: list[dict[str, float]], trunk: str) -
         run_id=row["run_id"],
         started=row["started_at"].timestamp() if row["started_at"] else 0.0,
         axes=axes,
-        config=json.loads(row["config_json"]),
+        config=_config(row) or {},
         points=points,
         finals={n: row[n] for n in FINALS if row[n] is not None} if row["status"] == "done" else {},
         trunk=trunk,

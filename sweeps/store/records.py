@@ -132,6 +132,9 @@ class Done(_Record):
         measured = "step" if kind.trains else kind.columns[0]
         if self.status == "finished" and self.result.get(measured) is None:
             raise ValueError(f"its result has no {measured}")
+        counted = (self.result.get(name) for name in ("tokens", "bytes") if kind.column)
+        if self.status == "finished" and not all(isinstance(n, int) and n > 0 for n in counted):
+            raise ValueError("its result does not say of how many tokens and bytes it is")
         return self
 
 
@@ -278,7 +281,7 @@ def what_is_wrong(error: ValidationError) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ").splitlines()[0][:300]
     if fault["type"] == "json_invalid":
         return f"damaged, not JSON ({message.removeprefix('Invalid JSON: ')})"
-    if where == "format":
+    if where == "format" and fault["type"] != "missing":
         return f"of a format that this version does not know ({str(fault['input'])[:20]}; it knows {FORMAT})"
     with contextlib.suppress(KeyError):
         if not isinstance(fault["input"], dict | list):

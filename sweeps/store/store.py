@@ -129,9 +129,8 @@ class Store:
         where = self.files.describe(path)
         outcome = Outcome.from_json(data, where)
         if outcome.id != id_:
-            raise records.RecordError(
-                f"{where}: the record of {outcome.id}; {_REMEDY[path.rpartition('/')[2]]}"
-            )
+            told = f"damaged or foreign (the record of {outcome.id})"
+            raise records.RecordError(f"{where}: {told}; {_REMEDY[path.rpartition('/')[2]]}")
         return outcome
 
     def ids(self) -> list[str]:
@@ -198,7 +197,7 @@ class Store:
         there = {f"{FINAL_STATE}/{entry.name}": entry.size for entry in self.files.list(path)}
         where = self.files.describe(path)
         if f"{FINAL_STATE}/{DAMAGED}" in there:
-            return None, f"{where}: altered, and set aside"
+            return None, None  # was told when it was found
         if wanted and wanted.items() <= there.items():
             return path, None
         return None, f"{where}: cut short or incomplete" if wanted.keys() & there.keys() else None

@@ -233,6 +233,15 @@ def test_tables_escape_what_they_show() -> None:
     assert table.cells()[1] == ["", ""]
 
 
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1+2", "@x", "\t=1", "a=b", "", None]
+    frame = pd.DataFrame({"=name": names, "value": [-1.5] * len(names)})
+    ReportTable("t", "T", frame, {}).write(tmp_path)
+    read = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert list(read.columns) == ["'=name", "value"] and set(read["value"]) == {-1.5}
+    assert list(read["'=name"]) == [*(f"'{name}" for name in names[:5]), "a=b", "", ""]
+
+
 def test_unknown_columns_are_not_shown_but_kept() -> None:
     frame = pd.DataFrame({"a": [1.0], "empty": [None], "extra": [2]})
     table = ReportTable("t", "T", frame, {"a": Column("a", ".0f"), "empty": Column("empty", ".0f")})

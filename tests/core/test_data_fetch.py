@@ -277,6 +277,36 @@ def test_foreign_manifest(standin: Standin, tmp_path: Path, manifest: bytes) -> 
         fetch_from(standin, tmp_path / "d", train_shards=1)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("datasets", 0, "name"), "../../x_sp1024"),
+        (("tokenizers", 0, "model_path"), "../../../etc/passwd"),
+        (("tokenizers", 0, "model_path"), "/etc/passwd"),
+        (("datasets", 0, "stats", "files_val"), 10**18),
+        (("datasets", 0, "stats", "files_val"), -1),
+        (("datasets", 0, "stats", "tokens_val"), 1e300),
+        (("datasets", 0, "vocab_size"), 10**18),
+        (("datasets", 0, "bos_id"), "1"),
+    ],
+)
+def test_malicious_manifest(
+    standin: Standin, tmp_path: Path, where: tuple[str | int, ...], value: object
+) -> None:
+    """Names that lead out of the repository or the folder, sizes that no disk has."""
+    manifest = json.loads(standin.files["datasets/manifest.json"])
+    *path, last = where
+    at = manifest
+    for part in path:
+        at = at[part]
+    at[last] = value
+    standin.files["datasets/manifest.json"] = json.dumps(manifest).encode()
+    with pytest.raises(DataError, match=r"not the manifest expected|leaves the repository"):
+        fetch_from(standin, tmp_path / "in" / "d", train_shards=1)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and ".fetch" not in path.parts}
+    assert not left
+
+
 def test_prepared_folder_is_not_overwritten(standin: Standin, tmp_path: Path) -> None:
     dataset = fetch_from(standin, tmp_path / "d", train_shards=1)
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())

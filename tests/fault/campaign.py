@@ -26,13 +26,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from sweeps.store.gc import all_leases, collect, find_waste
 from sweeps.store.journal import events
+from sweeps.store.records import RecordError
+from sweeps.store.store import Store
 from tests.fault.local_cluster import LocalCluster, kill, ray_nodes, wait_until
 from tests.tiny_sweep import make_data, rows, sweep_text
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT_EVERY = 4
-KINDS = ("rank", "sigterm", "node", "driver", "zombie")
+KINDS = ("rank", "sigterm", "node", "driver", "zombie", "suspend", "altered", "truncated")
+"""`suspend`: the driver is stopped for seconds. `altered`, `truncated`: so is a stored state, and the driver
+is killed with it, for a driver reads a state only once."""
 PATIENCE = 600.0  # seconds for one sweep with all its kills, on a busy machine
 STAGES = ["ema", "int6"]
 
@@ -77,7 +82,7 @@ class Watcher(threading.Thread):
         for journal in self.output.glob("segments/*/attempts/*/events.jsonl"):
             try:
                 told = events(journal.read_bytes())
-            except OSError:
+            except (OSError, RecordError):  # read while it is linked or copied
                 continue
             steps = [event["step"] for event in told if event["event"] == "report"]
             for event in told:
@@ -110,6 +115,8 @@ class Campaign:
         self.data = make_data(folder / "data")
         self.references: dict[int, Path] = {}
         self.frozen: list[int] = []
+        self.altered: set[int] = set()
+        """Sweeps of which a stored state was damaged: they go on by other segments."""
         self.zombies: set[int] = set()
 
     def sweep_file(self, ranks: int) -> Path:
@@ -155,7 +162,7 @@ class Campaign:
                 return
             if driver.poll() is not None:
                 driver = self.launch(file, output)
-            if planned and watcher.trained >= moments[0] and self.hurt(planned[0], driver):
+            if planned and watcher.trained >= moments[0] and self.hurt(planned[0], driver, number, output):
                 del planned[0], moments[0]
             time.sleep(0.005)
         self.thaw()
@@ -178,10 +185,23 @@ class Campaign:
         self.report.sweeps += 1
         self.report.differences.append(f"sweep {number} hung: {log}\n{placement_group_table()}")
 
-    def hurt(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
+    def hurt(self, kind: str, driver: subprocess.Popen[bytes], number: int, output: Path) -> bool:
         """Whether there was somebody to hurt."""
         ranks = self.cluster.workers()
-        if kind == "driver":
+        if kind in ("altered", "truncated"):
+            states = sorted(output.glob("segments/*/attempts/*/checkpoint/state.safetensors"))
+            if not states:
+                return False
+            driver.kill()
+            driver.wait()
+            self.altered.add(number)
+            damage(self.random.choice(states), cut=kind == "truncated")
+        elif kind == "suspend":
+            if driver.poll() is not None or not kill(driver.pid, signal.SIGSTOP):
+                return False
+            seconds = self.random.uniform(0.5, 6.0)
+            threading.Timer(seconds, lambda: kill(driver.pid, signal.SIGCONT)).start()
+        elif kind == "driver":
             driver.kill()
             driver.wait()
         elif kind == "node":
@@ -233,7 +253,8 @@ class Campaign:
                 if mine.get(run_id, {}).get(key) != value
             ]
             self.report.differences.append(f"sweep {number}: {differing}")
-        for folder, aside in (("trajectory", ["elapsed_seconds"]), ("blocks", [])):
+        compared = (("trajectory", ["elapsed_seconds"]), ("blocks", []))
+        for folder, aside in compared[number in self.altered :]:
             for file in sorted((reference / "tiny" / folder).iterdir()):
                 other = output / "tiny" / folder / file.name
                 if not other.exists():
@@ -256,6 +277,9 @@ class Campaign:
                 wait_until(lambda there=there: not there(), 60, what)
             except TimeoutError:
                 self.report.left_behind.append(f"sweep {number}: {what} {there()}")
+        if number in self.altered:  # what was begun by a plan that another took the place of
+            with all_leases(Store(output)):
+                collect(Store(output), find_waste(Store(output)))
         patterns = ("*.tmp", "checkpoints", ".*.[0-9]*", "lease.json")
         found = [str(path.relative_to(output)) for pattern in patterns for path in output.rglob(pattern)]
         attempts = Counter(path.parents[1].name for path in output.glob("segments/*/attempts/*"))
@@ -267,6 +291,14 @@ class Campaign:
             self.report.left_behind.append(f"sweep {number}: {found}")
 
 
+def damage(state: Path, *, cut: bool) -> None:
+    """A byte altered in the midst, or the second half gone; other names of the file keep it whole."""
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.unlink()
+    state.write_bytes(data[: len(data) // 2] if cut else data)
+
+
 def _parent(pid: int) -> int | None:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -274,8 +306,13 @@ def _parent(pid: int) -> int | None:
         return None
 
 
-def run(sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None) -> Report:
-    """Runs a campaign of `sweeps` sweeps; the same seed gives the same plan of kills."""
+def run(
+    sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None, seconds: float = float("inf")
+) -> Report:
+    """Runs a campaign of `sweeps` sweeps, or as many as begin within `seconds`.
+
+    The same seed gives the same plan of kills.
+    """
     import ray
 
     begun = time.monotonic()
@@ -288,6 +325,8 @@ def run(sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None) -
                 campaign.report.seconds = time.monotonic() - begun
                 if say:
                     say(campaign.report)
+                if campaign.report.seconds > seconds:
+                    break
             return campaign.report
         finally:
             ray.shutdown()
@@ -300,6 +339,7 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of kills (default: all)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no sweep after so many")
     args = parser.parse_args()
 
     def say(report: Report) -> None:
@@ -307,7 +347,7 @@ def main() -> int:
             f"{report.sweeps} sweeps, {report.kills.total()} kills, {report.seconds:.0f} s", file=sys.stderr
         )
 
-    report = run(args.sweeps, args.seed, args.kinds, say).to_dict()
+    report = run(args.sweeps, args.seed, args.kinds, say, args.seconds).to_dict()
     print(json.dumps(report, indent=1))
     return 0 if report["ok"] else 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.drive.launch import StoppedError
+from sweeps.drive.session import folder_of
 from sweeps.store.lock import read_lease
 from sweeps.store.store import Store
 from sweeps.work.job import Job
@@ -80,7 +81,7 @@ class Launch:
         return [pid for pid in found if pid != self.process.pid]
 
     def session_folder(self) -> Path:
-        return Path("/tmp") / f"gepa-ray-{self.process.pid}"
+        return folder_of(self.process.pid)
 
     def assert_nothing_is_left(self) -> None:
         wait_until(lambda: not self.ray_processes(), 60, "the end of Ray's processes")
@@ -255,11 +256,11 @@ def test_a_full_disk_is_told_and_the_sweep_goes_on_once_there_is_room(
     assert not list((small_disk / "out").rglob("*.tmp"))
 
 
-def test_a_campaign_of_five_sweeps() -> None:
+def test_a_campaign_with_every_kind_of_kill() -> None:
     """One of each kind of kill at least. `python -m tests.fault.campaign --sweeps 30` is the whole one."""
     from tests.fault.campaign import KINDS, run
 
-    report = run(5, seed=1).to_dict()
+    report = run(len(KINDS), seed=1).to_dict()
     assert report["ok"], report
     assert report["kills"].keys() == set(KINDS)
 

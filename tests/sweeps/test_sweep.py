@@ -146,7 +146,7 @@ sed: 3
         (GRID + "resources: {custom: {CPU: 4}}", "a mapping of names (CPU, GPU and memory have keys"),
         (GRID + "points: [{steps: 9, schedule: constant, warmdown_steps: 5}]", "has no warmdown; leave it"),
         (GRID + "points: [{steps: 9, warmdown_ratio: .5}]\nset: {schedule: constant}", "has no warmdown"),
-        ("grid: {steps: [9223372036854775807], warmdown_steps: [0]}", "tokens each are too many"),
+        ("grid: {steps: [9223372036854775807], warmdown_steps: [0]}", "number >= 1 and <= 100,000,000"),
         (GRID + "stages: float", "must be a list"),
         ("grid: {steps: [1e400], warmdown_steps: [0]}", "is not allowed"),
     ],

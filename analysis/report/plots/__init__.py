@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from analysis.report.plots.errors import UnavailableError
 from analysis.report.plots.style import TIP, style
 from analysis.report.study import Study
+from analysis.runs.tabular import csv_text
 
 __all__ = ["FORMATS", "Drawn", "UnavailableError", "draw_all", "figure_modules"]
 
@@ -82,7 +83,7 @@ def _save(
     module: ModuleType, frame: pd.DataFrame, study: Study, folder: Path
 ) -> tuple[dict[str, Path], dict[str, str]]:
     files = {suffix: folder / f"{module.NAME}.{suffix}" for suffix in ("csv", *FORMATS)}
-    frame.to_csv(files["csv"], index=False, lineterminator="\n")
+    files["csv"].write_text(csv_text(frame), encoding="utf-8")
     # Without these matplotlib writes the time of drawing, and equal numbers give unequal files.
     undated = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
     pictures = {}
