@@ -26,7 +26,7 @@ def unused_gpus(sweep: Sweep, args: argparse.Namespace) -> list[str]:
 def emulated(sweep: Sweep, args: argparse.Namespace) -> list[str]:
     """What is said where this machine is to multiply in bf16, and its CPU can only emulate that."""
     on_cpu = not sweep.resources.gpus_per_run and not address_of(args)
-    if not on_cpu or all(run.model.compute_dtype == "fp32" for run in sweep.runs):
+    if not on_cpu or all(run.model.compute_dtype == "fp32" for run in sweep.recipe_runs):
         return []
     from gepa_core.device import emulation_warning, product_speeds  # torch: seconds, and rarely needed
 

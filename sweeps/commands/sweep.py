@@ -13,8 +13,9 @@ from sweeps.commands.capacity import address_of, capacity, check_address, emulat
 from sweeps.commands.ending import answer, deleted, describe, say
 from sweeps.plan.advice import advise, uneven_ranks
 from sweeps.plan.estimate import summary
-from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100
+from sweeps.plan.planner import assumed_speeds, make_plan
+from sweeps.plan.sharing import answer as sharing_answer
+from sweeps.plan.sharing import check_node, with_check
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
@@ -22,7 +23,8 @@ from sweeps.spec.sweep import Sweep
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
-    from sweeps.store.store import Store
+    from sweeps.drive.launch import RunOptions
+    from sweeps.store.store import Outcome, Store
 
 
 def plan_or_run(args: argparse.Namespace) -> int:
@@ -36,6 +38,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
     sweep = open_data(sweep, say)
+    sweep = check_sharing(sweep, args.output, run_options(args, sweep))
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
@@ -46,22 +49,11 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         *(f"advice: {line}" for line in advise(plan.sweep)),
     ):
         say(notice)
-    from sweeps.drive.launch import RunOptions, run_sweep
+    from sweeps.drive.launch import run_sweep
     from sweeps.drive.notify import Notifier
 
     notify = Notifier(args.notify, say) if args.notify else None
-    options = RunOptions(
-        notify=notify,
-        plain=args.plain,
-        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
-        address=address_of(args),
-        only=args.only,
-        retry_failed=args.retry_failed,
-        fail_fast=args.fail_fast,
-        fresh=args.fresh,
-        max_gpu_hours=args.max_gpu_hours,
-        max_parallel=args.max_parallel,
-    )
+    options = replace(run_options(args, sweep), notify=notify)
     ended: dict[str, Any] = {"sweep": sweep.name, "exit_code": 1}
     try:
         record = {"data": data_record(sweep)}
@@ -89,13 +81,70 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             notify("finished", wait=True, **ended)
 
 
+def run_options(args: argparse.Namespace, sweep: Sweep) -> "RunOptions":
+    """What the command line asks of the driver."""
+    from sweeps.drive.launch import RunOptions
+
+    return RunOptions(
+        plain=args.plain,
+        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
+        address=address_of(args),
+        only=args.only,
+        retry_failed=args.retry_failed,
+        fail_fast=args.fail_fast,
+        fresh=args.fresh,
+        max_gpu_hours=args.max_gpu_hours,
+        max_parallel=args.max_parallel,
+        read_log=getattr(args, "read_log", None),
+    )
+
+
+def check_sharing(sweep: Sweep, output: str, options: "RunOptions", **cluster: Any) -> Sweep:
+    """The sweep with its trunks shared only where its script was found to go on exactly from a saved state.
+
+    Where that was never asked, two short runs are made for it. `cluster`: as `run_sweep` takes it.
+    """
+    node = check_node(sweep)
+    if node is None:
+        return sweep
+    exact, line = sharing_answer(_answered(output, node.id))
+    if exact is None:
+        from sweeps.drive.launch import StoppedError, run_sweep
+
+        say("checking whether runs may share trunks: a short run alone, and the same from a saved state")
+        plan = with_check(over_store(replace(sweep, share=False), output), node)
+        options = replace(options, nodes=frozenset([node.id]), only=None, fresh=False)
+        result = run_sweep(plan, output, options, **cluster)
+        exact, line = sharing_answer(_answered(output, node.id))
+        if exact is None:
+            why = f"whether runs may share trunks is not known yet ({result.ending})"
+            error = StoppedError(f"{why}: the same command asks again, share=false does without")
+            error.exit_code = result.exit_code or 3
+            raise error
+    say(line)
+    return sweep if exact else replace(sweep, share=False)
+
+
+def _answered(output: str, node: str) -> "Outcome | None":
+    store = existing_store(output)
+    return store.done(node) if store else None
+
+
+def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
+    """For `--plan`: the sweep as it would be shared by what the store knows, and a line about that."""
+    if (node := check_node(sweep)) is None:
+        return sweep, []
+    exact, line = sharing_answer(_answered(output, node.id))
+    return (replace(sweep, share=False) if exact is False else sweep), [line]
+
+
 def data_record(sweep: Sweep) -> list[dict[str, Any]]:
     """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
     from sweeps.commands.baseline import compressed_sizes
 
     record = []
     for source, data in sweep.data.items():
-        runs = [run for run in sweep.runs if run.data.train == data.config.train]
+        runs = [run for run in sweep.recipe_runs if run.data.train == data.config.train]
         limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
         text = dict(data.val_text) if data.val_text else None
         if limits != {data.val_tokens}:  # one part of it, or several
@@ -140,7 +189,7 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
 
     found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
-        using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
+        using = [run for run in sweep.recipe_runs if run.data.train == source.placeholder(None).train]
         sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
         found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
@@ -165,7 +214,7 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     `fresh`: only the store's speeds count, not what is done.
     """
     on_gpu = sweep.resources.gpus_per_run > 0
-    speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
+    speeds = assumed_speeds(sweep)
     if (store := existing_store(output)) is None:
         return make_plan(sweep, speeds=speeds)
     from sweeps.plan.history import History, read_history
@@ -173,9 +222,11 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     history = read_history(store)
     for fault in history.faults:
         say(f"{fault}: what needs it starts from the next earlier state")
-    speeds = speeds.measured(history.on(gpu=on_gpu))
+    speeds = speeds.measured(history.on(gpu=on_gpu, script=sweep.files.digest if sweep.files else ""))
     known = History() if fresh else history
-    return make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    plan = make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    node = check_node(sweep)
+    return with_check(plan, node) if node else plan
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -195,13 +246,14 @@ def changed(plan: Plan, output: str) -> list[str]:
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     sweep = look_at_data(sweep)
+    sweep, sharing = sharing_notes(sweep, args.output)
     if args.only:
         sweep = only(sweep, args.only)
     plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *unused_gpus(sweep, args), *emulated(sweep, args)]
-    notes += [*sweep.unchecked, *epochs(plan), *cannot, *trained_again(plan, args.output)]
+    notes += [*sweep.unchecked, *sharing, *epochs(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -263,9 +315,9 @@ def epochs(plan: Plan) -> list[str]:
     tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
     passes = max(
         (
-            (run.config.train_tokens / tokens[run.config.data.train], run_id)
-            for run_id, run in plan.runs.items()
-            if run.config.data.train in tokens
+            (run.train_tokens / tokens[run.data.train], run.run_id)
+            for run in plan.sweep.recipe_runs
+            if run.data.train in tokens
         ),
         default=(0.0, ""),
     )
