@@ -26,7 +26,8 @@ import torch
 from benchmarks import harness
 from gepa_core.errors import ConfigError, UserError
 from gepa_core.training.trained import Job
-from sweeps.commands.sweep import open_data, say
+from sweeps.commands.ending import say
+from sweeps.commands.sweep import open_data
 from sweeps.kinds.table import SEGMENT
 from sweeps.spec.load import load_sweep
 from sweeps.spec.sweep import Sweep

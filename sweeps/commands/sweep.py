@@ -2,25 +2,17 @@
 
 import argparse
 import json
-import os
-import re
-import shlex
-import socket
-import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from gepa_core.errors import ConfigError, DataError, UserError
-from gepa_core.invocation import launch, module
+from sweeps.commands.capacity import address_of, capacity, check_address, emulated, unused_gpus
+from sweeps.commands.ending import answer, deleted, describe, say
 from sweeps.plan.advice import advise, uneven_ranks
-from sweeps.plan.estimate import Machine, places, refusal, summary
-from sweeps.plan.figures import human_bytes
+from sweeps.plan.estimate import summary
 from sweeps.plan.planner import assumed_speeds, make_plan
 from sweeps.plan.sharing import answer as sharing_answer
 from sweeps.plan.sharing import check_node, with_check
@@ -28,11 +20,10 @@ from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
-from sweeps.store.redact import redacted
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
-    from sweeps.drive.launch import RunOptions, SweepResult
+    from sweeps.drive.launch import RunOptions
     from sweeps.store.store import Outcome, Store
 
 
@@ -71,11 +62,11 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             say(f"{result.fault}: set aside; going on from what is whole")
             plan = over_store(sweep, args.output)
             result = run_sweep(plan, args.output, replace(options, fresh=False), record)
-        say(_ended(result))
+        say(describe(result))
         for run_id, error in result.failures.items():
             say(f"  {run_id}: {error}")
         if result.dropped["states"] and result.exit_code == 0:
-            say(_deleted(result.dropped))
+            say(deleted(result.dropped))
         written = answer(args, result)
         ended |= {"exit_code": result.exit_code, "report": written, "folder": result.folder}
         ended |= {f"runs_{status}": number for status, number in result.runs.items()}
@@ -88,43 +79,6 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     finally:
         if notify is not None:
             notify("finished", wait=True, **ended)
-
-
-def _ended(result: "SweepResult") -> str:
-    counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
-    plural = "s" * (sum(result.runs.values()) != 1)
-    nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
-    return f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}"
-
-
-def _deleted(dropped: Mapping[str, int]) -> str:
-    """What `keep: artifacts` took away, and what having it again would cost."""
-    return (
-        f"deleted the final states of {dropped['states']} runs ({human_bytes(dropped['bytes'])}); another "
-        f"quantizer or further stages would train {dropped['steps']:,} steps again: `keep: final` keeps them"
-    )
-
-
-def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
-    """Best run, verdict and report, or how to go on; the report's path. What fails here fails no sweep."""
-    if result.exit_code in (130, 4):  # a report would keep the user waiting for what is not finished
-        say(f"go on with: {launch()} {redacted(shlex.join(sys.argv[1:]))}")
-        if result.runs["done"]:
-            say(f"a report of what is done: {module('analysis')} {shlex.quote(result.folder)}")
-        return None
-    if result.runs["failed"] or result.runs["diverged"]:
-        say("try them again: the same command with --retry-failed")
-    from sweeps.commands.look import best_row
-
-    store = existing_store(args.output)
-    rows = (store.sweep(result.sweep).read_runs() or []) if store else []
-    if best := best_row(rows):
-        row, metric = best
-        size = f", {row['artifact_bytes']:,} bytes" if row.get("artifact_bytes") is not None else ""
-        say(f"best: {row['run_id']}, {metric} {row[metric]:.4f}{size}")
-    if args.no_report or not result.runs["done"]:
-        return None
-    return report(args, result)
 
 
 def run_options(args: argparse.Namespace, sweep: Sweep) -> "RunOptions":
@@ -184,50 +138,6 @@ def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
     return (replace(sweep, share=False) if exact is False else sweep), [line]
 
 
-def say(line: str) -> None:
-    """Progress goes to standard error: standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def unused_gpus(sweep: Sweep, args: argparse.Namespace) -> list[str]:
-    """What is said where this machine has GPUs, and the sweep asks for none."""
-    if sweep.resources.gpus_per_run or address_of(args) or not (gpus := int(local_node().resources["GPU"])):
-        return []
-    return [
-        f"the sweep runs on the CPU: resources.gpus_per_run is 0, though this machine has {gpus} "
-        f"GPU{'s' * (gpus > 1)}; resources.gpus_per_run=1 trains a run on each"
-    ]
-
-
-def emulated(sweep: Sweep, args: argparse.Namespace) -> list[str]:
-    """What is said where this machine is to multiply in bf16, and its CPU can only emulate that."""
-    on_cpu = not sweep.resources.gpus_per_run and not address_of(args)
-    if not on_cpu or all(run.model.compute_dtype == "fp32" for run in sweep.recipe_runs):
-        return []
-    from gepa_core.device import emulation_warning, product_speeds  # torch: seconds, and rarely needed
-
-    speeds = product_speeds()
-    return [emulation_warning(speeds)] if speeds.emulates_bf16 else []
-
-
-def address_of(args: argparse.Namespace) -> str | None:
-    return args.address or os.environ.get("RAY_ADDRESS") or None
-
-
-def check_address(address: str | None) -> None:
-    """Raises ConfigError where nothing listens; Ray itself would try for minutes. "auto" is left to Ray."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")
-    if not found:
-        return
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at {address} ({error}); see `ray status` on its head node, or leave "
-            "--address (and RAY_ADDRESS) out to use this machine"
-        ) from None
-
-
 def data_record(sweep: Sweep) -> list[dict[str, Any]]:
     """For sweep.json: where the data lies, and what compressors make of the text that is validated on."""
     from sweeps.commands.baseline import compressed_sizes
@@ -251,26 +161,6 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
             }
         )
     return record
-
-
-def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
-    """The report's path or URL; made again where work was done. One that fails does not fail the sweep."""
-    store, mark, options = args.output.partition("?") if "://" in args.output else (args.output, "", "")
-    where = f"{store.rstrip('/')}/{result.sweep}{mark}{options}"
-    page = f"{store.rstrip('/')}/{result.sweep}/report/report.html"
-    if result.executed or "://" in where or not Path(page).is_file():
-        say("writing the report")
-        try:
-            page, verdict = args.write_report(where)
-            say(f"verdict: {verdict}")
-        except Exception as error:
-            if not type(error).__module__.startswith("analysis."):  # not one that says what is wrong
-                traceback.print_exc()
-            say(f"no report: {error or type(error).__name__}")
-            say(f"the results are complete; try again with: {module('analysis')} {shlex.quote(where)}")
-            return None
-    say(f"report: {page}")
-    return page
 
 
 def look_at_data(sweep: Sweep) -> Sweep:
@@ -432,44 +322,3 @@ def epochs(plan: Plan) -> list[str]:
         default=(0.0, ""),
     )
     return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
-
-
-def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
-    """Leases at a time, on what, and what can never be placed there."""
-    resources = sweep.resources
-    address, unreachable = address_of(args), []
-    nodes, where = [local_node()], "this machine"
-    if address:
-        try:
-            check_address(address)
-            from sweeps.drive.ray_cluster import cluster_nodes
-
-            nodes, where = cluster_nodes(address), f"the cluster at {address}"
-        except UserError as error:
-            unreachable, address = [str(error)], None
-    leases = places(sweep.bundles(), resources, nodes)
-    why = refusal(sweep, nodes)
-    cannot = [*unreachable, f"not on {where}: {why}"] if why else unreachable
-    if not address and resources.cluster_gpus and resources.gpus_per_run:
-        leases, where = int(resources.cluster_gpus / resources.gpus_per_run), f"{resources.cluster_gpus} GPUs"
-        cannot = unreachable
-        if not leases:
-            cannot = [
-                f"a run asks for {resources.gpus_per_run:g} GPUs, the cluster has {resources.cluster_gpus}"
-            ]
-    elif not leases:
-        where = f"{resources.gpus_per_run:g} GPUs" if resources.gpus_per_run else "a large enough machine"
-    leases = max(1, min(leases, args.max_parallel or leases))
-    return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
-
-
-def local_node() -> Machine:
-    """This machine, without asking Ray or torch."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = Path("/proc/driver/nvidia/gpus")
-    gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
-    if visible is not None:
-        gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    memory = psutil.virtual_memory().total
-    return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

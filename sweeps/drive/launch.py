@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gepa_core import invocation
 from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
@@ -310,7 +309,7 @@ def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
     """The command that makes this run again, alone."""
     where = store.files.describe("").rstrip("/")
     sweep = plan.sweep
-    parts = [*shlex.split(invocation.launch()), sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
+    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
     return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
 
 

@@ -13,9 +13,10 @@ from gepa_core.config import RunConfig
 from gepa_core.evaluation.windows import sliding_windows
 from gepa_core.model.gepa import GEPA
 from gepa_core.schedule import lr_multiplier
-from gepa_core.sizes import num_params, parameter_numels, quantized_fraction
-from sweeps.plan.advice import advise
+from gepa_core.sizes import num_params, parameter_numels, quantized_fraction, step_flops
+from sweeps.plan.advice import MIN_EVALUATIONS, advise
 from sweeps.plan.planner import make_plan
+from sweeps.plan.speeds import Speeds
 from sweeps.spec.load import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,13 @@ def test_quickstart_is_the_study_it_promises() -> None:
     assert 100_000 <= num_params(model) <= 400_000
     assert model.num_kv_heads < model.num_heads and model.rope_dims < model.head_dim
     assert model.xsa_last_n and model.ve_layers and model.bigram_buckets
+    assert all(run.eval.warmdown_points >= MIN_EVALUATIONS for run in sweep.runs)
+    assert "bf16" not in sweep.runs[0].model_dump_json(), "which most CPUs emulate"
+    # Four minutes on two workers of 6,000 training tokens a second, one of them for all but the work itself.
+    (tokens_per_step,) = {run.batch.tokens_per_step for run in sweep.runs}
+    rate = 6000 * step_flops(sweep.runs[0]) / tokens_per_step
+    timed = make_plan(sweep, speeds=Speeds(train=rate, evaluate=rate, ttt=rate, source="a slow machine"))
+    assert sum(timed.seconds.values()) / 2 < 180
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
