@@ -152,7 +152,7 @@ def make_report(
     Raises:
         AnalysisError: the input carries no analysis, or cannot be read.
     """
-    from analysis.reach.remote import is_url, upload
+    from analysis.reach.remote import below, is_url, upload
     from analysis.report.answer import answer as answer_of
     from analysis.report.report import write_report
     from analysis.report.study import study
@@ -166,8 +166,8 @@ def make_report(
         answer = answer_of(made, read_sweep_file(table.folder))
         path = str(write_report(made, folder, command, trajectories))
         if is_url(source) and out is None:
-            upload(folder, f"{source.rstrip('/')}/report")
-            path = f"{source.rstrip('/')}/report/report.html"
+            upload(folder, below(source, "report"))
+            path = below(source, "report/report.html").partition("?")[0]
     return path, answer.headline, table.notes
 
 

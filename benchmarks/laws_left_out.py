@@ -17,6 +17,7 @@ from analysis.forecast.folds import folds
 from analysis.forecast.members import evaluate, fit_laws
 from analysis.forecast.trials import Trial, trial
 from analysis.laws.design import Design
+from analysis.laws.observations import BURN_IN
 from analysis.laws.plans import last_known
 from analysis.runs.table import Floats, Table
 from benchmarks.studies import Split, splits
@@ -60,7 +61,7 @@ def _case(split: Split) -> Case | None:
         return None
     trials = []
     for fold in folds(split.train, split.metric):
-        inner = untried(fold.train, split.metric, EXPERIENCE)
+        inner = untried(fold.train, split.metric, EXPERIENCE, (BURN_IN,))
         if inner.fits:
             trials.append(trial(inner, fold))
     known = [last_known(run, split.metric) for run in split.test]

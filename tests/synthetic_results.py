@@ -123,6 +123,7 @@ def _add_int6(folder: Path) -> None:
         frame = pd.read_parquet(path)
         at = frame["ema_val_bpb"].notna()
         frame["int6_val_bpb"] = frame["ema_val_bpb"] + 0.004 + 0.011 * (1 - frame["lr_scale"])
+        frame["raw_int6_val_bpb"] = (frame["val_bpb"] + 0.02).where(at)
         frame["artifact_bytes"] = (300_000 - 20_000 * (1 - frame["lr_scale"])).where(at)
         frame.to_parquet(path)
 

@@ -80,7 +80,7 @@ class Ensemble:
         return np.hypot(self.scale * np.hypot(found.spread, found.unknown), self.replicate_sd)
 
     def gap_doubt(self, design: Design) -> Floats:
-        """What the regressors of a stage's gap disagree about, [plans]; 0 where the metric hangs on no other."""
+        """What the regressors of a stage's gap disagree about, [plans]; 0 for a metric without a gap."""
         gap = next((f.gap for f in self.fits.values() if isinstance(f, StageGap)), None)
         if gap is None:
             return np.zeros(len(design))

@@ -6,6 +6,7 @@ Everything here is a function of one table, the training rows, and of what other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from analysis.forecast.folds import folds, replicate_sd
 from analysis.forecast.kriging import residuals
 from analysis.forecast.members import fit_laws, known_lengths
 from analysis.forecast.trials import Trial, trial
+from analysis.laws.observations import BURN_IN, BURN_INS
 from analysis.laws.plans import last_known
 from analysis.runs.errors import AnalysisError
 from analysis.runs.table import Table
@@ -35,15 +37,17 @@ def build(table: Table, metric: str, experience: Experience = EXPERIENCE) -> Ens
         )
     trials = []
     for fold in folds(table, metric):
-        inner = untried(fold.train, metric, experience)
+        inner = untried(fold.train, metric, experience, (BURN_IN,))
         if inner.fits:
             trials.append(trial(inner, fold))
     return weighed(found, trials, experience)
 
 
-def untried(table: Table, metric: str, experience: Experience) -> Ensemble:
+def untried(
+    table: Table, metric: str, experience: Experience, beginnings: Sequence[float] = BURN_INS
+) -> Ensemble:
     """The ensemble as other studies would weigh it."""
-    fits = fit_laws(table, metric)
+    fits = fit_laws(table, metric, beginnings=beginnings)
     measured = [run.steps for run in table.runs if last_known(run, metric) is not None]
     one = len(known_lengths(table, metric)) < 2
     return Ensemble(

@@ -64,17 +64,18 @@ def law_of(member: str) -> str:
 
 EXPERIENCE = Experience(
     law_error={
-        "power-fsl": 0.00084, "stretched": 0.00096, "kappa-relax": 0.00151, "kappa-mpl": 0.00166,
-        "creep": 0.00167, "power": 0.00189, "kappa-fsl": 0.0044, "surface": 0.0045,
+        "power-fsl": 0.00082, "stretched": 0.00091, "kappa-relax": 0.0015, "kappa-mpl": 0.00162,
+        "creep": 0.00165, "power": 0.00189, "surface": 0.00448,
     },
     law_error_one={
-        "creep": 0.00248, "power-fsl": 0.00425, "kappa-mpl": 0.0043, "kappa-relax": 0.0063,
-        "stretched": 0.0067, "kappa-fsl": 0.0206,
+        "creep": 0.00248, "kappa-mpl": 0.00422, "power-fsl": 0.00464, "kappa-relax": 0.00596,
+        "stretched": 0.00609,
     },
-    scale=0.9,
-    scale_one=1.4,
+    scale=0.97,
+    scale_one=1.05,
 )  # fmt: skip
-"""As `python -m benchmarks.laws` prints it for all of wsd_124m_lr1e-3, wsd_124m_lr5e-4, wsd_210m_horizon,
-wsd_openwebtext_lengths, cosine_openwebtext_lengths and the published study, each study counting once; what it
-scores a study with is made of the others. The scales are the root of the mean standardized square of left-out
-studies, .84 and 1.12, the latter times 1.22, as six studies are few (Student's t)."""
+"""What `python -m benchmarks.laws` learns from wsd_124m_lr1e-3, wsd_124m_lr5e-4, wsd_210m_horizon,
+wsd_openwebtext_lengths, cosine_openwebtext_lengths and the published study, each counting once.
+
+What it scores a study with is learnt from the others. `trials`, `scale_trials` and `sharpness` were chosen by
+the mean of left-out scores: 1 to 5 trials and a sharpness of 2 to 4 differ by less than a tenth."""

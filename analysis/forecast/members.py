@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from analysis.forecast.gaps import BASES, StageGap, fit_gap
@@ -16,20 +18,22 @@ from analysis.runs.table import Floats, Ints, Run, Table
 Fitted = Fit | StageGap
 
 
-def fit_laws(table: Table, metric: str, *, baselines: bool = False) -> dict[str, Fitted]:
+def fit_laws(
+    table: Table, metric: str, *, baselines: bool = False, beginnings: Sequence[float] = BURN_INS
+) -> dict[str, Fitted]:
     """Every law of the ensemble that the table can carry, or instead the baselines it is compared with.
 
-    With one run length each law of trajectories is fitted from several burn-ins, as nothing in the table
-    tells where to begin.
+    With one run length each law of trajectories is fitted from several beginnings (burn-ins), as nothing in
+    the table tells where to begin.
     """
     base = metric
     if metric in BASES and not any(run.curve(metric) is not None for run in table.runs):
         base = BASES[metric]
     fits: dict[str, Fit] = {}
     if any(run.curve(base) is not None for run in table.runs):
-        one = len(known_lengths(table, base)) == 1 and not baselines
-        for burn_in in BURN_INS if one else (BURN_IN,):
-            suffix = f" from {100 * burn_in:.0f} %" if one else ""
+        several = len(known_lengths(table, base)) == 1 and not baselines and len(beginnings) > 1
+        for burn_in in beginnings if several else (BURN_IN,):
+            suffix = f" from {100 * burn_in:.0f} %" if several else ""
             found = _fit_trajectories(table, base, burn_in, baselines)
             fits |= {name + suffix: fitted for name, fitted in found.items()}
     result: dict[str, Fitted] = {**fits}

@@ -39,6 +39,7 @@ LAW = Law(
 KAPPA_LAW = Law(
     "kappa-fsl", (ALPHA, KAPPA, TAU, BETA), ("L0", "A", "B"), kappa_terms,
     source="the functional scaling law with progress and ages counted in r^kappa",
+    baseline=True,
 )  # fmt: skip
 POWER_LAW = Law(
     "power-fsl", (ALPHA, KAPPA, POWER, TAU, BETA), ("L0", "A", "B"), power_terms,

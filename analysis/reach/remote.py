@@ -41,6 +41,12 @@ def copy_of(url: str) -> Copied:
     return Copied(url)
 
 
+def below(url: str, name: str) -> str:
+    """The URL of `name` in the folder that `url` is; options behind a question mark stay."""
+    path, mark, query = url.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
 @contextmanager
 def at_hand(source: str | Path) -> Iterator[Path]:
     """The path itself, or a copy of a URL's tables, deleted in the end; artifacts are left where they are.
@@ -102,6 +108,11 @@ def _open(url: str) -> tuple[Any, str]:
 
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
+    if "@" in parts.netloc:
+        raise AnalysisError(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: leave credentials out of the "
+            "address, which ends up in logs; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if parts.scheme == "s3" and endpoint and "endpoint_override" not in query:
         scheme, _, host = endpoint.rpartition("://")

@@ -19,8 +19,8 @@ METRICS = [
     "train_seconds", "eval_seconds", "ttt_seconds", "gpu_seconds_own", "gpu_seconds_shared", "gpus", "ranks",
     "params", "train_tokens", "epochs",
 ]  # fmt: skip
-CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "int6_val_bpb", "train_loss")
-SIZES = ("artifact_bytes",)
+CURVES = ("val_bpb", "val_loss", "ema_val_bpb", "int6_val_bpb", "raw_int6_val_bpb", "train_loss")
+SIZES = ("artifact_bytes", "raw_artifact_bytes")
 """Trajectory columns that are no losses."""
 UNKNOWN = "unknown"
 """Schedule of a run of which only steps and finals are known."""

@@ -81,6 +81,13 @@ def sweep_parser(prog: str, description: str, *, with_commands: bool = True) -> 
         epilog=epilog() if with_commands else EXIT_CODES,
         formatter_class=Formatter,
     )
+    _run(parser)
+    if with_commands:
+        parser.add_argument("--version", action="store_true", help="print version and commit, and end")
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
     add_sweep(parser)
     parser.add_argument("--plan", action="store_true", help="print the tree and its cost; start nothing")
     parser.add_argument(
@@ -97,9 +104,6 @@ def sweep_parser(prog: str, description: str, *, with_commands: bool = True) -> 
     parser.add_argument(
         "--plain", action="store_true", help="lines rather than a live view, on a terminal too"
     )
-    if with_commands:
-        parser.add_argument("--version", action="store_true", help="print version and commit, and end")
-    return parser
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +237,7 @@ def _folder(parser: argparse.ArgumentParser, needed: bool = False) -> None:
 
 
 _ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "run": _run,
     "plan": _plan,
     "status": _status,
     "ls": _ls,
@@ -255,10 +260,7 @@ def whole_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
-        if name == "run":
-            add_sweep(command)
-        else:
-            _ADD[name](command)
+        _ADD[name](command)
     for name, what in ELSEWHERE.items():
         commands.add_parser(name, help=what, description=what)
     return parser

@@ -165,7 +165,8 @@ def test_browser_shows_figures_and_sorts_tables(browser: Any, out: Path) -> None
         "figure svg.wide", "all => all.map(s => s.getBoundingClientRect().width)"
     )
     assert len(sizes) == len(FIGURES) and min(sizes) > 400
-    page.locator("#figure-scaling svg.wide .run").first.hover()
+    box = page.locator("#figure-scaling svg.wide .run").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert "linear-s42" in page.locator("#tip").inner_text()
     filled = page.eval_on_selector_all("table", "all => all.map(t => t.tBodies[0].rows.length)")
     assert len(filled) == 7 and all(filled)

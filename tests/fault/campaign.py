@@ -309,8 +309,9 @@ def _parent(pid: int) -> int | None:
 def run(
     sweeps: int, seed: int, kinds: Sequence[str] = KINDS, say: Any = None, seconds: float = float("inf")
 ) -> Report:
-    """Runs a campaign of `sweeps` sweeps, as many as begin within `seconds`; the same seed gives the same
-    plan of kills.
+    """Runs a campaign of `sweeps` sweeps, or as many as begin within `seconds`.
+
+    The same seed gives the same plan of kills.
     """
     import ray
 
