@@ -7,6 +7,8 @@ from typing import Any
 
 from gepa_core.errors import ConfigError
 from gepa_core.invocation import launch, module
+from sweeps.kinds.kind import SCRIPT_LOG
+from sweeps.kinds.script import is_script
 from sweeps.plan.figures import human_hours
 from sweeps.spec.keys import near_miss
 from sweeps.store.redact import redacted
@@ -138,11 +140,16 @@ def _best_lines(store: Store, name: str, row: Mapping[str, Any], metric: str) ->
     alone = (store.sweep(name).read_json("sweep.json") or {}).get("runs", {}).get(run_id)
     lines = [
         f"{name}: {run_id}  {metric} {row[metric]:.4f}",
-        f"  {row['steps']:,} steps, {row['warmdown_steps']:,} of them {row['schedule']} warmdown, "
-        f"seed {row['seed']}{size}",
-        f"  a submission: {launch()} export {run_id}{output}",
-        f"  measured again: {module('gepa_core.evaluate')} {run_id}" + output.replace("--output", "--store"),
+        f"  {row['steps']:,} steps{_warmdown(row)}, seed {row['seed']}{size}",
     ]
+    if folder := row.get("output.folder"):
+        lines.append(f"  its files: {store.files.describe(folder)}")
+    if not is_script(row):
+        lines += [
+            f"  a submission: {launch()} export {run_id}{output}",
+            f"  measured again: {module('gepa_core.evaluate')} {run_id}"
+            + output.replace("--output", "--store"),
+        ]
     if alone:  # the record is for any machine, the line for this one
         lines.append(f"  trained again, alone: {alone.replace('python launch.py', launch(), 1)}")
     return lines
@@ -169,6 +176,11 @@ def find_run(store: Store, names: Sequence[str], text: str) -> tuple[str, dict[s
     raise ConfigError(f"{text}: no such run in {where}{hint}")
 
 
+def _warmdown(row: Mapping[str, Any]) -> str:
+    known = row.get("warmdown_steps") is not None
+    return f", {row['warmdown_steps']:,} of them {row['schedule']} warmdown" if known else ""
+
+
 def logs_command(args: argparse.Namespace) -> int:
     """`launch.py logs RUN_ID`."""
     store, names = locate(args.output)
@@ -181,7 +193,8 @@ def logs_command(args: argparse.Namespace) -> int:
         done = store.done(id_)
         attempts = [done.attempt] if done else store.attempts(id_)
         for attempt in attempts:
-            text = store.files.read(f"{store.attempt_path(id_, attempt)}/log.txt")
+            base = store.attempt_path(id_, attempt)
+            text = store.files.read(f"{base}/{SCRIPT_LOG}") or store.files.read(f"{base}/log.txt")
             if text is None:
                 continue
             state = "" if done else " (not finished)"

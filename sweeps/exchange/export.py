@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ArtifactError, ConfigError, DataError
+from sweeps.kinds.script import is_script
 from sweeps.spec.keys import near_miss
 from sweeps.store.curves import joined, segment_rows
 from sweeps.store.records import MAX_RECORD_BYTES, AttemptRecord, read
@@ -54,6 +55,9 @@ def find(store: Store, sweeps: Sequence[str], run_id: str) -> Finished:
         folder.read_json("sweep.json") or {},
         folder.read_json("plan.json") or {"runs": {}, "stages": {}},
     )
+    if is_script(row):
+        where = f"; its files are in {row['output.folder']}" if row.get("output.folder") else ""
+        raise ConfigError(f"{run_id}: a run of a script, and only the recipe's runs are exported{where}")
     stage = claimed_stage(row)
     if stage is None:
         raise ArtifactError(f"{run_id}: {_why_unmeasured(row, record)}")

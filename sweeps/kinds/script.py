@@ -205,3 +205,8 @@ def templates(command: str | Iterable[str], env: Mapping[str, Scalar]) -> list[s
     """Everything that may have placeholders."""
     parts = [command] if isinstance(command, str) else list(command)
     return [*parts, *(value for value in env.values() if isinstance(value, str))]
+
+
+def is_script(row: Mapping[str, Any]) -> bool:
+    """Whether a row of runs.parquet is of a script's run."""
+    return '"script_version"' in str(row.get("config_json") or "")

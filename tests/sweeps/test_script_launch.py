@@ -35,6 +35,12 @@ def test_the_shipped_script_from_the_command_to_the_report(
     assert (tmp_path / "script" / "report" / "report.html").is_file()
     assert main([*TINY, "--output", str(tmp_path)]) == 0
     assert "nothing was left to do" in capsys.readouterr().err
+    run_id = rows[0]["run_id"]
+    assert main(["best", str(tmp_path)]) == main(["logs", run_id, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "its files: " in told and "a submission" not in told and "step:20/20 val_loss" in told
+    assert main(["export", run_id, "--output", str(tmp_path)]) == 2
+    assert "a run of a script, and only the recipe's runs are exported" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_scripts_at_once(tmp_path: Path) -> None:
