@@ -9,6 +9,12 @@ from typing import Any
 
 from sweeps.commands import parser as cli
 
+NOT_OF_A_LOG = {
+    "run_id", "status", "steps", "planned_steps", "stopped_by", "cap_seconds", "peak_steps", "warmdown_steps",
+    "schedule", "final_lr_fraction", "warmdown_fraction", "warmdown_of", "seed", "source", "notes",
+}  # fmt: skip
+"""What the sweep file says of a run before its log does."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code of the command; Ctrl-C gives 130 at any time."""
@@ -70,7 +76,7 @@ def sweep(word: str, argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv[named:])
     args.plan = args.plan or word == "plan"
-    args.write_report = write_report
+    args.write_report, args.read_log = write_report, read_log
     from sweeps.commands.sweep import plan_or_run
 
     return plan_or_run(args)
@@ -101,6 +107,29 @@ def write_report(folder: str) -> tuple[str, str]:
     from analysis.__main__ import report_on
 
     return report_on(folder)
+
+
+def read_log(data: bytes, steps: int, warmdown: int) -> dict[str, object]:
+    """Columns of a run that a script's log holds, with `notes`. Raises ValueError where it has no curve."""
+    import tempfile
+
+    from analysis.logs.importing import read_log as read
+    from analysis.runs.errors import AnalysisError
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "script.log")
+        path.write_bytes(data)
+        try:
+            row = read(path).run
+        except AnalysisError as error:
+            raise ValueError(str(error).replace(f"{path}: ", "")) from None
+    made = row["steps"]
+    ended_early = isinstance(made, int) and made < steps
+    lengths = ("steps", "peak_steps", "warmdown_steps", "schedule") if ended_early else ()
+    figures = {key: value for key, value in row.items() if value is not None and key not in NOT_OF_A_LOG}
+    return (
+        figures | {key: row[key] for key in lengths} | {"notes": [row["notes"]] if row.get("notes") else []}
+    )
 
 
 def entry() -> None:

@@ -26,7 +26,8 @@ import torch
 from benchmarks import harness
 from gepa_core.errors import ConfigError, UserError
 from gepa_core.training.trained import Job
-from sweeps.commands.sweep import open_data, say
+from sweeps.commands.ending import say
+from sweeps.commands.sweep import open_data
 from sweeps.kinds.table import SEGMENT
 from sweeps.spec.load import load_sweep
 from sweeps.spec.sweep import Sweep
@@ -43,11 +44,11 @@ def jobs_of(sweep: Sweep) -> list[dict[str, Any]]:
     if (
         sweep.exec.ranks > 1
         or sweep.resources.gpus_per_run
-        or any(r.quant.method == "rd" for r in sweep.runs)
+        or any(r.quant.method == "rd" for r in sweep.recipe_runs)
     ):
         raise ConfigError(f"{sweep.file}: this benchmark runs on one CPU process a run, and without quant rd")
     jobs = []
-    for run in sweep.runs:
+    for run in sweep.recipe_runs:
         paths = sweep.paths_of(run)
         absolute = {key: str(Path(value).absolute()) for key, value in paths.model_dump().items()}
         job = Job(run=run, data=type(paths)(**absolute), exec=sweep.exec)
@@ -118,7 +119,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "sharing",
         "sweep": sweep.name,
         "overrides": args.overrides,
-        "runs": len(sweep.runs),
+        "runs": len(sweep.recipe_runs),
         "cpus": len(os.sched_getaffinity(0)),
         "turns": args.turns,
         "seconds": seconds,

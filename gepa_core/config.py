@@ -262,6 +262,28 @@ class TTTConfig(_Frozen):
     warmup_fraction: float = Field(0.05, ge=0, le=1)
 
 
+class Length(_Frozen):
+    """How long a run is, and how much of that its learning rate falls."""
+
+    steps: int = Field(ge=1, le=MAX_STEPS)
+    warmdown_steps: int = Field(ge=0, le=MAX_STEPS)
+
+    @model_validator(mode="after")
+    def _warmdown_fits(self) -> Self:
+        if self.warmdown_steps > self.steps:
+            raise ValueError(f"warmdown_steps {self.warmdown_steps} exceeds steps {self.steps}")
+        return self
+
+    @property
+    def peak_steps(self) -> int:
+        """Steps at the full learning rate: where the trunk shared with longer runs may end."""
+        return self.steps - self.warmdown_steps
+
+    @property
+    def warmdown_ratio(self) -> float:
+        return self.warmdown_steps / self.steps
+
+
 class Average(NamedTuple):
     """A moving average of the weights: an observer, which changes nothing of the training."""
 
@@ -273,12 +295,10 @@ class Average(NamedTuple):
         return f"{self.decay}" + ("" if self.horizon == "fixed" else f" {self.horizon}")
 
 
-class RunConfig(_Frozen):
+class RunConfig(Length):
     """Everything that changes a run's numbers on purpose."""
 
     numerics_version: int = Field(NUMERICS_VERSION, ge=NUMERICS_VERSION, le=NUMERICS_VERSION)
-    steps: int = Field(ge=1, le=MAX_STEPS)
-    warmdown_steps: int = Field(ge=0, le=MAX_STEPS)
     schedule: str = "linear"
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
     """Where the shape of the warmdown ends."""
@@ -303,8 +323,6 @@ class RunConfig(_Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.warmdown_steps > self.steps:
-            raise ValueError(f"warmdown_steps {self.warmdown_steps} exceeds steps {self.steps}")
         if (self.adam_warmdown_steps or 0) > self.steps:
             raise ValueError(f"adam_warmdown_steps {self.adam_warmdown_steps} exceeds steps {self.steps}")
         if self.schedule not in SHAPES:
@@ -357,10 +375,6 @@ class RunConfig(_Frozen):
     @property
     def train_tokens(self) -> int:
         return self.steps * self.batch.tokens_per_step
-
-    @property
-    def warmdown_ratio(self) -> float:
-        return self.warmdown_steps / self.steps
 
     @property
     def adam_warmdown_ratio(self) -> float | None:

@@ -75,6 +75,7 @@ EXPERIENCE = Experience(
     scale_one=1.05,
 )  # fmt: skip
 """What `python -m benchmarks.laws` learns from wsd_124m_lr1e-3, wsd_124m_lr5e-4, wsd_210m_horizon,
-wsd_openwebtext_lengths, cosine_openwebtext_lengths and the published study, each counting once. What it scores
-a study with is learnt from the others. `trials`, `scale_trials` and `sharpness` were chosen by the mean of
-left-out scores: 1 to 5 trials and a sharpness of 2 to 4 differ by less than a tenth."""
+wsd_openwebtext_lengths, cosine_openwebtext_lengths and the published study, each counting once.
+
+What it scores a study with is learnt from the others. `trials`, `scale_trials` and `sharpness` were chosen by
+the mean of left-out scores: 1 to 5 trials and a sharpness of 2 to 4 differ by less than a tenth."""

@@ -26,6 +26,8 @@ _BOOKKEEPING = {
     "config_json", "commit", "started_at", "finished_at", "trunk", *METRICS,
 }  # fmt: skip
 
+_OUTPUTS = "output."
+"""Columns of the files that a training script left."""
 _LEFT_OUT = ["pending", "failed", "diverged", "unfinished"]
 
 _SAME_MODEL = 1e-3  # relative difference in parameters
@@ -120,7 +122,11 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
         frame["final_lr_fraction"] = [
             _final_lr_fraction(config) if isinstance(config, str) else None for config in frame["config_json"]
         ]
-    axes = tuple(name for name in frame.columns if name not in _BOOKKEEPING and name != "data_fingerprint")
+    axes = tuple(
+        name
+        for name in frame.columns
+        if name not in _BOOKKEEPING and name != "data_fingerprint" and not name.startswith(_OUTPUTS)
+    )
     made_of = _segments_of_runs(folder / "plan.json")
     parts = {part.stem: read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
     curves = []

@@ -141,7 +141,7 @@ def _prepare(args: argparse.Namespace) -> int:
             val_inputs=args.val,
             val_fraction=prepare.VAL_FRACTION if args.val_fraction is None else args.val_fraction,
             text_key=args.text_key,
-            split_on=None if args.split_on is None else args.split_on.replace("\\n", "\n"),
+            split_on=None if args.split_on is None else _unescaped(args.split_on),
             tokenizer=args.tokenizer,
             vocab_size=args.vocab_size,
             shard_tokens=args.shard_tokens,
@@ -153,6 +153,13 @@ def _prepare(args: argparse.Namespace) -> int:
     sys.stdout.write(inspect.as_text(inspect.inspect(str(args.out))))
     sys.stdout.write(f"ready in {time.monotonic() - started:.0f} s\n")
     return 0
+
+
+def _unescaped(text: str) -> str:
+    r"""As a shell cannot write them: \n, \r and \t."""
+    for written, meant in ((r"\n", "\n"), (r"\r", "\r"), (r"\t", "\t")):
+        text = text.replace(written, meant)
+    return text
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gepa_core.errors import ConfigError
 from gepa_core.invocation import launch, module
+from sweeps.plan.figures import human_hours
 from sweeps.spec.keys import near_miss
 from sweeps.store.redact import redacted
 from sweeps.store.requests import ask_to_stop
@@ -33,7 +34,7 @@ def status_command(args: argparse.Namespace) -> int:
         print("\n".join(line for line in others), end="\n" if others else "")
         if (left := status["left_device_seconds"]) and status["working"]:
             workers = len(status["working"])
-            print(f"  about {left / workers / 60:.0f} min with the {workers} at work")
+            print(f"  about {human_hours(left / workers / 3600)} with the {workers} at work")
     return 0
 
 
@@ -142,7 +143,9 @@ def _best_lines(store: Store, name: str, row: Mapping[str, Any], metric: str) ->
         f"  a submission: {launch()} export {run_id}{output}",
         f"  measured again: {module('gepa_core.evaluate')} {run_id}" + output.replace("--output", "--store"),
     ]
-    return lines + ([f"  trained again, alone: {alone}"] if alone else [])
+    if alone:  # the record is for any machine, the line for this one
+        lines.append(f"  trained again, alone: {alone.replace('python launch.py', launch(), 1)}")
+    return lines
 
 
 def find_run(store: Store, names: Sequence[str], text: str) -> tuple[str, dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from gepa_core.config import CAP_BYTES, DataPaths
 from gepa_core.errors import ConfigError, DataError
+from sweeps.commands.ending import say
 from sweeps.commands.look import find_run
-from sweeps.commands.sweep import open_data, say
+from sweeps.commands.sweep import open_data
 from sweeps.spec.load import load_sweep
 
 

@@ -2,37 +2,29 @@
 
 import argparse
 import json
-import os
-import re
-import shlex
-import socket
-import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from gepa_core.errors import ConfigError, DataError, UserError
-from gepa_core.invocation import launch, module
+from sweeps.commands.capacity import address_of, capacity, check_address, emulated, unused_gpus
+from sweeps.commands.ending import answer, deleted, describe, say
 from sweeps.plan.advice import advise, uneven_ranks
-from sweeps.plan.estimate import Machine, places, refusal, summary
-from sweeps.plan.figures import human_bytes
-from sweeps.plan.planner import make_plan
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100
+from sweeps.plan.estimate import summary
+from sweeps.plan.planner import assumed_speeds, make_plan
+from sweeps.plan.sharing import answer as sharing_answer
+from sweeps.plan.sharing import check_node, with_check
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import load_sweep
 from sweeps.spec.source import DataSource, open_source
 from sweeps.spec.sweep import Sweep
-from sweeps.store.redact import redacted
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
-    from sweeps.drive.launch import SweepResult
-    from sweeps.store.store import Store
+    from sweeps.drive.launch import RunOptions
+    from sweeps.store.store import Outcome, Store
 
 
 def plan_or_run(args: argparse.Namespace) -> int:
@@ -46,6 +38,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     if impossible := list(uneven_ranks(sweep)):
         raise ConfigError(f"{sweep.file}: {impossible[0]}")
     sweep = open_data(sweep, say)
+    sweep = check_sharing(sweep, args.output, run_options(args, sweep))
     plan = over_store(sweep, args.output, fresh=args.fresh)
     for line in changed(plan, args.output):
         say(f"changed since the last launch: {line}")
@@ -56,22 +49,11 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         *(f"advice: {line}" for line in advise(plan.sweep)),
     ):
         say(notice)
-    from sweeps.drive.launch import RunOptions, run_sweep
+    from sweeps.drive.launch import run_sweep
     from sweeps.drive.notify import Notifier
 
     notify = Notifier(args.notify, say) if args.notify else None
-    options = RunOptions(
-        notify=notify,
-        plain=args.plain,
-        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
-        address=address_of(args),
-        only=args.only,
-        retry_failed=args.retry_failed,
-        fail_fast=args.fail_fast,
-        fresh=args.fresh,
-        max_gpu_hours=args.max_gpu_hours,
-        max_parallel=args.max_parallel,
-    )
+    options = replace(run_options(args, sweep), notify=notify)
     ended: dict[str, Any] = {"sweep": sweep.name, "exit_code": 1}
     try:
         record = {"data": data_record(sweep)}
@@ -80,11 +62,11 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             say(f"{result.fault}: set aside; going on from what is whole")
             plan = over_store(sweep, args.output)
             result = run_sweep(plan, args.output, replace(options, fresh=False), record)
-        say(_ended(result))
+        say(describe(result))
         for run_id, error in result.failures.items():
             say(f"  {run_id}: {error}")
         if result.dropped["states"] and result.exit_code == 0:
-            say(_deleted(result.dropped))
+            say(deleted(result.dropped))
         written = answer(args, result)
         ended |= {"exit_code": result.exit_code, "report": written, "folder": result.folder}
         ended |= {f"runs_{status}": number for status, number in result.runs.items()}
@@ -99,85 +81,61 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             notify("finished", wait=True, **ended)
 
 
-def _ended(result: "SweepResult") -> str:
-    counts = ", ".join(f"{number} {status}" for status, number in result.runs.items() if number)
-    plural = "s" * (sum(result.runs.values()) != 1)
-    nothing = "nothing was left to do; " if not result.executed and result.exit_code == 0 else ""
-    return f"{nothing}{result.sweep}: {counts} run{plural}; results in {result.folder}"
+def run_options(args: argparse.Namespace, sweep: Sweep) -> "RunOptions":
+    """What the command line asks of the driver."""
+    from sweeps.drive.launch import RunOptions
 
-
-def _deleted(dropped: Mapping[str, int]) -> str:
-    """What `keep: artifacts` took away, and what having it again would cost."""
-    return (
-        f"deleted the final states of {dropped['states']} runs ({human_bytes(dropped['bytes'])}); another "
-        f"quantizer or further stages would train {dropped['steps']:,} steps again: `keep: final` keeps them"
+    return RunOptions(
+        plain=args.plain,
+        workers=capacity(sweep, args)[0] if not address_of(args) else args.max_parallel or 1,
+        address=address_of(args),
+        only=args.only,
+        retry_failed=args.retry_failed,
+        fail_fast=args.fail_fast,
+        fresh=args.fresh,
+        max_gpu_hours=args.max_gpu_hours,
+        max_parallel=args.max_parallel,
+        read_log=getattr(args, "read_log", None),
     )
 
 
-def answer(args: argparse.Namespace, result: "SweepResult") -> str | None:
-    """Best run, verdict and report, or how to go on; the report's path. What fails here fails no sweep."""
-    if result.exit_code in (130, 4):  # a report would keep the user waiting for what is not finished
-        say(f"go on with: {launch()} {redacted(shlex.join(sys.argv[1:]))}")
-        if result.runs["done"]:
-            say(f"a report of what is done: {module('analysis')} {shlex.quote(result.folder)}")
-        return None
-    if result.runs["failed"] or result.runs["diverged"]:
-        say("try them again: the same command with --retry-failed")
-    from sweeps.commands.look import best_row
+def check_sharing(sweep: Sweep, output: str, options: "RunOptions", **cluster: Any) -> Sweep:
+    """The sweep with its trunks shared only where its script was found to go on exactly from a saved state.
 
-    store = existing_store(args.output)
-    rows = (store.sweep(result.sweep).read_runs() or []) if store else []
-    if best := best_row(rows):
-        row, metric = best
-        size = f", {row['artifact_bytes']:,} bytes" if row.get("artifact_bytes") is not None else ""
-        say(f"best: {row['run_id']}, {metric} {row[metric]:.4f}{size}")
-    if args.no_report or not result.runs["done"]:
-        return None
-    return report(args, result)
+    Where that was never asked, two short runs are made for it. `cluster`: as `run_sweep` takes it.
+    """
+    node = check_node(sweep)
+    if node is None:
+        return sweep
+    exact, line = sharing_answer(_answered(output, node.id))
+    if exact is None:
+        from sweeps.drive.launch import StoppedError, run_sweep
 
-
-def say(line: str) -> None:
-    """Progress goes to standard error: standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def unused_gpus(sweep: Sweep, args: argparse.Namespace) -> list[str]:
-    """What is said where this machine has GPUs, and the sweep asks for none."""
-    if sweep.resources.gpus_per_run or address_of(args) or not (gpus := int(local_node().resources["GPU"])):
-        return []
-    return [
-        f"the sweep runs on the CPU: resources.gpus_per_run is 0, though this machine has {gpus} "
-        f"GPU{'s' * (gpus > 1)}; resources.gpus_per_run=1 trains a run on each"
-    ]
+        say("checking whether runs may share trunks: a short run alone, and the same from a saved state")
+        plan = with_check(over_store(replace(sweep, share=False), output), node)
+        options = replace(options, nodes=frozenset([node.id]), only=None, fresh=False)
+        result = run_sweep(plan, output, options, **cluster)
+        exact, line = sharing_answer(_answered(output, node.id))
+        if exact is None:
+            why = f"whether runs may share trunks is not known yet ({result.ending})"
+            error = StoppedError(f"{why}: the same command asks again, share=false does without")
+            error.exit_code = result.exit_code or 3
+            raise error
+    say(line)
+    return sweep if exact else replace(sweep, share=False)
 
 
-def emulated(sweep: Sweep, args: argparse.Namespace) -> list[str]:
-    """What is said where this machine is to multiply in bf16, and its CPU can only emulate that."""
-    on_cpu = not sweep.resources.gpus_per_run and not address_of(args)
-    if not on_cpu or all(run.model.compute_dtype == "fp32" for run in sweep.runs):
-        return []
-    from gepa_core.device import emulation_warning, product_speeds  # torch: seconds, and rarely needed
-
-    speeds = product_speeds()
-    return [emulation_warning(speeds)] if speeds.emulates_bf16 else []
+def _answered(output: str, node: str) -> "Outcome | None":
+    store = existing_store(output)
+    return store.done(node) if store else None
 
 
-def address_of(args: argparse.Namespace) -> str | None:
-    return args.address or os.environ.get("RAY_ADDRESS") or None
-
-
-def check_address(address: str | None) -> None:
-    """Raises ConfigError where nothing listens; Ray itself would try for minutes. "auto" is left to Ray."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")
-    if not found:
-        return
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at {address} ({error}); see `ray status` on its head node, or leave "
-            "--address (and RAY_ADDRESS) out to use this machine"
-        ) from None
+def sharing_notes(sweep: Sweep, output: str) -> tuple[Sweep, list[str]]:
+    """For `--plan`: the sweep as it would be shared by what the store knows, and a line about that."""
+    if (node := check_node(sweep)) is None:
+        return sweep, []
+    exact, line = sharing_answer(_answered(output, node.id))
+    return (replace(sweep, share=False) if exact is False else sweep), [line]
 
 
 def data_record(sweep: Sweep) -> list[dict[str, Any]]:
@@ -186,7 +144,7 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
 
     record = []
     for source, data in sweep.data.items():
-        runs = [run for run in sweep.runs if run.data.train == data.config.train]
+        runs = [run for run in sweep.recipe_runs if run.data.train == data.config.train]
         limits = {min(run.data.val_tokens or data.val_tokens, data.val_tokens) for run in runs}
         text = dict(data.val_text) if data.val_text else None
         if limits != {data.val_tokens}:  # one part of it, or several
@@ -203,26 +161,6 @@ def data_record(sweep: Sweep) -> list[dict[str, Any]]:
             }
         )
     return record
-
-
-def report(args: argparse.Namespace, result: "SweepResult") -> str | None:
-    """The report's path or URL; made again where work was done. One that fails does not fail the sweep."""
-    store, mark, options = args.output.partition("?") if "://" in args.output else (args.output, "", "")
-    where = f"{store.rstrip('/')}/{result.sweep}{mark}{options}"
-    page = f"{store.rstrip('/')}/{result.sweep}/report/report.html"
-    if result.executed or "://" in where or not Path(page).is_file():
-        say("writing the report")
-        try:
-            page, verdict = args.write_report(where)
-            say(f"verdict: {verdict}")
-        except Exception as error:
-            if not type(error).__module__.startswith("analysis."):  # not one that says what is wrong
-                traceback.print_exc()
-            say(f"no report: {error or type(error).__name__}")
-            say(f"the results are complete; try again with: {module('analysis')} {shlex.quote(where)}")
-            return None
-    say(f"report: {page}")
-    return page
 
 
 def look_at_data(sweep: Sweep) -> Sweep:
@@ -251,7 +189,7 @@ def open_data(sweep: Sweep, say: Any) -> Sweep:
 
     found: dict[DataSource, Dataset] = {}
     for source in sweep.sources:
-        using = [run for run in sweep.runs if run.data.train == source.placeholder(None).train]
+        using = [run for run in sweep.recipe_runs if run.data.train == source.placeholder(None).train]
         sizes = {(run.model.vocab_size, max(run.eval.seq_len, run.batch.seq_len)) for run in using}
         found[source] = open_source(source, vocab_size=min(sizes)[0], prepare=True, say=say)
         for vocab_size, seq_len in sorted(sizes):
@@ -276,7 +214,7 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     `fresh`: only the store's speeds count, not what is done.
     """
     on_gpu = sweep.resources.gpus_per_run > 0
-    speeds = PUBLISHED_A100 if on_gpu else CPU_WORKER
+    speeds = assumed_speeds(sweep)
     if (store := existing_store(output)) is None:
         return make_plan(sweep, speeds=speeds)
     from sweeps.plan.history import History, read_history
@@ -284,9 +222,11 @@ def over_store(sweep: Sweep, output: str, *, fresh: bool = False) -> Plan:
     history = read_history(store)
     for fault in history.faults:
         say(f"{fault}: what needs it starts from the next earlier state")
-    speeds = speeds.measured(history.on(gpu=on_gpu))
+    speeds = speeds.measured(history.on(gpu=on_gpu, script=sweep.files.digest if sweep.files else ""))
     known = History() if fresh else history
-    return make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    plan = make_plan(sweep, known.segments, known.stages, speeds=speeds)
+    node = check_node(sweep)
+    return with_check(plan, node) if node else plan
 
 
 def changed(plan: Plan, output: str) -> list[str]:
@@ -306,13 +246,14 @@ def changed(plan: Plan, output: str) -> list[str]:
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     sweep = look_at_data(sweep)
+    sweep, sharing = sharing_notes(sweep, args.output)
     if args.only:
         sweep = only(sweep, args.only)
     plan = over_store(sweep, args.output, fresh=args.fresh)
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *unused_gpus(sweep, args), *emulated(sweep, args)]
-    notes += [*sweep.unchecked, *epochs(plan), *cannot, *trained_again(plan, args.output)]
+    notes += [*sweep.unchecked, *sharing, *epochs(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -374,51 +315,10 @@ def epochs(plan: Plan) -> list[str]:
     tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
     passes = max(
         (
-            (run.config.train_tokens / tokens[run.config.data.train], run_id)
-            for run_id, run in plan.runs.items()
-            if run.config.data.train in tokens
+            (run.train_tokens / tokens[run.data.train], run.run_id)
+            for run in plan.sweep.recipe_runs
+            if run.data.train in tokens
         ),
         default=(0.0, ""),
     )
     return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
-
-
-def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str]]:
-    """Leases at a time, on what, and what can never be placed there."""
-    resources = sweep.resources
-    address, unreachable = address_of(args), []
-    nodes, where = [local_node()], "this machine"
-    if address:
-        try:
-            check_address(address)
-            from sweeps.drive.ray_cluster import cluster_nodes
-
-            nodes, where = cluster_nodes(address), f"the cluster at {address}"
-        except UserError as error:
-            unreachable, address = [str(error)], None
-    leases = places(sweep.bundles(), resources, nodes)
-    why = refusal(sweep, nodes)
-    cannot = [*unreachable, f"not on {where}: {why}"] if why else unreachable
-    if not address and resources.cluster_gpus and resources.gpus_per_run:
-        leases, where = int(resources.cluster_gpus / resources.gpus_per_run), f"{resources.cluster_gpus} GPUs"
-        cannot = unreachable
-        if not leases:
-            cannot = [
-                f"a run asks for {resources.gpus_per_run:g} GPUs, the cluster has {resources.cluster_gpus}"
-            ]
-    elif not leases:
-        where = f"{resources.gpus_per_run:g} GPUs" if resources.gpus_per_run else "a large enough machine"
-    leases = max(1, min(leases, args.max_parallel or leases))
-    return leases, f"{where}, {leases} run{'s' * (leases > 1)} at a time", cannot
-
-
-def local_node() -> Machine:
-    """This machine, without asking Ray or torch."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = Path("/proc/driver/nvidia/gpus")
-    gpus = len(list(devices.iterdir())) if devices.is_dir() else 0
-    if visible is not None:
-        gpus = min(gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    memory = psutil.virtual_memory().total
-    return Machine({"CPU": cpus, "GPU": gpus, "memory": memory})

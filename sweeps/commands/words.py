@@ -43,6 +43,7 @@ def sweep_schema() -> dict[str, Any]:
     """
     from gepa_core.config import ExecConfig
     from gepa_core.recipes import PRESETS
+    from sweeps.kinds.script import Script
     from sweeps.kinds.table import STAGES
     from sweeps.spec.sweep import KEEPS, TOP_KEYS, Resources
 
@@ -62,6 +63,10 @@ def sweep_schema() -> dict[str, Any]:
             "description": "states that stay: those on trunks; also the runs' final ones; all checkpoints",
         },
     }
+    script = Script.model_json_schema()
+    parts = script.pop("$defs")
+    described["script"] = {**script, "description": "in place of recipe: any training script"}
+    of_runs = {key: described.pop(key) for key in ("grid", "points", "set")}  # a script has keys of its own
     return {
         "$schema": DRAFT,
         "title": "gepa-sweeps sweep file",
@@ -69,6 +74,9 @@ def sweep_schema() -> dict[str, Any]:
         "properties": {key: described.get(key, {}) for key in TOP_KEYS},
         "additionalProperties": False,
         "anyOf": [{"required": ["grid"]}, {"required": ["points"]}],
+        "$defs": parts,
+        "if": {"required": ["script"]},
+        "else": {"properties": of_runs},
     }
 
 
@@ -76,9 +84,9 @@ def _run_keys() -> tuple[dict[str, Any], dict[str, Any]]:
     """Schemas of `set` (a value a key) and of `grid` (a list of values a key)."""
     from pydantic import ConfigDict, TypeAdapter
 
-    from sweeps.spec.keys import run_keys
+    from sweeps.spec.keys import run_vocabulary
 
-    keys = run_keys()
+    keys = run_vocabulary().keys
     leaves = [name.rpartition(".")[2] for name in keys]
     values: dict[str, Any] = {}
     for name, key in keys.items():

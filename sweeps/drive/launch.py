@@ -16,12 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gepa_core import invocation
 from gepa_core.errors import ConfigError, UserError
 from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.notify import Notifier, NotifyingView
 from sweeps.drive.record import SweepRecorder
+from sweeps.drive.scripts import ReadLog, archive_path, check_passed_on, publish_files
 from sweeps.drive.session import remove_dead
 from sweeps.drive.views import make_view
 from sweeps.plan.tree import Plan
@@ -51,6 +51,10 @@ class RunOptions:
     """Called when a run fails."""
     plain: bool = False
     """Lines rather than a live table, also on a terminal."""
+    nodes: frozenset[str] | None = None
+    """Only these; None = all that the runs need."""
+    read_log: ReadLog | None = None
+    """Finds the figures in a script's log."""
 
 
 class StoppedError(UserError):
@@ -111,6 +115,7 @@ def run_sweep(
     """
     begun = time.monotonic()
     store = Store(store_url)
+    check_passed_on(plan.sweep)
     if options.fresh:
         if options.only is not None:
             raise ConfigError("--fresh forgets the whole sweep and does not go with --only; leave one out")
@@ -124,7 +129,8 @@ def run_sweep(
         view = make_view(plan, store, plain=options.plain, runs=selected, workers=options.workers)
         if options.notify is not None:
             view = NotifyingView(view, options.notify, plan.sweep.name)
-        recorder = SweepRecorder(store, plan, lease, view, {"commit": _git("rev-parse", "HEAD")})
+        facts = {"commit": _git("rev-parse", "HEAD")}
+        recorder = SweepRecorder(store, plan, lease, view, facts, options.read_log)
         try:
             ending, driver = _carry_out(plan, recorder, selected, options, record or {}, cluster)
         except (StorageError, LeaseLostError) as error:
@@ -153,9 +159,14 @@ def _carry_out(
     wanted = {
         node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
-    left = _left(plan, wanted, set(recorder.done))
+    if options.nodes is None:
+        left = _left(plan, wanted, set(recorder.done))
+    else:
+        left = set(options.nodes) - recorder.done.keys()
     if not left:
         return Ending.COMPLETE, None
+    if plan.sweep.script:
+        publish_files(recorder.store, plan.sweep)
     recorder.note("say", "", text="joining the cluster" if options.address else "starting a local Ray")
     with _counted_interrupts() as interrupts, start_cluster(plan.sweep, options.address) as cluster:
         interrupts.is_starting = False
@@ -276,6 +287,7 @@ def sweep_record(plan: Plan, store: Store) -> dict[str, Any]:
         "file": sweep.file,
         "document": dict(sweep.document or {}),
         "recipe": sweep.recipe,
+        **({"script_files": archive_path(sweep)} if sweep.script else {}),
         "stages": list(sweep.stages),
         "share": sweep.share,
         "resources": sweep.resources.model_dump(mode="json"),
@@ -297,7 +309,7 @@ def _reproduce(plan: Plan, store: Store, run_id: str) -> str:
     """The command that makes this run again, alone."""
     where = store.files.describe("").rstrip("/")
     sweep = plan.sweep
-    parts = [*shlex.split(invocation.launch()), sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
+    parts = ["python", "launch.py", sweep.file or f"{sweep.name}.yaml", *sweep.overrides]
     return shlex.join([*parts, "share=false", "--only", run_id, "--output", f"{where}-again"])
 
 

@@ -35,6 +35,8 @@ class View(Protocol):
 def label(plan: Plan, node: str, run_id: str = "", short: bool = False) -> str:
     """A node by the name that `--plan` gives it. `run_id`: one that needs it."""
     work = plan.nodes[node]
+    if not work.runs:
+        return work.kind.replace("_", " ")
     if not work.trains:
         return f"{STAGE_NAMES.get(work.kind, work.kind)}  {run_id or work.runs[0]}"
     words = f"{work.start:,} → {work.stop:,}"
@@ -90,9 +92,11 @@ def trouble(name: str, what: str, facts: Mapping[str, Any]) -> str | None:
     return None
 
 
-def log_tail(store: Store, node: str, attempt: str) -> list[str]:
+def log_tail(store: Store, node: str, attempt: str, log: str = "log.txt") -> list[str]:
     """The last lines an attempt printed."""
-    data = store.files.read_end(f"{store.attempt_path(node, attempt)}/log.txt", _LOG_TAIL_BYTES)
+    base = store.attempt_path(node, attempt)
+    data = store.files.read_end(f"{base}/{log}", _LOG_TAIL_BYTES)
+    data = data or store.files.read_end(f"{base}/log.txt", _LOG_TAIL_BYTES)
     return str(redacted(data.decode(errors="replace"))).splitlines()[-_LOG_TAIL_LINES:]
 
 

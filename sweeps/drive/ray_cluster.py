@@ -69,11 +69,11 @@ _TELLING = (
 class RankActor(Worker):
     """A worker as a Ray actor, with a second thread for `stop`."""
 
-    def __init__(self, rank: int, world: int, device: str) -> None:
+    def __init__(self, rank: int, world: int, device: str, torch: bool = True) -> None:
         """Hides the node's GPUs from a worker that has leased none, before torch looks for them."""
         if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        super().__init__(rank, world)
+        super().__init__(rank, world, torch)
 
     def hello(self) -> tuple[int, str, int]:
         """(rank, address of this node, a port free on it), once the worker is ready for jobs."""
@@ -201,7 +201,9 @@ class RayCluster:
             if "memory" in bundle:
                 options["memory"] = bundle["memory"]
             workers.append(
-                self._actor.options(**options).remote(rank, len(self.bundles), self.sweep.exec.device)
+                self._actor.options(**options).remote(
+                    rank, len(self.bundles), self.sweep.exec.device, self.sweep.script is None
+                )
             )
         self._leases[name] = _Lease(group, workers, placed_at=time.monotonic())
         self._expect(name, "hello", [worker.hello.remote() for worker in workers])

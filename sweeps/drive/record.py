@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gepa_core.config import DataPaths, canonical_json
+from gepa_core.config import DataPaths, RunConfig, canonical_json
 from gepa_core.sizes import num_params
 from sweeps.drive.progress import View, log_tail
-from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, TRAJECTORY
+from sweeps.drive.scripts import OUTPUT_PREFIX, ReadLog, script_how, script_row, with_figures
+from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
 from sweeps.store import requests, schema
@@ -33,9 +34,21 @@ _ASK_SECONDS = 2.0
 class SweepRecorder:
     """The driver's Recorder over a store. Every write is made under the sweep's lease."""
 
-    def __init__(self, store: Store, plan: Plan, lease: Lease, view: View, facts: dict[str, Any]) -> None:
-        """`facts`: what the records of this launch's attempts are to say of it (commit)."""
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        lease: Lease,
+        view: View,
+        facts: dict[str, Any],
+        read_log: ReadLog | None = None,
+    ) -> None:
+        """`facts`: what the records of this launch's attempts are to say of it (commit).
+
+        `read_log`: finds the figures in a script's log.
+        """
         self.store, self.plan, self.lease, self.view, self.facts = store, plan, lease, view, facts
+        self.read_log = read_log
         self.folder = store.sweep(plan.sweep.name)
         self.done: dict[str, Outcome] = {}
         self.given_up: dict[str, tuple[str, str]] = {}
@@ -99,7 +112,7 @@ class SweepRecorder:
             attempt=new_attempt(),
             store=self.store,
             config=work.config,
-            data=_absolute(sweep.paths_of(work.config)),
+            data=_absolute(sweep.paths_of(work.config)) if isinstance(work.config, RunConfig) else None,
             exec=exec_cfg,
             identity=work.identity(),
             start=self._start(work.after) if work.after else None,
@@ -108,6 +121,7 @@ class SweepRecorder:
             until=work.stop,
             final=work.final,
             resume=self._resumable(node, exec_cfg.micro_batch_seqs) if resumes else (),
+            script=script_how(sweep) if sweep.script else None,
             launch={**self.facts, "gpus": sweep.resources.gpus_per_run},
         )
         self.attempt_of[node] = job.attempt
@@ -140,6 +154,8 @@ class SweepRecorder:
         self.lease.check()
         breaks = dict.fromkeys([*outcome.execution.get("breaks", ()), *self._breaks(outcome)])
         outcome = replace(outcome, execution={**outcome.execution, "breaks": list(breaks)})
+        if self.read_log and SCRIPT_LOG in outcome.files and not self.plan.nodes[outcome.id].trunk:
+            outcome = with_figures(self.store, self.plan.nodes[outcome.id], outcome, self.read_log)
         winner = self.store.commit(outcome)
         self.done[outcome.id] = winner
         if self.plan.sweep.keep != "all":
@@ -220,7 +236,7 @@ class SweepRecorder:
         if node:
             facts["attempt"] = attempt = self.attempt_of.get(node, "")
             if what in ("retry", "fail", "diverge"):
-                facts["log"] = log_tail(self.store, node, attempt)
+                facts["log"] = log_tail(self.store, node, attempt, self.plan.kind(node).log)
         self.view.show(what, node, **facts)
 
     def tick(self) -> None:
@@ -250,6 +266,8 @@ class SweepRecorder:
         values = {run_id: sweep.axis_values(run.config) for run_id, run in self.plan.runs.items()}
         rows = [{**self.row(run_id), **values[run_id]} for run_id in self.plan.runs]
         axes = {axis: [row[axis] for row in values.values()] for axis in sweep.axes}
+        for name in dict.fromkeys(key for row in rows for key in row if key.startswith(OUTPUT_PREFIX)):
+            axes[name] = [row.get(name) for row in rows]
         self.folder.write_runs(rows, axes)
         self._dirty, self._written = False, time.monotonic()
 
@@ -271,20 +289,24 @@ class SweepRecorder:
             "sweep": sweep.name,
             "status": self.status(run_id),
             "error": self.given_up.get(run_id, (None, None))[1],
-            **{key: getattr(config, key) for key in _CONFIG_COLUMNS},
-            "params": num_params(config.model),
+            **{key: getattr(config, key) for key in _CONFIG_COLUMNS if hasattr(config, key)},
             "gpus": sweep.resources.gpus_per_run,
             "ranks": sweep.ranks,
-            "data_fingerprint": config.data.train,
             "config_json": canonical_json(config.model_dump(mode="json")),
             **self.facts,
         }
+        if isinstance(config, RunConfig):
+            row |= {"params": num_params(config.model), "data_fingerprint": config.data.train}
+        else:
+            row |= {"data_fingerprint": config.data_fingerprint} | (
+                script_row(self.store, last) if last else {}
+            )
         for done in stages:
             row |= {key: done.result[key] for key in STAGE_COLUMNS if key in done.result}
         row |= _sums(stages)
         if last is not None:
             row["train_loss_final"] = last.result.get("train_loss_final")
-            if shard_tokens := last.result.get("train_shard_tokens"):
+            if (shard_tokens := last.result.get("train_shard_tokens")) and isinstance(config, RunConfig):
                 row["epochs"] = config.train_tokens / shard_tokens
             if all("train_seconds" in done.result for done in chain):  # not of an adopted checkpoint
                 row["train_seconds"] = sum(done.result["train_seconds"] for done in chain)

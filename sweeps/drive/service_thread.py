@@ -54,7 +54,8 @@ class ServiceThread(threading.Thread):
 
     def _leave_group(self) -> None:
         """In a process of the service: a signal to our process group is not for it, for we drain first."""
-        if threading.get_ident() == self.ident:
+        # An ident may be used again: a service that is over has no processes to come.
+        if threading.get_ident() == self.ident and not self.is_over.is_set():
             os.setsid()
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def adopt(store: Store, sweep: Sweep, checkpoint: Path) -> Adopted:
             f"{config.peak_steps}); only states of the constant phase can be branched from"
         )
     trunk = trunk_id(config)
-    runs = tuple(run.run_id for run in sweep.runs if trunk_id(run) == trunk and run.peak_steps >= step)
+    runs = tuple(run.run_id for run in sweep.recipe_runs if trunk_id(run) == trunk and run.peak_steps >= step)
     if not runs:
         raise ConfigError(f"{checkpoint}: no run of {sweep.name} passes through it{_why_not(config, sweep)}")
     files = checksums(checkpoint, [path.name for path in checkpoint.iterdir() if path.is_file()])
@@ -79,7 +79,7 @@ def _why_not(config: RunConfig, sweep: Sweep) -> str:
                 for key, value in _flat(run.trunk()).items()
                 if own.get(key) != value
             ]
-            for run in sweep.runs
+            for run in sweep.recipe_runs
         ),
         key=len,
     )

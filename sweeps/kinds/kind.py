@@ -19,6 +19,9 @@ ARTIFACT = "model.int6"
 """File of an attempt that holds the compressed model."""
 BLOCKS = "blocks.parquet"
 TRAJECTORY = "trajectory.parquet"
+SCRIPT_LOG = "script.log"
+OUTPUTS = "outputs"
+"""Folder of an attempt with the files that a script leaves."""
 
 Cost = Mapping[Rate, float]
 
@@ -48,6 +51,8 @@ class Kind:
     """Takes training steps, reports them, and can be asked to stop."""
     resumes: bool = False
     """Goes on from the checkpoints of an earlier attempt."""
+    log: str = "log.txt"
+    """File of an attempt with what the work printed."""
     averages: bool = False
     """It takes the averaged weights of the state, of which there may be several."""
     states: Callable[[Any], tuple[int, ...]] | None = None

@@ -5,7 +5,16 @@ from typing import Any
 
 from gepa_core.config import RunConfig
 from gepa_core.sizes import measure_flops, step_flops
-from sweeps.kinds.kind import ARTIFACT, FINAL_STATE, TRAJECTORY, Cost, Kind, ttt_settings
+from sweeps.kinds.kind import (
+    ARTIFACT,
+    FINAL_STATE,
+    OUTPUTS,
+    SCRIPT_LOG,
+    TRAJECTORY,
+    Cost,
+    Kind,
+    ttt_settings,
+)
 from sweeps.kinds.stages import MEASURED
 
 
@@ -40,6 +49,8 @@ def _quantize_settings(config: RunConfig) -> dict[str, Any]:
 
 
 SEGMENT = "segment"
+SCRIPT = "script"
+SHARING_CHECK = "sharing_check"
 _ALL = (
     Kind(
         SEGMENT,
@@ -62,6 +73,23 @@ _ALL = (
         columns=("artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction"),
     ),
     *MEASURED,
+    Kind(
+        SCRIPT,
+        work="sweeps.work.script",
+        files=(TRAJECTORY, SCRIPT_LOG, OUTPUTS, FINAL_STATE),
+        cost=lambda config, tokens, start, stop, *_: {"steps": float(stop - start)},
+        gives=FINAL_STATE,
+        seconds="train_seconds",
+        trains=True,
+        log=SCRIPT_LOG,
+    ),
+    Kind(
+        SHARING_CHECK,
+        work="sweeps.work.sharing_check",
+        files=(SCRIPT_LOG,),
+        cost=lambda config, *_: {"steps": 2.0 * config.steps},
+        log=SCRIPT_LOG,
+    ),
 )
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 STAGES = tuple(kind.name for kind in MEASURED)

@@ -44,12 +44,12 @@ def no_replicates(sweep: Sweep) -> Iterator[str]:
 
 
 def ema_horizon(sweep: Sweep) -> Iterator[str]:
-    slow = [run for run in sweep.runs if run.ema_decay**run.steps > EMA_LEFTOVER]
+    slow = [run for run in sweep.recipe_runs if run.ema_decay**run.steps > EMA_LEFTOVER]
     if slow:
         worst = max(slow, key=lambda run: run.ema_decay**run.steps)
         fitting = EMA_LEFTOVER ** (1 / min(run.steps for run in slow))
         yield (
-            f"EMA horizon too long for {len(slow)} of {len(sweep.runs)} runs: with ema_decay "
+            f"EMA horizon too long for {len(slow)} of {len(sweep.recipe_runs)} runs: with ema_decay "
             f"{worst.ema_decay:g} over {worst.steps} steps, {worst.ema_decay**worst.steps:.0%} of the EMA is "
             f"still the initial weights; ema_decay {int(fitting * 1000) / 1000:g} or less fits"
         )
@@ -57,8 +57,8 @@ def ema_horizon(sweep: Sweep) -> Iterator[str]:
 
 def few_evaluations(sweep: Sweep) -> Iterator[str]:
     """Most warmdowns could not be measured: said before they are paid for."""
-    warmdowns = sorted(run.warmdown_steps for run in sweep.runs if run.warmdown_steps)
-    few = [run for run in sweep.runs if run.warmdown_steps and _evaluations(run) < MIN_EVALUATIONS]
+    warmdowns = sorted(run.warmdown_steps for run in sweep.recipe_runs if run.warmdown_steps)
+    few = [run for run in sweep.recipe_runs if run.warmdown_steps and _evaluations(run) < MIN_EVALUATIONS]
     if 2 * len(few) > len(warmdowns):
         # Enough for three quarters of them: the shortest warmdown of a grid would make all others pay.
         enough = warmdowns[len(warmdowns) // 4] // MIN_EVALUATIONS
@@ -78,7 +78,7 @@ def _evaluations(run: RunConfig) -> int:
 
 
 def momentum_warmup(sweep: Sweep) -> Iterator[str]:
-    long = [run for run in sweep.runs if run.optim.muon_momentum_warmup_steps > run.steps]
+    long = [run for run in sweep.recipe_runs if run.optim.muon_momentum_warmup_steps > run.steps]
     if long:
         steps = max(run.optim.muon_momentum_warmup_steps for run in long)
         yield (
@@ -88,7 +88,7 @@ def momentum_warmup(sweep: Sweep) -> Iterator[str]:
 
 
 def uneven_ranks(sweep: Sweep) -> Iterator[str]:
-    uneven = sorted({run.batch.spans for run in sweep.runs if run.batch.spans % sweep.exec.ranks})
+    uneven = sorted({run.batch.spans for run in sweep.recipe_runs if run.batch.spans % sweep.exec.ranks})
     if uneven:
         spans = ", ".join(map(str, uneven))
         yield (
@@ -98,8 +98,8 @@ def uneven_ranks(sweep: Sweep) -> Iterator[str]:
 
 
 def little_quantized(sweep: Sweep) -> Iterator[str]:
-    least = min(sweep.runs, key=quantized_fraction)
-    if quantized_fraction(least) < MIN_QUANTIZED and "int6" in "".join(sweep.stages):
+    least = min(sweep.recipe_runs, key=quantized_fraction, default=None)
+    if least and quantized_fraction(least) < MIN_QUANTIZED and "int6" in "".join(sweep.stages):
         yield (
             f"int6 reaches only {quantized_fraction(least):.0%} of the parameters: "
             f"quant.keep_float_max_numel {least.quant.keep_float_max_numel} is too high for this width"

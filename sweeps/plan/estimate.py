@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gepa_core.config import CAP_BYTES
+from gepa_core.config import CAP_BYTES, RunConfig
 from gepa_core.sizes import num_params, state_bytes
 from sweeps.kinds.kind import ARTIFACT, Rate
 from sweeps.plan.tree import Node, Plan
@@ -53,19 +53,17 @@ def disk_bytes(plan: Plan, leases: int) -> int:
     """States on trunks (and what `keep` adds) and artifacts, which stay, and three states for each lease at
     work. With `keep: all`, checkpoints on the way come on top: their number depends on the time it takes.
     """
+    models = {n.id: n.config.model for n in plan.nodes.values() if isinstance(n.config, RunConfig)}
     sizes = {
-        segment.id: state_bytes(segment.config.model, len(segment.averages) or 1)
-        for segment in plan.segments.values()
+        id_: state_bytes(models[id_], len(node.averages) or 1)
+        for id_, node in plan.segments.items()
+        if id_ in models
     }
     keeps = plan.sweep.keep != "artifacts"
-    states = sum(sizes[segment.id] for segment in plan.segments.values() if segment.trunk or keeps)
+    states = sum(sizes[id_] for id_ in sizes if plan.nodes[id_].trunk or keeps)
     states += 3 * leases * max(sizes.values(), default=0)
-    artifacts = sum(
-        min(num_params(node.config.model), CAP_BYTES)
-        for node in plan.nodes.values()
-        if plan.kind(node.id).gives == ARTIFACT
-    )
-    return states + artifacts
+    artifacts = (id_ for id_ in models if plan.kind(id_).gives == ARTIFACT)
+    return states + sum(min(num_params(models[id_]), CAP_BYTES) for id_ in artifacts)
 
 
 @dataclass(frozen=True)

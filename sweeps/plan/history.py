@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gepa_core.config import RunConfig, digest
 from gepa_core.sizes import training_flops_per_token
+from sweeps.kinds.script import ScriptRun
 from sweeps.kinds.table import KINDS
 from sweeps.plan.speeds import Measurement
 from sweeps.plan.tree import KnownSegment
@@ -27,8 +28,9 @@ class History:
     faults: tuple[str, ...] = ()
     """States that are there and of no use."""
 
-    def on(self, *, gpu: bool) -> list[Measurement]:
-        return [timed for device, timed in self.measurements if (device != "cpu") == gpu]
+    def on(self, *, gpu: bool, script: str = "") -> list[Measurement]:
+        """What was timed on such devices; steps only of the script with that digest of its files."""
+        return [m for device, m in self.measurements if (device != "cpu") == gpu and m.of == script]
 
 
 def read_history(store: Store) -> History:
@@ -79,6 +81,8 @@ def measurement(outcome: Outcome) -> Measurement | None:
     if config is None or kind is None or kind.seconds is None or not (seconds := result.get(kind.seconds)):
         return None
     devices = outcome.devices or float(outcome.execution.get("ranks", 1))
+    if isinstance(config, ScriptRun):
+        return Measurement("steps", float(result.get("steps_made") or 0), seconds, devices, config.files)
     if kind.trains:
         if not (rate := result.get("tokens_per_second")):
             return None
@@ -90,9 +94,10 @@ def measurement(outcome: Outcome) -> Measurement | None:
     return Measurement(unit, amount, seconds, devices)
 
 
-def _config(record: Mapping[str, Any] | None) -> RunConfig | None:
+def _config(record: Mapping[str, Any] | None) -> RunConfig | ScriptRun | None:
     try:
-        return RunConfig.model_validate(record, strict=False) if record else None
+        model = ScriptRun if record and "script_version" in record else RunConfig
+        return model.model_validate(record, strict=False) if record else None
     except ValidationError:  # written by another version
         return None
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from gepa_core.config import Average, RunConfig, digest
-from sweeps.kinds.table import KINDS, SEGMENT
+from sweeps.kinds.script import ScriptRun
+from sweeps.kinds.table import KINDS, SCRIPT, SEGMENT
 from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
+from sweeps.plan.speeds import SCRIPT as SCRIPT_SPEED
 from sweeps.plan.tree import KnownSegment, Node, Plan, RunPlan
-from sweeps.spec.sweep import Sweep
+from sweeps.spec.sweep import Run, Sweep
 
 
 def make_plan(
@@ -46,12 +48,19 @@ def make_plan(
         runs={run_id: planner.runs[run_id] for members in trunks.values() for run_id, _ in members},
         nodes=planner.ordered(),
         done=frozenset(planner.done),
-        speeds=speeds or (PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER),
+        speeds=speeds or assumed_speeds(sweep),
         val_tokens=sweep.val_tokens or PUBLISHED_VAL_TOKENS,
     )
 
 
-def trunk_id(config: RunConfig, decays: Sequence[float] = ()) -> str:
+def assumed_speeds(sweep: Sweep) -> Speeds:
+    """For a sweep of which nothing was timed yet."""
+    if sweep.script:
+        return SCRIPT_SPEED
+    return PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER
+
+
+def trunk_id(config: Run, decays: Sequence[float] = ()) -> str:
     """Names the constant phase that a run shares with all runs of the same name.
 
     decays: of the averages that its states hold, where they are others than the run's own alone.
@@ -73,14 +82,22 @@ def _segment_id(
     return f"{start}-{stop}-{digest(lineage)[:16]}"
 
 
-def _tail(config: RunConfig) -> list[object]:
+def _tail(config: Run) -> list[object]:
     """What the branch of a run depends on besides its trunk: values of usual keys, pairs of others."""
     tail = list(config.tail().items())
     return [value for _, value in tail[:_USUAL]] + [list(pair) for pair in tail[_USUAL:]]
 
 
+def _point(config: Run) -> int:
+    """The step of the trunk at which a run's own part begins.
+
+    A script's run always has one: what it measures at its end is not done where it only saves a state.
+    """
+    return 0 if isinstance(config, ScriptRun) and config.warmdown_steps == 0 else config.peak_steps
+
+
 _USUAL = 4  # schedule, steps, warmdown_steps and final_lr_fraction, in every identity
-_Run = tuple[str, RunConfig]
+_Run = tuple[str, Run]
 
 
 @dataclass
@@ -97,8 +114,8 @@ class _Trunk:
     steps: list[int]
     """Of `available`, ascending."""
 
-    def of(self, config: RunConfig) -> tuple[Average, ...]:
-        return self.averages[config.peak_steps, str(_tail(config))]
+    def of(self, config: Run) -> tuple[Average, ...]:
+        return self.averages[_point(config), str(_tail(config))]
 
 
 class _Planner:
@@ -132,7 +149,7 @@ class _Planner:
         trunk = self._trunk(name, members)
         by_point: dict[int, list[_Run]] = {}
         for run_id, config in members:
-            by_point.setdefault(config.peak_steps if self.sweep.share else 0, []).append((run_id, config))
+            by_point.setdefault(_point(config) if self.sweep.share else 0, []).append((run_id, config))
         finished = self.finished.get(trunk.id, {})
         merging = self._merging(trunk, members)
         for point in sorted({*by_point, *merging}):
@@ -165,7 +182,7 @@ class _Planner:
         held = tuple(Average(decay) for decay in decays)
         asked: dict[tuple[int, str], set[Average]] = {}
         for _, config in members:
-            asked.setdefault((config.peak_steps, str(_tail(config))), set()).add(config.average)
+            asked.setdefault((_point(config), str(_tail(config))), set()).add(config.average)
         averages = {key: held if more <= {*held} else (*sorted(more),) for key, more in asked.items()}
         # Every point is computed from the nearest state below it.
         available: dict[int, str | None] = {0: None}
@@ -174,9 +191,9 @@ class _Planner:
             available |= {stop: kept[0]} if kept else {}
         return _Trunk(id_, held, averages, available, sorted(available))
 
-    def _merging(self, trunk: _Trunk, members: list[_Run]) -> dict[int, RunConfig]:
+    def _merging(self, trunk: _Trunk, members: list[_Run]) -> dict[int, Run]:
         """Steps at which the trunk is cut because a stage yet to be done merges the states there."""
-        steps: dict[int, RunConfig] = {}
+        steps: dict[int, Run] = {}
         for kind in self.stages_wanted:
             if states := KINDS[kind].states:
                 for _, config in members:
@@ -202,7 +219,7 @@ class _Planner:
                 return True
         return False
 
-    def _branch_id(self, trunk: _Trunk, state: str | None, point: int, config: RunConfig) -> str:
+    def _branch_id(self, trunk: _Trunk, state: str | None, point: int, config: Run) -> str:
         """The branch's segment: a finished one, if it is still of use to this run, or a new one.
 
         A result is never replaced, so work done again because its state was deleted gets an id of its own.
@@ -216,12 +233,12 @@ class _Planner:
                 return branch_id
         raise AssertionError("unreachable")
 
-    def _measured(self, trunk: _Trunk, last: str, config: RunConfig) -> bool:
+    def _measured(self, trunk: _Trunk, last: str, config: Run) -> bool:
         """Whether no stage needs the run's final state any more; int6 and later need the artifact only."""
         stages = self._stages_of(trunk, "", last, config)
         return all(stage.id in self.done_stages for stage in stages if stage.after == last)
 
-    def _adopt(self, trunk: _Trunk, segment_id: str, config: RunConfig) -> None:
+    def _adopt(self, trunk: _Trunk, segment_id: str, config: Run) -> None:
         """Enter a finished segment and its lineage into the plan."""
         at: str | None = segment_id
         while at is not None and at not in self.done:
@@ -230,7 +247,7 @@ class _Planner:
             self.done.add(at)
             at = segment.parent
 
-    def _extend(self, trunk: _Trunk, stop: int, config: RunConfig) -> None:
+    def _extend(self, trunk: _Trunk, stop: int, config: Run) -> None:
         """A new trunk segment. `config` ends its constant phase at `stop`, so it validates there too."""
         at = bisect_left(trunk.steps, stop)
         start = trunk.steps[at - 1]
@@ -250,17 +267,18 @@ class _Planner:
         parent: str | None,
         start: int,
         stop: int,
-        config: RunConfig,
+        config: Run,
         *,
         branch: bool = False,
     ) -> None:
         averages = trunk.of(config) if branch else trunk.held
         averages = () if averages == (config.average,) else averages
+        kind = SCRIPT if isinstance(config, ScriptRun) else SEGMENT
         self.segments[segment_id] = Node(
-            segment_id, SEGMENT, parent, config, (), start, stop, not branch, trunk.id, averages=averages
+            segment_id, kind, parent, config, (), start, stop, not branch, trunk.id, averages=averages
         )
 
-    def _finish(self, trunk: _Trunk, state: str | None, point: int, run_id: str, config: RunConfig) -> None:
+    def _finish(self, trunk: _Trunk, state: str | None, point: int, run_id: str, config: Run) -> None:
         """The branch of a run, if it has one, and its stages."""
         last = state
         self.runs_at.setdefault(state or "", []).append(run_id)
@@ -278,23 +296,26 @@ class _Planner:
         self.done.update(stage.id for stage in stages if stage.id in self.done_stages)
         self.runs[run_id] = RunPlan(config, last, tuple(stage.id for stage in stages))
 
-    def unaveraged(self, config: RunConfig) -> str:
-        """Digest of `RunConfig.unaveraged`, remembered for runs that differ in their length only."""
+    def unaveraged(self, config: Run) -> str:
+        """Digest of `unaveraged`, remembered for runs that differ in their length only."""
+        if isinstance(config, ScriptRun):
+            return digest(config.unaveraged())
         fields = {k: v for k, v in config.__dict__.items() if k not in ("steps", "warmdown_steps")}
         key = tuple(id(v) if isinstance(v, BaseModel) else v for v in fields.values())
         if key not in self.digests:
             self.digests[key] = digest(config.unaveraged())
         return self.digests[key]
 
-    def _settings(self, config: RunConfig, kind: str) -> str:
+    def _settings(self, config: Run, kind: str) -> str:
         """Digest of a stage's settings, remembered for the sections that runs have in common."""
+        assert isinstance(config, RunConfig), "a script has no stages"
         key: tuple[object, ...] = (kind, id(config.eval), id(config.quant), id(config.ttt), id(config.merge))
         key += (config.merge_steps,) if KINDS[kind].states else ()
         if key not in self.settings:
             self.settings[key] = digest(KINDS[kind].settings(config))
         return self.settings[key]
 
-    def _stage_id(self, trunk: _Trunk, kind: str, after: str, config: RunConfig) -> str:
+    def _stage_id(self, trunk: _Trunk, kind: str, after: str, config: Run) -> str:
         """Of the node it comes after (of a trunk's states: of the trunk) and its settings."""
         after = trunk.id if KINDS[kind].states else after
         lineage = f"{kind} {after} {self._settings(config, kind)}"
@@ -302,7 +323,7 @@ class _Planner:
             lineage += f" {config.average}"
         return f"{kind}-{hashlib.sha256(lineage.encode()).hexdigest()[:16]}"
 
-    def _stages_of(self, trunk: _Trunk, run_id: str, last: str, config: RunConfig) -> list[Node]:
+    def _stages_of(self, trunk: _Trunk, run_id: str, last: str, config: Run) -> list[Node]:
         """The stages that the sweep asks for, and those that they start from."""
         stages: dict[str, Node] = {}
         ids: dict[str, str] = {}

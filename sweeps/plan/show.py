@@ -34,13 +34,13 @@ def show_plan(
 
 
 def _headline(plan: Plan, figures: Mapping[str, Any]) -> Text:
-    sizes = sorted({num_params(run.config.model) for run in plan.runs.values()})
-    params = " to ".join(f"{n / 1e6:.3g} M" for n in dict.fromkeys((sizes[0], sizes[-1])))
+    sizes = sorted({num_params(run.model) for run in plan.sweep.recipe_runs})
+    params = " to ".join(f"{n / 1e6:.3g} M" for n in dict.fromkeys((*sizes[:1], *sizes[-1:])))
     parts = [
         f"{_count(figures['runs'], 'run')} in {_count(figures['trunks'], 'tree')}",
         _count(figures["segments"], "segment"),
         _count(figures["stages"], "stage"),
-        f"{params} parameters",
+        f"{params} parameters" if params else "each a run of the script",
     ]
     return Text.assemble((plan.sweep.name, "bold"), ": " + ", ".join(parts))
 
@@ -78,7 +78,8 @@ def _trunk(plan: Plan, segments: list[Node]) -> Tree:
 def _trunk_name(plan: Plan, segments: list[Node]) -> str:
     config = segments[0].config
     axes = {"seed": config.seed, **plan.sweep.axis_values(config)}
-    if not plan.sweep.share:
+    axes = {key: value for key, value in axes.items() if value is not None}
+    if not segments[0].trunk and segments[0].start == 0:
         return f"alone: {segments[0].runs[0]}"
     shared = {"quant.", "ttt."}
     values = [f"{key} {value}" for key, value in axes.items() if not key.startswith(tuple(shared))]
@@ -137,7 +138,9 @@ def _costs(figures: Mapping[str, Any]) -> Table:
 def _totals(figures: Mapping[str, Any]) -> Text:
     lines = [
         f"critical path {figures['critical_path_steps']:,} steps",
-        f"disk up to {human_bytes(figures['disk_bytes'])} (trunk states, artifacts, work in hand)",
+        f"disk up to {human_bytes(figures['disk_bytes'])} (trunk states, artifacts, work in hand)"
+        if figures["disk_bytes"]
+        else "disk: the script's outputs, and its states where trunks are shared",
         f"about {human_hours(figures['eta_hours'])} with {figures['leases_basis']}",
     ]
     if figures["steps_left"] < figures["steps_shared"]:

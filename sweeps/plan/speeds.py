@@ -17,6 +17,8 @@ class Measurement:
     amount: float
     seconds: float
     devices: float
+    of: str = ""
+    """Digest of the script whose steps they are."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Speeds:
                 rates[kind] = sum(m.amount for m in timed if m.kind == kind) / device_seconds
         if not rates:
             return self
+        if "steps" in rates:
+            return replace(self, **rates, source="measured in this store, of this script")
         rest = [kind for kind in ("train", "evaluate", "ttt") if kind not in rates]
         source = f"measured in this store ({', '.join(rates)})"
         return replace(self, **rates, source=source + (f"; {', '.join(rest)}: {self.source}" if rest else ""))
@@ -58,4 +62,7 @@ PUBLISHED_A100 = Speeds(
 # Per one-thread worker; small models are bound by call overhead, so this is good to a factor of two.
 CPU_WORKER = Speeds(
     train=35e9, evaluate=45e9, ttt=35e9, source="a one-thread CPU worker's typical 35-45 GFLOP/s, fp32"
+)
+SCRIPT = Speeds(
+    train=1.0, evaluate=1.0, ttt=1.0, source="one step a second, assumed until a run of this script is done"
 )

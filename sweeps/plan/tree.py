@@ -15,7 +15,7 @@ from gepa_core.config import Average, RunConfig
 from sweeps.kinds.kind import Kind, Rate
 from sweeps.kinds.table import KINDS
 from sweeps.plan.speeds import PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
-from sweeps.spec.sweep import Sweep
+from sweeps.spec.sweep import Run, Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Node:
     """Its entry in `sweeps.kinds.table.KINDS`."""
     after: str | None
     """Node whose output it starts from; None = the initial weights."""
-    config: RunConfig
+    config: Run
     """Of a run that needs it; on a trunk one that branches off (or ends) at `stop`."""
     runs: tuple[str, ...]
     """Training: runs that branch off or end at `stop`. Stages: the run that first asked for it.
@@ -104,7 +104,7 @@ class KnownSegment:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    config: RunConfig
+    config: Run
     last: str
     """Node that ends its training; `Plan.segments_of` gives the whole chain."""
     stages: tuple[str, ...]
@@ -222,8 +222,10 @@ class Plan:
         """Steps that must follow one another: however many machines, a sweep takes as long."""
         return max((run.config.steps for run in self.runs.values()), default=0)
 
-    def tokens(self, config: RunConfig) -> int:
+    def tokens(self, config: Run) -> int:
         """Target tokens of a validation of such a run."""
+        if not isinstance(config, RunConfig):
+            return 0  # a script's validations are part of its steps
         return min(self.val_tokens, config.data.val_tokens or self.val_tokens)
 
     def alone(self, run_id: str) -> list[Node]:

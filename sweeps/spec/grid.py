@@ -1,9 +1,9 @@
 """From axes to run configurations: the product of a grid's axes, single points, shared settings."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +15,7 @@ MAX_CELLS = 20_000
 _RATIOS = {"warmdown_ratio": "warmdown_steps", "adam_warmdown_ratio": "adam_warmdown_steps"}
 """Keys of a sweep file by the field of the run that they give, in steps."""
 
+R = TypeVar("R", bound=Hashable)
 Cell = dict[str, Any]
 """Dotted keys to typed values."""
 
@@ -50,7 +51,7 @@ class Expander:
         try:
             top = {key: value for key, value in self._preset.items() if not isinstance(value, Mapping)}
             top |= {key: value for key, value in values.items() if "." not in key and key not in _RATIOS}
-            top |= self._warmdown(cell, values, top)
+            top |= warmdown_of(cell, values, top)
             for name, info in RunConfig.model_fields.items():
                 if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                     top[name] = self._section(name, info.annotation, values)
@@ -79,27 +80,29 @@ class Expander:
             self._sources[key] = source.placeholder(val_tokens), source
         return self._sources[key]
 
-    def _warmdown(self, cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, Any]:
-        """Ratios in steps. What a cell says of the warmdown wins over the shared settings.
 
-        Keys that the schedule does not heed are set to one value, whatever the grid's: the runs are the same.
-        """
-        if "steps" not in top:
-            raise ValueError("no run length: give steps")
-        schedule = top.get("schedule", RunConfig.model_fields["schedule"].default)
-        unheeded = {} if schedule == "power" else {"schedule_power": 1.0}
-        if schedule == "constant":
-            return unheeded | {"warmdown_steps": 0, "adam_warmdown_steps": None, "lr_floor": 0.0}
-        found: dict[str, Any] = {}
-        for ratio, name in _RATIOS.items():
-            for level in (values, cell):
-                if name in level:
-                    found[name] = level[name]
-                elif ratio in level:
-                    found[name] = round(level[ratio] * top["steps"])
-        if "warmdown_steps" not in found and "warmdown_steps" not in top:
-            raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
-        return found | unheeded
+def warmdown_of(cell: Cell, values: Cell, top: Mapping[str, Any]) -> dict[str, Any]:
+    """Ratios in steps. What a cell says of the warmdown wins over the shared settings.
+
+    Keys that the schedule does not heed are set to one value, whatever the grid's: the runs are the same.
+    Raises ValueError where nothing says how long it is.
+    """
+    if "steps" not in top:
+        raise ValueError("no run length: give steps")
+    schedule = top.get("schedule", RunConfig.model_fields["schedule"].default)
+    unheeded = {} if schedule == "power" else {"schedule_power": 1.0}
+    if schedule == "constant":
+        return unheeded | {"warmdown_steps": 0, "adam_warmdown_steps": None, "lr_floor": 0.0}
+    found: dict[str, Any] = {}
+    for ratio, name in _RATIOS.items():
+        for level in (values, cell):
+            if name in level:
+                found[name] = level[name]
+            elif ratio in level:
+                found[name] = round(level[ratio] * top["steps"])
+    if "warmdown_steps" not in found and "warmdown_steps" not in top:
+        raise ValueError("no warmdown: give warmdown_ratio or warmdown_steps (0 = constant to the end)")
+    return found | unheeded
 
 
 def _reason(detail: Any) -> str:
@@ -108,9 +111,9 @@ def _reason(detail: Any) -> str:
     return f"{where}: {message}" if where else message
 
 
-def merge(runs: Iterable[RunConfig]) -> tuple[tuple[RunConfig, ...], dict[RunConfig, int]]:
+def merge(runs: Iterable[R]) -> tuple[tuple[R, ...], dict[R, int]]:
     """Runs without repeats, in order, and how often each repeated one occurred."""
-    counts: dict[RunConfig, int] = {}
+    counts: dict[R, int] = {}
     for run in runs:
         counts[run] = counts.get(run, 0) + 1
     return tuple(counts), {run: count for run, count in counts.items() if count > 1}

@@ -1,7 +1,7 @@
 """Names and types of what a sweep file may set: dotted keys, unambiguous leaves, near misses."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -105,9 +105,50 @@ class _SweepOnly(BaseModel):
     corpus: Literal["docstrings"] = "docstrings"
 
 
-@cache
-def run_keys() -> dict[str, Key]:
+@dataclass(frozen=True)
+class Vocabulary:
     """What `grid`, `points` and `set` may name."""
+
+    keys: Mapping[str, Key]
+    family: Key | None = None
+    """Named `prefix.`: any key that begins so is allowed, with this one's type."""
+
+    def key(self, name: str) -> Key:
+        """A key by its dotted name, or by its last part where that tells. Raises KeyRefusedError."""
+        if name in self.keys:
+            return self.keys[name]
+        if self.family and name.startswith(self.family.name) and name != self.family.name:
+            return Key(name, self.family.info)
+        same_leaf = [known for known in self.keys if known.rpartition(".")[2] == name]
+        if len(same_leaf) == 1:
+            return self.keys[same_leaf[0]]
+        if same_leaf:
+            raise KeyRefusedError(f"ambiguous; write {' or '.join(same_leaf)}")
+        if name in ExecConfig.model_fields:
+            raise KeyRefusedError(f"is how a run is executed; set exec.{name}")
+        leaves = [known.rpartition(".")[2] for known in self.keys]
+        hint = near_miss(name, [*self.keys, *(x for x in leaves if leaves.count(x) == 1)])
+        if self.family:
+            hint += f"; a variable of the environment is written {self.family.name}NAME, and any other name "
+            hint += "has to be a {placeholder} of script.command or script.env"
+        raise KeyRefusedError("unknown key" + hint)
+
+    def full_name(self, name: str) -> str:
+        """Dotted form of a key; a key that is not allowed as it is."""
+        try:
+            return self.key(name).name
+        except KeyRefusedError:
+            return name
+
+    def nests(self, name: str) -> bool:
+        """Whether keys continue below `name`."""
+        family = (self.family.name,) if self.family else ()
+        return any(known.startswith(f"{name}.") for known in (*self.keys, *family))
+
+
+@cache
+def run_vocabulary() -> Vocabulary:
+    """That of a recipe: RunConfig's keys, and those that resolve to some of them."""
     keys = fields(RunConfig)
     del keys["numerics_version"]
     only = _SweepOnly.model_fields
@@ -117,34 +158,7 @@ def run_keys() -> dict[str, Key]:
         keys[name] = Key(name, only[name])
     keys["data.dir"] = Key("data.dir", only["dir"])
     keys["data.corpus"] = Key("data.corpus", only["corpus"])
-    return keys
-
-
-def run_key(name: str) -> Key:
-    """A RunConfig key by its dotted name, or by its last part where that tells. Raises KeyRefusedError."""
-    keys = run_keys()
-    if name in keys:
-        return keys[name]
-    same_leaf = [known for known in keys if known.rpartition(".")[2] == name]
-    if len(same_leaf) == 1:
-        return keys[same_leaf[0]]
-    if same_leaf:
-        raise KeyRefusedError(f"ambiguous; write {' or '.join(same_leaf)}")
-    executed = [known for known in ExecConfig.model_fields if known == name]
-    if executed:
-        raise KeyRefusedError(f"is how a run is executed; set exec.{name}")
-    leaves = [known.rpartition(".")[2] for known in keys]
-    raise KeyRefusedError(
-        "unknown key" + near_miss(name, [*keys, *(x for x in leaves if leaves.count(x) == 1)])
-    )
-
-
-def full_name(name: str) -> str:
-    """Dotted form of a key; a key that is not allowed as it is."""
-    try:
-        return run_key(name).name
-    except KeyRefusedError:
-        return name
+    return Vocabulary(keys)
 
 
 def _describe(annotation: Any) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from gepa_core.bounded import MAX_TEXT_BYTES, read_bytes
 from gepa_core.errors import ConfigError
-from sweeps.spec.keys import near_miss
+from sweeps.spec.keys import near_miss, run_vocabulary
 from sweeps.spec.overrides import override
 from sweeps.spec.read import Reader
+from sweeps.spec.script import ScriptReader, script_vocabulary
 from sweeps.spec.sweep import TOP_KEYS, SpecError, Sweep
 from sweeps.spec.yamlfile import Problem, parse
 
@@ -39,9 +40,10 @@ def read_sweep(text: str, overrides: Sequence[str] = (), file: str = "sweep.yaml
     if document.problems and not isinstance(document.value, dict):
         raise SpecError(file, document.problems)
     syntax = list(document.problems)
+    is_script = "script" in document.value
     for argument in overrides:
-        override(document, argument)
-    sweep = Reader(document, file).sweep()
+        override(document, argument, script_vocabulary(document.value) if is_script else run_vocabulary())
+    sweep = (ScriptReader if is_script else Reader)(document, file).sweep()
     if document.problems or sweep is None:
         unreadable = {(problem.place, problem.key) for problem in syntax}
         later = (p for p in document.problems[len(syntax) :] if (p.place, p.key) not in unreadable)

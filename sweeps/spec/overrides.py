@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from sweeps.spec.keys import KeyRefusedError, full_name, run_key, shortened
+from sweeps.spec.keys import KeyRefusedError, Vocabulary, shortened
 from sweeps.spec.sweep import TOP_KEYS
 from sweeps.spec.yamlfile import Document, KeyPath, Problem, parse, scalar, too_long
 
 
-def override(document: Document, text: str) -> None:
-    """Enters `key.path=value` into the document: a key of the file, or a RunConfig key."""
+def override(document: Document, text: str, keys: Vocabulary) -> None:
+    """Enters `key.path=value` into the document: a key of the file, or one of its runs'."""
     place = f"argument {shortened(text)!r}"
     name, equals, given = text.partition("=")
     if not equals or not name:
@@ -26,7 +26,7 @@ def override(document: Document, text: str) -> None:
         return
     else:
         value, inner = scalar(given), {}
-    path = _target(document, name, value)
+    path = _target(document, name, value, keys)
     *parents, last = path
     at = document.value
     for part in parents:
@@ -46,26 +46,26 @@ def override(document: Document, text: str) -> None:
     document.places |= {(*path, *rest): where for rest, where in inner.items()}
 
 
-def _target(document: Document, name: str, value: Any) -> KeyPath:
+def _target(document: Document, name: str, value: Any, keys: Vocabulary) -> KeyPath:
     """Where in the file an override goes."""
     head, _, rest = name.partition(".")
-    if head in ("grid", "set", "resources", "exec") and rest:
+    if head in ("grid", "set", "resources", "exec", "script") and rest:
         return (head, rest) if head in ("grid", "set") else (head, *rest.split("."))
     if name in TOP_KEYS:
         return (name,)
     try:
-        key = run_key(name)
+        key = keys.key(name)
     except KeyRefusedError:
         return (name,)  # reported with the file's other keys
     grid = document.value.get("grid")
     if isinstance(grid, dict):
         for axis in grid:
-            if full_name(axis) == key.name:
+            if keys.full_name(axis) == key.name:
                 return ("grid", axis)
     if isinstance(value, list) and not key.takes_list:
         return ("grid", key.name)
     settings = document.value.get("set")
     for known in settings if isinstance(settings, dict) else ():
-        if full_name(known) == key.name:
+        if keys.full_name(known) == key.name:
             return ("set", known)
     return ("set", key.name)

@@ -2,17 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
+from sweeps.kinds.script import ScriptRun
 from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
-from sweeps.spec.keys import Key, KeyRefusedError, fields, full_name, near_miss, run_key, run_keys
+from sweeps.spec.keys import Key, KeyRefusedError, Vocabulary, fields, near_miss, run_vocabulary
 from sweeps.spec.source import DataSource
 from sweeps.spec.sweep import (
     KEEPS,
@@ -25,6 +26,9 @@ from sweeps.spec.sweep import (
 )
 from sweeps.spec.yamlfile import Document, KeyPath, show
 
+T = TypeVar("T")
+R = TypeVar("R", RunConfig, ScriptRun)
+
 
 class Reader:
     """Turns a document into a Sweep; what is wrong goes to the document's problems."""
@@ -32,6 +36,7 @@ class Reader:
     def __init__(self, document: Document, file: str) -> None:
         self.document = document
         self.file = file
+        self.keys: Vocabulary = run_vocabulary()
         self.value: dict[str, Any] = document.value
 
     def sweep(self) -> Sweep | None:
@@ -63,7 +68,7 @@ class Reader:
             exec=exec_config,
             share=share,
             keep=keep,
-            axes=tuple(key for key in run_keys() if key in varying and key not in STANDARD_AXES),
+            axes=tuple(key for key in self.keys.keys if key in varying and key not in STANDARD_AXES),
             sources=sources,
             origins={fingerprints(source.placeholder(None)): source for source in sources},
             document={
@@ -84,7 +89,7 @@ class Reader:
 
     def _unknown_top(self, key: str) -> None:
         try:
-            run_key(key)
+            self.keys.key(key)
             hint = f"; it belongs under set, as set.{key}, or under grid with a list of values"
         except KeyRefusedError as problem:
             if not str(problem).startswith("unknown key"):
@@ -92,7 +97,7 @@ class Reader:
                 return
             executed = [f"exec.{name}" for name in ExecConfig.model_fields]
             asked = [f"resources.{name}" for name in Resources.model_fields]
-            hint = near_miss(key, [*TOP_KEYS, *run_keys(), *executed, *asked])
+            hint = near_miss(key, [*TOP_KEYS, *self.keys.keys, *executed, *asked])
             hint += f"; allowed here: {', '.join(TOP_KEYS)}"
         self.document.report((key,), "unknown key" + hint)
 
@@ -206,11 +211,11 @@ class Reader:
         def walk(values: Mapping[str, Any], prefix: str, at: KeyPath) -> None:
             for name, value in values.items():
                 here = (*at, name)
-                if isinstance(value, dict) and any(k.startswith(f"{prefix}{name}.") for k in run_keys()):
+                if isinstance(value, dict) and self.keys.nests(prefix + name):
                     walk(value, f"{prefix}{name}.", here)
                     continue
                 try:
-                    key = run_key(prefix + name)
+                    key = self.keys.key(prefix + name)
                 except KeyRefusedError as problem:
                     self.document.report(here, str(problem))
                     continue
@@ -270,7 +275,7 @@ class Reader:
 
     def _settings(self) -> Cell:
         named = self._named(self._mapping("set"), ("set",))
-        axes = {full_name(name) for name in self._mapping("grid")}
+        axes = {self.keys.full_name(name) for name in self._mapping("grid")}
         for key, _, path in named:
             if key.name in axes:
                 self.document.report(path, "is also an axis of the grid; give it in one place")
@@ -281,9 +286,15 @@ class Reader:
     def _runs(
         self, recipe: str | None, grid: dict[str, list[Any]], points: list[Cell], settings: Cell
     ) -> list[tuple[RunConfig, DataSource]] | None:
-        """Every cell's run. Combinations that no run can have are reported together, by reason."""
+        """Every cell's run."""
         if recipe is None:
             return None
+        return self._of_cells(Expander(PRESETS[recipe], settings).run, grid, points)
+
+    def _of_cells(
+        self, run_of: Callable[[Cell], T | BadCell], grid: dict[str, list[Any]], points: list[Cell]
+    ) -> list[T] | None:
+        """What each cell makes. Combinations that no run can have are reported together, by reason."""
         if not self._mapping("grid") and not self.value.get("points"):
             self.document.report(("grid",), "nothing to run: give axes under grid, or runs under points")
             return None
@@ -293,8 +304,7 @@ class Reader:
                 ("grid",), f"{size:,} combinations; at most {MAX_CELLS:,} are planned in one sweep"
             )
             return None
-        expander = Expander(PRESETS[recipe], settings)
-        made = [expander.run(cell) for cell in cells(grid, points)]
+        made = [run_of(cell) for cell in cells(grid, points)]
         bad: dict[str, list[Cell]] = {}
         for run in made:
             if isinstance(run, BadCell):
@@ -312,8 +322,10 @@ class Reader:
         """At the key the message is about, as far as the file has it."""
         words = re.findall(r"[a-z_0-9.]+", message)
         paths = [path for path in self.document.places if path and path[0] in ("set", "grid", "points")]
-        by_name = {full_name(str(path[-1])): path for path in reversed(paths) if isinstance(path[-1], str)}
-        candidates = [by_name[full_name(w)] for w in words if full_name(w) in by_name]
+        by_name = {
+            self.keys.full_name(str(path[-1])): path for path in reversed(paths) if isinstance(path[-1], str)
+        }
+        candidates = [by_name[self.keys.full_name(w)] for w in words if self.keys.full_name(w) in by_name]
         if "warmdown_steps" in words and "warmdown_ratio" in by_name:
             candidates.append(by_name["warmdown_ratio"])
         points = self.value.get("points")
@@ -327,7 +339,7 @@ class Reader:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         self.document.report(path, f"{message}" + (f" (run with {example}{more})" if example else ""))
 
-    def _merge(self, runs: list[RunConfig]) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
+    def _merge(self, runs: list[R]) -> tuple[tuple[R, ...], tuple[str, ...]]:
         configs, repeated = merge(runs)
         if not repeated:
             return configs, ()

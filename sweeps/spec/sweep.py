@@ -9,19 +9,34 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
 from sweeps.kinds.lease import devices
+from sweeps.kinds.script import Script, ScriptRun
 from sweeps.spec.grid import merge
 from sweeps.spec.source import SOURCE_KEYS, DataSource
+from sweeps.spec.workdir import ScriptFiles
 from sweeps.spec.yamlfile import Problem
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset
 
-TOP_KEYS = ("name", "recipe", "grid", "points", "set", "stages", "resources", "exec", "share", "keep")
+TOP_KEYS = (
+    "name",
+    "recipe",
+    "script",
+    "grid",
+    "points",
+    "set",
+    "stages",
+    "resources",
+    "exec",
+    "share",
+    "keep",
+)
 KEEPS = ("artifacts", "final", "all")
 """States that stay: those on trunks; the runs' final ones too; every checkpoint."""
-RESERVED_NAMES = ("segments", "stages", "cache")
+RESERVED_NAMES = ("segments", "stages", "cache", "scripts")
 STANDARD_AXES = ("steps", "warmdown_steps", "warmdown_ratio", "schedule", "seed")
 """Axes that have a column in runs.parquet anyway."""
+Run = RunConfig | ScriptRun
 Fingerprints = tuple[str, str, str]
 """Of training shards, validation shards and tokenizer."""
 
@@ -77,7 +92,8 @@ class Sweep:
 
     name: str
     recipe: str
-    runs: tuple[RunConfig, ...]
+    """Name of a preset; "" for a script."""
+    runs: tuple[Run, ...]
     stages: tuple[str, ...]
     resources: Resources
     exec: ExecConfig
@@ -89,6 +105,9 @@ class Sweep:
     sources: tuple[DataSource, ...] = ()
     origins: Mapping[Fingerprints, DataSource] = field(default_factory=dict)
     """What the file says of a run's data."""
+    script: Script | None = None
+    files: ScriptFiles | None = None
+    """The script's files; None for a recipe."""
     data: Mapping[DataSource, "Dataset"] = field(default_factory=dict)
     """The data that was opened, by what the file says of it."""
     unchecked: tuple[str, ...] = ()
@@ -98,6 +117,11 @@ class Sweep:
     notices: tuple[str, ...] = ()
     file: str = ""
     overrides: tuple[str, ...] = ()
+
+    @property
+    def recipe_runs(self) -> tuple[RunConfig, ...]:
+        """The runs of a recipe, all or none: those of a script are a ScriptRun each."""
+        return tuple(run for run in self.runs if isinstance(run, RunConfig))
 
     @property
     def resolved(self) -> bool:
@@ -117,10 +141,13 @@ class Sweep:
         """Target tokens of the longest validation text; None where no data was opened."""
         return max((dataset.val_tokens for dataset in self.data.values()), default=None)
 
-    def axis_values(self, config: RunConfig) -> dict[str, Any]:
+    def axis_values(self, config: Run) -> dict[str, Any]:
         """A run's values on the further axes; data by what the file calls it."""
         values: dict[str, Any] = {}
         for axis in self.axes:
+            if isinstance(config, ScriptRun):
+                values[axis] = config.value(axis)
+                continue
             named = axis in SOURCE_KEYS
             value: Any = self.origins[fingerprints(config.data)] if named else config
             for part in axis.removeprefix("data." if named else "").split("."):
@@ -134,14 +161,19 @@ class Sweep:
         return self.exec.ranks
 
     @property
+    def workers(self) -> int:
+        """Worker processes of a lease. A script starts its ranks itself."""
+        return 1 if self.script else self.ranks
+
+    @property
     def devices(self) -> float:
         """Devices that a run occupies."""
         return devices(self.resources.gpus_per_run, self.ranks)
 
     def bundles(self) -> list[dict[str, float]]:
-        """What each rank asks for: one Ray bundle a rank."""
-        ranks, resources = self.exec.ranks, self.resources
-        cpus = resources.cpus_per_run or ranks * (self.exec.threads or 1)
+        """What each worker asks for: one Ray bundle a rank, one in all for a script and its processes."""
+        ranks, resources = self.workers, self.resources
+        cpus = resources.cpus_per_run or self.ranks * (self.exec.threads or 1)
         bundle = {"CPU": cpus / ranks}
         if resources.gpus_per_run:
             bundle["GPU"] = resources.gpus_per_run / ranks
@@ -152,15 +184,17 @@ class Sweep:
 
     def with_data(self, opened: Mapping[DataSource, "Dataset"], unchecked: Sequence[str] = ()) -> "Sweep":
         """The sweep with the data's fingerprints in its runs; sources left out stay unresolved."""
+        if self.script is not None:
+            return self
         found = {fingerprints(source.placeholder(None)): data.config for source, data in opened.items()}
         changed = {
             data: found[fingerprints(data)].model_copy(update={"val_tokens": data.val_tokens})
-            for data in {run.data for run in self.runs}
+            for data in {run.data for run in self.recipe_runs}
             if fingerprints(data) in found
         }
         runs, _ = merge(
             run.model_copy(update={"data": changed[run.data]}) if run.data in changed else run
-            for run in self.runs
+            for run in self.recipe_runs
         )
         origins = {fingerprints(data.config): source for source, data in opened.items()}
         return replace(

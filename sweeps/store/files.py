@@ -7,6 +7,7 @@ waits is told so; what waiting does not mend ends at once.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -23,6 +24,7 @@ from sweeps.store.remote import check_url, open_remote
 
 __all__ = ["TEMPORARY_SUFFIX", "Entry", "Files", "StorageError"]
 
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 _CHUNK = 8 << 20
 MAX_FILE_BYTES = 2 << 30
 T = TypeVar("T")
@@ -161,12 +163,28 @@ class Files:
                 os.link(aside, self.local / path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                return self._create(path, data)
             finally:
                 aside.unlink(missing_ok=True)
             _sync_folder(aside.parent)
             return True
 
         return self._patiently(attempt, "write", path)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        """Like `put_new` on a disk without hard links: who creates the file writes it, though not at once."""
+        assert self.local is not None
+        try:
+            with (self.local / path).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        return True
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.kinds.kind import FINAL_STATE
+from sweeps.kinds.table import KINDS
 from sweeps.store.files import TEMPORARY_SUFFIX, StorageError
 from sweeps.store.lock import Lease
 from sweeps.store.records import RecordError
@@ -59,11 +60,16 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
             found += _beside(store, done[id_], checkpoints=states or id_ not in kept["all"])
             trunk = done[id_].identity.get("trunk", False)
             stays = id_ in kept["final"] or id_ in kept["all"]
-            if done[id_].kind == "segment" and id_ not in needed and (states or not (trunk or stays)):
+            if KINDS[done[id_].kind].trains and id_ not in needed and (states or not (trunk or stays)):
                 path = f"{store.attempt_path(id_, done[id_].attempt)}/{FINAL_STATE}"
                 found.append(
                     _waste(store, path, f"state {'on the trunk' if trunk else 'at the end'} of finished runs")
                 )
+    launched = (store.sweep(sweep).read_json("sweep.json") or {} for sweep in store.sweeps())
+    used = {record.get("script_files") for record in launched}
+    for entry in store.files.list("scripts"):
+        if f"scripts/{entry.name}" not in used:
+            found.append(Waste(f"scripts/{entry.name}", entry.size, "files of a script that no sweep runs"))
     return [waste for waste in found if waste.bytes]
 
 

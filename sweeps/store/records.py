@@ -8,7 +8,15 @@ import contextlib
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from gepa_core.config import MAX_STEPS
 from gepa_core.errors import UserError
@@ -21,9 +29,19 @@ MAX_RECORD_BYTES = 256 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 """Of a sweep, run, segment, stage or attempt: it names a folder, and cannot lead out of one."""
-FilePath = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,4}$")
-]
+
+
+def _stays_inside(path: str) -> str:
+    parts = path.split("/")
+    if len(path) > 1000 or len(parts) > 20 or any(part.startswith(".") or not part for part in parts):
+        raise ValueError("not a path below an attempt's folder")
+    if any(ord(character) < 32 or character == "\\" for character in path):
+        raise ValueError("a path with control characters")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_stays_inside)]
+"""Of a file in an attempt's folder; a script's outputs may have any name that does not begin with a dot."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
@@ -75,7 +93,7 @@ class SegmentIdentity(_Record):
 
 class StageIdentity(_Record):
     kind: Name
-    after: Name
+    after: Name | None
     config: dict[str, Any]
 
 
@@ -114,9 +132,10 @@ class Done(_Record):
         "storage",
         "disk_full",
         "crashed",
+        "hung",
     ]
     error: Text | None
-    result: dict[str, bool | Amount | dict[str, float] | None]
+    result: dict[str, bool | Amount | Text | list[Text] | dict[str, float] | None]
     execution: Execution
     identity: dict[str, Any]
     files: dict[FilePath, FileFacts]
@@ -129,7 +148,7 @@ class Done(_Record):
         if (kind := KINDS.get(self.kind)) is None:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
         (SegmentIdentity if kind.trains else StageIdentity).model_validate(self.identity)
-        measured = "step" if kind.trains else kind.columns[0]
+        measured = "step" if kind.trains else next(iter(kind.columns), "exact")
         if self.status == "finished" and self.result.get(measured) is None:
             raise ValueError(f"its result has no {measured}")
         counted = (self.result.get(name) for name in ("tokens", "bytes") if kind.column)
@@ -155,7 +174,7 @@ class PlannedSegment(_Record):
 
 class PlannedStage(_Record):
     kind: Name
-    after: Name
+    after: Name | None
     estimated_device_seconds: Annotated[float, Field(ge=0)] | None = None
 
 
@@ -207,7 +226,8 @@ class SweepRecord(_OpenRecord):
     runs: dict[Name, Text]
     argv: list[Text] = Field(default_factory=list)
     commit: Text | None = None
-    dirty: bool | None = None
+    dirty: bool | Literal[""] | None = None
+    """Whether the checkout had changes; "" in records of earlier versions = none."""
     data: list[DataRecord] = Field(default_factory=list)
 
 
@@ -234,7 +254,7 @@ _Measured = Annotated[float, Field(allow_inf_nan=True)]  # a validation may dive
 class Report(_OpenRecord):
     """A step that was looked at."""
 
-    step: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    step: Step
     lr_scale: _Measured | None = None
     train_tokens: Whole | None = None
     train_loss: _Measured | None = None

@@ -6,11 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
+from sweeps.kinds.script import Script, ScriptRun
 from sweeps.store.store import Outcome, Store
 from sweeps.work.policy import Observed
 from sweeps.work.workdir import Workdir
 
 _BITS_DEPEND_ON = ("device", "ranks", "threads", "micro_batch_seqs", "torch_version")
+
+
+@dataclass(frozen=True)
+class ScriptHow:
+    """How a script is executed: what of its sweep file changes no numbers, and what its lease has."""
+
+    script: Script
+    archive: str
+    """Its files, in the store."""
+    links: dict[str, str]
+    """Name in the copy -> an absolute path on the worker's machine."""
+    gpus: float
+    ranks: int
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables passed on from whoever launched the sweep; never recorded."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,9 @@ class Job:
     """Its entry in `sweeps.kinds.table.KINDS`."""
     attempt: str
     store: Store
-    config: RunConfig
-    data: DataPaths
+    config: RunConfig | ScriptRun
+    data: DataPaths | None
+    """None for a script."""
     exec: ExecConfig
     identity: dict[str, Any]
     start: str | None
@@ -37,8 +54,21 @@ class Job:
     """Some run ends at `until`."""
     resume: tuple[str, ...] = ()
     """Checkpoints of earlier attempts, the furthest first."""
+    script: ScriptHow | None = None
     launch: dict[str, Any] = field(default_factory=dict)
     """What the record of its execution is to say besides: commit, gpus."""
+
+    @property
+    def recipe(self) -> RunConfig:
+        """The configuration of a job that is no script's."""
+        assert isinstance(self.config, RunConfig)
+        return self.config
+
+    @property
+    def paths(self) -> DataPaths:
+        """Where the data of such a job lies."""
+        assert self.data is not None
+        return self.data
 
 
 @dataclass(frozen=True)

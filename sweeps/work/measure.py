@@ -21,12 +21,12 @@ def run(at: Attempt) -> Outcome:
     from gepa_core.submission.bundle import code_bytes
     from gepa_core.training.segment import prepare
 
-    job, kind, config = at.job, KINDS[at.job.kind], at.job.config
+    job, kind, config = at.job, KINDS[at.job.kind], at.job.recipe
     assert kind.evaluation is not None and kind.seconds is not None
     device = prepare(job.exec)
     model = _model(at).to(device)
     vocab_size, limit = config.model.vocab_size, config.data.val_tokens
-    text = open_text(job.data.val, job.data.tokenizer, vocab_size, limit)
+    text = open_text(job.paths.val, job.paths.tokenizer, vocab_size, limit)
     found = measure(kind.evaluation, model, text, config.eval, config.ttt, job.exec)
     blocks = found.blocks
     columns = zip(blocks.tokens.tolist(), blocks.bytes.tolist(), blocks.nll.tolist(), strict=True)
@@ -55,7 +55,7 @@ def _model(at: Attempt) -> Any:
     from gepa_core.schedule import merge_weights
     from gepa_core.training.trained import load_model, merged_model
 
-    job, config = at.job, at.job.config
+    job, config = at.job, at.job.recipe
     match KINDS[job.kind].weights:
         case "raw":
             return load_model(at.source(), average=False)[0]

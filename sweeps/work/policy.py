@@ -22,6 +22,7 @@ class Observed(StrEnum):
     DISK_FULL = "disk_full"
     DAMAGED = "damaged"  # what it was to start from
     CRASHED = "crashed"  # an exception nobody expected
+    HUNG = "hung"  # a script that printed nothing for too long
 
 
 class Action(StrEnum):
@@ -81,7 +82,7 @@ def decide(history: Sequence[Failure], limits: Limits) -> Decision:
             limit = limits.preempted
         case Observed.STORAGE:
             limit = limits.storage
-        case Observed.CRASHED:
+        case Observed.CRASHED | Observed.HUNG:
             limit = limits.crashed
         case Observed.LOST:
             limit = limits.lost

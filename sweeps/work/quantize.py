@@ -20,6 +20,6 @@ def run(at: Attempt) -> Outcome:
     device = prepare(job.exec)
     if at.rank != 0:
         return at.outcome
-    model, _ = load_model(at.source(), average=job.config.average)
-    done = compress(model.to(device), job.config, job.data.train, at.workdir.path / ARTIFACT)
+    model, _ = load_model(at.source(), average=job.recipe.average)
+    done = compress(model.to(device), job.recipe, job.paths.train, at.workdir.path / ARTIFACT)
     return replace(at.outcome, result=done.figures() | {"quant_mse": done.quantized.report.mse})

@@ -22,6 +22,6 @@ def execution(at: Attempt) -> dict[str, Any]:
         "torch_version": torch.__version__,
         "deterministic": job.exec.deterministic,
         "micro_batch_seqs": micro_batch_seqs(
-            job.config.batch, job.config.model.width, job.exec.micro_batch_seqs, device
+            job.recipe.batch, job.recipe.model.width, job.exec.micro_batch_seqs, device
         ),
     }

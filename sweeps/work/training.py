@@ -26,7 +26,7 @@ def run(at: Attempt) -> Outcome:
     job, workdir = at.job, at.workdir
     prepare(job.exec)
     journal = workdir.path / "events.jsonl"
-    tokens_per_step = job.config.batch.tokens_per_step
+    tokens_per_step = job.recipe.batch.tokens_per_step
     if at.rank == 0:
         resumed = workdir.adopt(job.resume)
         how = execution(at)
@@ -47,8 +47,8 @@ def run(at: Attempt) -> Outcome:
         print(report, flush=True)
 
     segment = train_segment(
-        job.config,
-        job.data,
+        job.recipe,
+        job.paths,
         job.exec,
         start=at.source() if job.start and at.rank == 0 else None,
         until=job.until,
@@ -66,7 +66,7 @@ def run(at: Attempt) -> Outcome:
         "train_seconds": segment.train_seconds,
         "tokens_per_second": segment.tokens_per_second,
         "peak_memory_bytes": segment.peak_memory_bytes,
-        "train_shard_tokens": _shard_tokens(job.data.train),
+        "train_shard_tokens": _shard_tokens(job.paths.train),
     }
     used = {"micro_batch_seqs": segment.micro_batch_seqs, "breaks": breaks}
     outcome = replace(at.outcome, result=result, execution=used)

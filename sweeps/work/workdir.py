@@ -27,7 +27,7 @@ class Workdir:
     """`path`: the local folder to write to. `scratch`: a folder of this worker alone."""
 
     def __init__(self, store: Store, attempt_path: str, scratch: Path) -> None:
-        self.store, self.attempt_path = store, attempt_path
+        self.store, self.attempt_path, self.scratch = store, attempt_path, scratch
         self._cache = scratch / "states"
         local = store.files.local
         self.is_remote = local is None

@@ -21,16 +21,17 @@ from sweeps.work.policy import Observed
 class Worker:
     """Executes one job after another. `stop` is called from another thread while `run` is at work."""
 
-    def __init__(self, rank: int, world: int) -> None:
-        """In the process's main thread, where signal handlers are set."""
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int, world: int, torch: bool = True) -> None:
+        """In the process's main thread, where signal handlers are set. `torch`: whether its jobs need it."""
+        self.rank, self.world, self.torch = rank, world, torch
         self._wish: Observed | None = None
         self._at_stage = False
         self._watch_sigterm()
 
     def prepare(self) -> int:
         """Imports what jobs need, so that none waits for it; returns a free port of this node."""
-        warm_up()
+        if self.torch:
+            warm_up()
         with socket.socket() as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]

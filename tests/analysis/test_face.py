@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+import launch
 from analysis import AnalysisError, load_study
 from analysis.__main__ import main
 from analysis.reach.remote import upload
+from sweeps.commands.ending import report
+from sweeps.store.store import Store
 from tests.synthetic_results import true_bpb, write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -67,12 +72,18 @@ def test_anyones_csv(tmp_path: Path) -> None:
 def test_an_object_store(
     tmp_path: Path, s3: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Read where it lies; its report is written back."""
-    url = f"{s3('store')}/small"
+    """Read where it lies; the report of a launch into it is written back."""
+    store = s3("store")
+    url = f"{store}/small"
     upload(write_sweep(tmp_path / "small", steps=(1000,), ratios=(0.4,)), url)
     assert len(load_study(url).curve("1000")) == 11
-    assert main([url]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{url}/report/report.html"
+    launched = SimpleNamespace(sweep="small", executed=3)
+    asked = Namespace(output=f"{store}?scheme=http", write_report=launch.write_report)
+    page = report(asked, launched)  # type: ignore[arg-type]
+    assert page == f"{url}/report/report.html"
+    assert "verdict: " in capsys.readouterr().err
+    written = Store(store).files.read("small/report/report.html")
+    assert written and b"</html>" in written
     assert main([url.rpartition("/")[0]]) == 2
     assert "has no runs.parquet" in capsys.readouterr().err
 

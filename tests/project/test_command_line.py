@@ -17,7 +17,8 @@ import analysis.__main__
 import gepa_core.data.__main__
 import launch
 from gepa_core import invocation
-from sweeps.commands.doctor import examine, problems_of
+from sweeps.commands.doctor import problems_of
+from sweeps.commands.machine import examine
 from sweeps.commands.parser import COMMANDS, command_parser, sweep_parser, whole_parser
 from sweeps.commands.words import sweep_schema
 

@@ -331,3 +331,26 @@ def wait_for(ready: Callable[[], object], what: str, seconds: float = 180) -> No
     while not ready():
         assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
         time.sleep(1)
+
+
+# One rented machine
+
+
+def test_rented_machine_starts_launch_on_its_volume(tmp_path: Path) -> None:
+    """With an environment on the volume: SIGTERM reaches launch.py itself, which takes the script's place."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] || { echo "$$ $PWD $*"; sleep 0; }\n')
+    python.chmod(0o755)
+    command = ["bash", str(DEPLOY / "rented.sh"), "sweeps/script.yaml", "--plan"]
+    environment = {**os.environ, "VOLUME": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as started:
+        told, _ = started.communicate(timeout=30)
+    words = f"{ROOT} launch.py --output {tmp_path}/results sweeps/script.yaml --plan"
+    assert told.strip() == f"{started.pid} {words}"
+    for wrong, environ in ((command[:2], environment), (command, {**environment, "VOLUME": "/nowhere"})):
+        assert subprocess.run(wrong, env=environ, capture_output=True).returncode == 2
+
+
+def test_modal_app_compiles() -> None:
+    compile((DEPLOY / "modal_app.py").read_text(), "modal_app.py", "exec")

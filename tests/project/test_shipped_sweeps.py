@@ -21,7 +21,8 @@ from sweeps.spec.load import load_sweep
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
-EXPECTED = {"quickstart", "warmdown", "published", "schedules", "quantizer", "wikipedia"}
+RECIPES = [path for path in SHIPPED if path.stem != "script"]
+EXPECTED = {"quickstart", "warmdown", "published", "schedules", "quantizer", "wikipedia", "script"}
 PUBLISHED_TRAIN_TOKENS = 8_000_000_000
 
 
@@ -36,7 +37,7 @@ def test_shipped_sweep_plans(path: Path) -> None:
     assert not sweep.notices, "runs given twice"
     plan = make_plan(sweep)
     assert plan.steps_shared < plan.steps_naive
-    for run in sweep.runs:
+    for run in sweep.recipe_runs:
         assert quantized_fraction(run) >= 0.9
         assert run.batch.spans % sweep.exec.ranks == 0
     longest = max(run.warmdown_ratio for run in sweep.runs)
@@ -60,7 +61,8 @@ def test_plan_works_without_data_or_cluster(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "launch.py"), str(path), "--plan"]
     shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
-    assert "run ids are provisional" in shown.stdout and "trunk" in shown.stdout
+    unsure = "run ids are provisional" if path in RECIPES else "whether sharing trunks is exact is checked"
+    assert unsure in shown.stdout and "trunk" in shown.stdout
     result = subprocess.run(
         [*command, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
@@ -68,7 +70,7 @@ def test_plan_works_without_data_or_cluster(path: Path, tmp_path: Path) -> None:
     for kind in ("train", "eval", "ttt"):
         assert figures[f"gpu_hours_{kind}_naive"] >= figures[f"gpu_hours_{kind}_shared"] >= 0
     assert figures["steps_naive"] > figures["steps_shared"] >= figures["critical_path_steps"]
-    assert figures["runs"] >= 5 and figures["segments"] >= 5 and figures["unchecked"]
+    assert figures["runs"] >= 5 and figures["segments"] >= 5 and unsure in " ".join(figures["notes"])
     assert not list(tmp_path.iterdir())
 
 
@@ -78,7 +80,7 @@ def test_quickstart_is_the_study_it_promises() -> None:
     assert len({run.steps for run in sweep.runs}) >= 3
     assert len({round(run.warmdown_ratio, 6) for run in sweep.runs}) >= 3
     assert len({segment.trunk_id for segment in plan.segments.values()}) == 1
-    model = sweep.runs[0].model
+    model = sweep.recipe_runs[0].model
     assert 100_000 <= num_params(model) <= 400_000
     assert model.num_kv_heads < model.num_heads and model.rope_dims < model.head_dim
     assert model.xsa_last_n and model.ve_layers and model.bigram_buckets
@@ -91,11 +93,11 @@ def test_quickstart_is_the_study_it_promises() -> None:
     assert sum(timed.seconds.values()) / 2 < 180
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_arithmetic_of_parameters_is_the_models(path: Path) -> None:
     import torch
 
-    config = load_sweep(path).runs[0]
+    config = load_sweep(path).recipe_runs[0]
     with torch.device("meta"):
         model = GEPA(config.model)
     assert num_params(config.model) == sum(p.numel() for p in model.parameters())
@@ -108,7 +110,7 @@ def test_published_sweep_is_the_published_study(shared: Path) -> None:
     sweep = load_sweep(ROOT / "sweeps" / "published.yaml")
     with (shared / "reference" / "gepa_runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    runs = {run.steps: run for run in sweep.runs}
+    runs = {run.steps: run for run in sweep.recipe_runs}
     assert len(runs) == len(rows) == 5
     for row in rows:
         run = runs[int(row["steps"])]
@@ -117,9 +119,11 @@ def test_published_sweep_is_the_published_study(shared: Path) -> None:
         assert (run.schedule, run.seed) == (row["schedule"], int(row["seed"]))
         assert num_params(run.model) == int(row["params"])
     assert runs[25_000].train_tokens / PUBLISHED_TRAIN_TOKENS == pytest.approx(2.46, abs=0.005)
-    assert all(run.model.rope_precision == "bf16_published" for run in sweep.runs)
-    assert all(run.eval.counting == "reference" and run.quant.method == "reference" for run in sweep.runs)
-    (targets,) = {run.data.val_tokens for run in sweep.runs}
+    assert all(run.model.rope_precision == "bf16_published" for run in sweep.recipe_runs)
+    assert all(
+        run.eval.counting == "reference" and run.quant.method == "reference" for run in sweep.recipe_runs
+    )
+    (targets,) = {run.data.val_tokens for run in sweep.recipe_runs}
     assert targets is not None
     windows = sliding_windows(targets, 2048, 64, "reference")
     assert len(windows.start) == 969_088
@@ -130,7 +134,10 @@ def test_published_sweep_is_the_published_study(shared: Path) -> None:
 
 def test_published_learning_rates_at_the_logged_steps(shared: Path) -> None:
     """1 until the warmdown begins, then (steps - step) / warmdown, at every step that was logged."""
-    runs = {f"gepa-{run.steps // 1000}k": run for run in load_sweep(ROOT / "sweeps" / "published.yaml").runs}
+    runs = {
+        f"gepa-{run.steps // 1000}k": run
+        for run in load_sweep(ROOT / "sweeps" / "published.yaml").recipe_runs
+    }
     with (shared / "reference" / "gepa_trajectories.csv").open() as file:
         logged = [(row["run_id"], int(row["step"])) for row in csv.DictReader(file)]
     assert len(logged) > 100

@@ -9,7 +9,7 @@ import pytest
 from gepa_core.config import RunConfig
 from gepa_core.device import ProductSpeeds
 from gepa_core.sizes import measure_flops, num_params, parameter_numels, step_flops
-from sweeps.commands.sweep import capacity, emulated, unused_gpus
+from sweeps.commands.capacity import capacity, emulated, unused_gpus
 from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.advice import advise
 from sweeps.plan.estimate import Machine, places, refusal, summary
@@ -221,7 +221,7 @@ def test_validations_of_a_warmdown_are_counted_with_its_branch() -> None:
 
 def test_a_cpu_sweep_on_a_machine_with_gpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine({"CPU": 8, "GPU": 2, "memory": 1e9})
-    monkeypatch.setattr("sweeps.commands.sweep.local_node", lambda: machine)
+    monkeypatch.setattr("sweeps.commands.capacity.local_node", lambda: machine)
     (said,) = unused_gpus(asking("{}"), options())
     assert "has 2 GPUs" in said
     assert not unused_gpus(asking("{gpus_per_run: 1}"), options())

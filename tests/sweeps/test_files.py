@@ -157,3 +157,16 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path: Path) -> None:
         files.put("runs.parquet", b"new")
     assert files.read("runs.parquet") == b"old"
     assert [entry.name for entry in files.list("")] == ["runs.parquet"]
+
+
+def test_a_disk_without_hard_links_has_new_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes of some clouds, and shared folders of a container."""
+
+    def link(*paths: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    files = Files(tmp_path)
+    assert files.put_new("a/DONE.json", b"1") and not files.put_new("a/DONE.json", b"2")
+    assert files.read("a/DONE.json") == b"1"
+    assert [entry.name for entry in files.list("a")] == ["DONE.json"]

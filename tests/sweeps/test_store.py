@@ -189,3 +189,18 @@ def test_readers_see_whole_tables_while_they_are_rewritten(tmp_path: Path) -> No
         stop.set()
         writer.join()
     assert [entry.name for entry in Files(tmp_path).list("s")] == ["runs.parquet"]
+
+
+def test_a_clean_checkout_is_recorded_as_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as earlier versions wrote it: as an empty text."""
+    from sweeps.drive import launch
+    from sweeps.plan.planner import make_plan
+    from sweeps.spec.load import read_sweep
+
+    monkeypatch.setattr(launch, "_git", lambda *arguments: "")
+    plan = make_plan(read_sweep("name: s\ngrid: {steps: [4], warmdown_steps: [2]}"))
+    record = launch.sweep_record(plan, store)
+    for dirty in (False, ""):
+        store.sweep("s").write_json("sweep.json", {**record, "dirty": dirty})
+        assert not (store.sweep("s").read_json("sweep.json") or {})["dirty"]
+    assert record["dirty"] is False

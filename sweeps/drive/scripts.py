@@ -1,0 +1,94 @@
+"""What the driver does for a script: its files into the store, figures out of its log, its part of a row."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gepa_core.errors import ConfigError
+from sweeps.kinds.kind import OUTPUTS, SCRIPT_LOG
+from sweeps.kinds.stages import MEASURED
+from sweeps.plan.tree import Node
+from sweeps.spec.sweep import Sweep
+from sweeps.store.store import Outcome, Store
+from sweeps.work.job import ScriptHow
+
+ReadLog = Callable[[bytes, int, int], dict[str, Any]]
+"""(a finished log, the run's steps, those of its warmdown) -> columns of the run, with `notes` and, where the
+run ended before its last step, `steps`. Raises ValueError for a log without a curve."""
+OUTPUT_PREFIX = "output."
+"""Of columns with the sizes of files that a script leaves; they are no axes."""
+_FIGURES = (
+    *(f"{kind.name}_bpb" for kind in MEASURED),
+    *("artifact_bytes", "code_bytes", "params", "train_tokens"),
+    *("eval_seconds", "ttt_seconds", "quantized_fraction"),
+)
+
+
+def archive_path(sweep: Sweep) -> str:
+    """Where the script's files are in the store."""
+    assert sweep.files is not None
+    return f"scripts/{sweep.files.digest[:32]}.tar"
+
+
+def publish_files(store: Store, sweep: Sweep) -> None:
+    """Puts the script's files into the store, where they are not yet. Raises ConfigError if they change."""
+    assert sweep.files is not None
+    path = archive_path(sweep)
+    if not store.files.exists(path):
+        store.files.put(path, sweep.files.archive())
+
+
+def script_how(sweep: Sweep) -> ScriptHow:
+    """How a job of the sweep is to be executed."""
+    assert sweep.script is not None and sweep.files is not None
+    script = sweep.script
+    return ScriptHow(
+        script=script,
+        archive=archive_path(sweep),
+        links={name: str(_absolute(sweep.files.root, target)) for name, target in script.links.items()},
+        gpus=sweep.resources.gpus_per_run,
+        ranks=sweep.ranks,
+        secrets={name: os.environ[name] for name in script.pass_env if name in os.environ},
+    )
+
+
+def check_passed_on(sweep: Sweep) -> None:
+    """Raises ConfigError where a variable of `pass_env` is not set here."""
+    missing = [name for name in sweep.script.pass_env if name not in os.environ] if sweep.script else []
+    if missing:
+        raise ConfigError(f"script.pass_env: {', '.join(missing)} not set in this environment")
+
+
+def _absolute(root: Path, target: str) -> Path:
+    return (root / Path(target).expanduser()).absolute()
+
+
+def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) -> Outcome:
+    """The outcome with what its log says, where the script's own file or lines did not say it."""
+    data = store.read_file(outcome, SCRIPT_LOG)
+    try:
+        found = read_log(data, node.config.steps, node.config.warmdown_steps)
+    except ValueError as error:
+        found = {"notes": [f"figures: {error}"]}
+    notes = [*outcome.result.get("notes", ()), *found.pop("notes", ())]
+    if outcome.result.get("exit_code"):
+        notes.append(f"it ended with exit code {outcome.result['exit_code']} after it was complete")
+    if left := outcome.result.get("left_behind"):
+        notes.append(f"it left {left} processes behind, which were ended")
+    known = {key: value for key, value in outcome.result.items() if value is not None}
+    return replace(outcome, result={**outcome.result, **found, **known, "notes": notes})
+
+
+def script_row(store: Store, last: Outcome) -> dict[str, Any]:
+    """Columns of a row that a finished script fills."""
+    result = last.result
+    row = {key: result[key] for key in _FIGURES if result.get(key) is not None}
+    row |= {key: size for key, size in result.items() if key.startswith(OUTPUT_PREFIX)}
+    if any(name.startswith(f"{OUTPUTS}/") for name in last.files):
+        row[f"{OUTPUT_PREFIX}folder"] = f"{store.attempt_path(last.id, last.attempt)}/{OUTPUTS}"
+    for key in ("steps", "peak_steps", "warmdown_steps", "warmdown_ratio"):
+        if key in result:  # the run ended before its last step
+            row[key] = result[key]
+    return row
