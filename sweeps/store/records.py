@@ -20,7 +20,7 @@ from pydantic import (
 
 from gepa_core.config import MAX_STEPS
 from gepa_core.errors import UserError
-from sweeps.kinds.table import KINDS
+from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 
 FORMAT = 1
 """Of every record; raised when what an entry means changes."""
@@ -151,10 +151,18 @@ class Done(_Record):
         measured = "step" if kind.trains else next(iter(kind.columns), "exact")
         if self.status == "finished" and self.result.get(measured) is None:
             raise ValueError(f"its result has no {measured}")
+        for name, value in self.result.items():
+            if (name in _FIGURES or name.endswith(_UNITS)) and isinstance(value, str | list | dict):
+                raise ValueError(f"its {name} is no number")
         counted = (self.result.get(name) for name in ("tokens", "bytes") if kind.column)
         if self.status == "finished" and not all(isinstance(n, int) and n > 0 for n in counted):
             raise ValueError("its result does not say of how many tokens and bytes it is")
         return self
+
+
+_UNITS = ("_seconds", "_bpb", "_bytes", "_per_second", "_tokens")
+_FIGURES = {*STAGE_COLUMNS, "step", "steps_made", "tokens", "bytes", "train_loss_final"}
+"""Entries of a result that are counted with."""
 
 
 class AttemptRecord(_Record):
@@ -163,7 +171,7 @@ class AttemptRecord(_Record):
     micro_batch_seqs: Annotated[int, Field(ge=1, le=1 << 20)] | None
 
 
-class PlannedSegment(_Record):
+class PlannedSegment(_OpenRecord):
     parent: Name | None
     start: Step
     stop: Step
@@ -183,7 +191,7 @@ class PlannedRun(_Record):
     stages: list[Name] = Field(max_length=100)
 
 
-class PlanRecord(_Record):
+class PlanRecord(_OpenRecord):
     """plan.json: the segments and stages that a sweep's runs are made of."""
 
     format: Literal[1] = 1

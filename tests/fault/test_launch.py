@@ -132,7 +132,7 @@ def test_a_signal_while_ray_starts_ends_at_once(
     begun = time.monotonic()
     assert launch.wait() == 130 and time.monotonic() - begun < 10
     told = launch.log.read_text().splitlines()
-    assert told[-2].endswith("starting a local Ray") and told[-1] == "interrupted"
+    assert "starting a local Ray" in launch.log.read_text() and told[-1] == "interrupted"
     launch.assert_nothing_is_left()
 
 

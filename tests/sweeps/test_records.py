@@ -269,7 +269,7 @@ def test_a_damaged_state_is_set_aside_and_the_sweep_goes_on_from_an_earlier_one(
             "altered since it was committed: set aside" if damage == "altered" else "cut short or incomplete"
         )
         assert (said in told) == (output == "out"), told
-        assert ("start    trunk 2 → 10" in told) == (output == "out"), told
+        assert ("2 → 10 " in told) == (output == "out"), told
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert state.exists()
 
