@@ -60,8 +60,12 @@ _TELLING = (
     Observed.OUT_OF_MEMORY,
     Observed.PREEMPTED,
     Observed.BAD_INPUT,
+    Observed.DAMAGED,
+    Observed.DISK_FULL,
     Observed.STORAGE,
     Observed.STOPPED,
+    Observed.LOST,
+    Observed.HUNG,
     Observed.CRASHED,
 )
 

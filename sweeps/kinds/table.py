@@ -75,7 +75,7 @@ _ALL = (
     *MEASURED,
     Kind(
         SCRIPT,
-        work="sweeps.work.script",
+        work="sweeps.work.scripts.run",
         files=(TRAJECTORY, SCRIPT_LOG, OUTPUTS, FINAL_STATE),
         cost=lambda config, tokens, start, stop, *_: {"steps": float(stop - start)},
         gives=FINAL_STATE,
@@ -85,7 +85,7 @@ _ALL = (
     ),
     Kind(
         SHARING_CHECK,
-        work="sweeps.work.sharing_check",
+        work="sweeps.work.scripts.check",
         files=(SCRIPT_LOG,),
         cost=lambda config, *_: {"steps": 2.0 * config.steps},
         log=SCRIPT_LOG,

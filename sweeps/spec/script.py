@@ -1,8 +1,7 @@
 """A sweep file with `script` in place of `recipe`: any training script as the job."""
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +27,7 @@ from sweeps.kinds.stages import MEASURED
 from sweeps.spec.grid import BadCell, Cell, warmdown_of
 from sweeps.spec.keys import Key, KeyRefusedError, Vocabulary, near_miss, run_vocabulary
 from sweeps.spec.read import Reader
+from sweeps.spec.script_words import notices_of, own_placeholders, used_placeholders, words_of
 from sweeps.spec.sweep import STANDARD_AXES, Resources, Sweep
 from sweeps.spec.workdir import ScriptFiles, data_fingerprint, read_files
 from sweeps.spec.yamlfile import KeyPath
@@ -43,7 +43,7 @@ def script_vocabulary(document: Mapping[str, Any]) -> Vocabulary:
     keys = {name: run_vocabulary().keys[name] for name in _LENGTH_KEYS}
     section = document.get("script")
     if isinstance(section, dict):
-        for name in _own_placeholders(*_templates_of(section)):
+        for name in own_placeholders(*_templates_of(section)):
             keys[name] = Key(name, _SCALAR)
     return Vocabulary(keys, Key("env.", _SCALAR))
 
@@ -52,13 +52,6 @@ def _templates_of(section: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     command, env = section.get("command", ""), section.get("env")
     words = [part for part in command if isinstance(part, str)] if isinstance(command, list) else command
     return words if isinstance(words, (str, list)) else "", env if isinstance(env, dict) else {}
-
-
-def _own_placeholders(command: str | Iterable[str], env: Mapping[str, Any]) -> list[str]:
-    """Those that the sweep file has to give values for, in order."""
-    found = (name for template in templates(command, env) for name in placeholders(template))
-    known = {*RUN_PLACEHOLDERS, *MACHINE_PLACEHOLDERS, *STATE_PLACEHOLDERS}
-    return [name for name in dict.fromkeys(found) if name not in known]
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class _Expander:
         values = {**self.settings, **cell}
         given = {k.removeprefix("env."): v for k, v in values.items() if k.startswith("env.")}
         env = {**self.script.env, **given}
-        own = _own_placeholders(self.script.command, env)
+        own = own_placeholders(self.script.command, env)
         try:
             if "steps" not in values:
                 raise ValueError("no run length: give steps")
@@ -130,7 +123,12 @@ class ScriptReader(Reader):
         if self.document.problems or files is None:
             return None
         expander = _Expander(
-            script, settings, files.digest, data, exec_config.ranks, frozenset(_used(script, grid, points))
+            script,
+            settings,
+            files.digest,
+            data,
+            exec_config.ranks,
+            frozenset(used_placeholders(script, grid, points)),
         )
         runs = self._expanded(expander, grid, points)
         if self.document.problems or runs is None:
@@ -158,7 +156,7 @@ class ScriptReader(Reader):
                 "exec": exec_config.model_dump(mode="json", exclude_defaults=True),
                 "share": share,
             },
-            notices=(*notices, *_notices(script, files, varying, settings)),
+            notices=(*notices, *notices_of(script, files, varying, settings)),
             file=self.file,
         )
 
@@ -253,7 +251,7 @@ class ScriptReader(Reader):
             )
 
     def _check_templates(self, script: Script) -> None:
-        own = _own_placeholders(script.command, script.env)
+        own = own_placeholders(script.command, script.env)
         known = [*RUN_PLACEHOLDERS, *MACHINE_PLACEHOLDERS]
         for name in own:
             given = {*self._mapping("grid"), *self._mapping("set")}
@@ -325,7 +323,7 @@ class ScriptReader(Reader):
     def _check_command(self, script: Script, files: ScriptFiles) -> None:
         """A file that the command names and that is not there, where another has nearly its name."""
         names = [PurePosixPath(file.name).name for file in files.files]
-        for word in _words(script.command):
+        for word in words_of(script.command):
             if re.fullmatch(r"[\w./-]+\.(py|sh)", word) and not word.startswith("/"):
                 name = PurePosixPath(word).name
                 top = PurePosixPath(word).parts[0]
@@ -352,7 +350,7 @@ class ScriptReader(Reader):
         """An axis that no template has would make equal runs that pass for different ones."""
         if any(problem.key.startswith("script") for problem in self.document.problems):
             return
-        used = _used(script, grid, points)
+        used = used_placeholders(script, grid, points)
         values: dict[str, set[Any]] = {}
         for name, axis in grid.items():
             values.setdefault(name, set()).update(axis)
@@ -378,57 +376,3 @@ class ScriptReader(Reader):
         self, expander: _Expander, grid: dict[str, list[Any]], points: list[Cell]
     ) -> list[ScriptRun] | None:
         return self._of_cells(expander.run, grid, points)
-
-
-def _used(script: Script, grid: Mapping[str, list[Any]], points: list[Cell]) -> set[str]:
-    """Placeholders of the command, the environment, and values that axes give to variables."""
-    axes = [v for name, values in grid.items() if name.startswith("env.") for v in values]
-    axes += [v for point in points for name, v in point.items() if name.startswith("env.")]
-    texts = [*templates(script.command, script.env), *(v for v in axes if isinstance(v, str))]
-    return {name for template in texts for name in placeholders(template)}
-
-
-def _words(command: str | tuple[str, ...]) -> list[str]:
-    if not isinstance(command, str):
-        return list(command)
-    try:
-        return shlex.split(command, comments=True)
-    except ValueError:  # the shell will say so
-        return []
-
-
-def _notices(script: Script, files: ScriptFiles, varying: Iterable[str], settings: Cell) -> Iterator[str]:
-    """Variables that no file of the script mentions: perhaps misspelt."""
-    if not {"steps", "peak_steps"} & _used(script, {}, []):
-        yield "neither command nor env of the script has {steps}: it is taken to make as many by itself"
-    named = {*script.env, *(k.removeprefix("env.") for k in (*varying, *settings) if k.startswith("env."))}
-    texts = [
-        _text(files.root / file.name) for file in files.files if file.link is None and file.size < 2_000_000
-    ]
-    text = "\n".join(texts)
-    words = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text)) if named else set()
-    variables = re.findall(r"environ(?:\.get)?[\[(]\s*['\"](\w+)['\"]|getenv\(\s*['\"](\w+)['\"]", text)
-    for name in sorted(named - words):
-        if name not in _WELL_KNOWN:
-            hint = near_miss(name, [a or b for a, b in variables])
-            yield f"no file of {script.workdir} mentions the variable {name}{hint}"
-
-
-_WELL_KNOWN = frozenset(
-    {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "PATH", "TMPDIR", "HF_HOME"}
-    | {"TORCH_LOGS", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING"}
-    | {
-        "NCCL_DEBUG",
-        "NCCL_IB_DISABLE",
-        "NCCL_P2P_DISABLE",
-        "PYTORCH_CUDA_ALLOC_CONF",
-        "TOKENIZERS_PARALLELISM",
-    }
-)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # not source
-        return ""

@@ -238,7 +238,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         ([good, "--corpus", "docstrings"], "give either INPUT files or --corpus"),
         (["--corpus", "docstrings", "--val-fraction", ".1"], "drop --val-fraction"),
         ([good, "--vocab-size", "60000", "--val-fraction", "0.5"], "no tokenizer of 60000 pieces"),
-        ([good, "--vocab-size", "0"], "a vocabulary of 0 pieces"),
+        ([good, "--vocab-size", "0"], "no tokenizer of 0 pieces"),
         ([good, *size, "--val-fraction", "1.5"], "--val-fraction 1.5"),
         ([good, *size, "--workers", "0"], "--workers 0"),
         ([good, *size, "--val-fraction", "0.5", "--shard-tokens", "0"], "a shard of 0 tokens"),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-import launch
 from gepa_core.data.__main__ import _parser as data_parser
+from sweeps.commands.parser import sweep_parser
 from sweeps.spec.load import load_sweep
 from sweeps.spec.sweep import Sweep
 from tests import shell
@@ -45,7 +45,7 @@ def sweep_commands() -> list[list[str]]:
 
 
 def parsed(arguments: list[str]) -> tuple[Any, Sweep]:
-    args = launch.sweep_parser().parse_intermixed_args(arguments)
+    args = sweep_parser("launch.py", "").parse_intermixed_args(arguments)
     return args, load_sweep(ROOT / args.sweep, args.overrides)
 
 

@@ -192,3 +192,10 @@ def test_a_worker_that_leased_no_gpu_sees_none() -> None:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == repr(seen)
+
+
+def test_every_end_of_an_attempt_is_told() -> None:
+    from sweeps.drive.ray_cluster import _TELLING
+    from sweeps.work.policy import Observed
+
+    assert set(_TELLING) == set(Observed)

@@ -14,7 +14,7 @@ import pytest
 from sweeps.store.gc import find_waste
 from sweeps.store.store import Store
 from sweeps.work.policy import Observed
-from sweeps.work.script_log import Curve, Lines
+from sweeps.work.scripts.log import Curve, Lines
 from tests.script_sweep import EXAMPLE, launch, log, plan_of, read, result, rows, sweep_text, write_script
 from tests.tiny_sweep import InThisProcess
 
@@ -258,8 +258,8 @@ def test_names_with_spaces_and_other_letters(tmp_path: Path) -> None:
 def test_progress_bars_huge_logs_and_lines_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.work.script_log.MAX_LOG_BYTES", 100_000)
-    monkeypatch.setattr("sweeps.work.script_log._TAIL_BYTES", 10_000)
+    monkeypatch.setattr("sweeps.work.scripts.log.MAX_LOG_BYTES", 100_000)
+    monkeypatch.setattr("sweeps.work.scripts.log._TAIL_BYTES", 10_000)
     source = """
     for i in range(50):
         sys.stdout.write(f"\\rstep {i}/50 of a bar")

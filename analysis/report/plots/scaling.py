@@ -64,9 +64,12 @@ def _predicted(study: Study) -> list[dict[str, object]]:
     assert study.forecast is not None and study.best is not None
     runs = [run for run in study.forecast.ensemble.measured.runs if not run.is_constant]
     ratios = sorted({round(run.warmdown_ratio, 2) for run in runs})
+    best = study.best[0].warmdown_ratio
+    banded = min(ratios, key=lambda ratio: abs(ratio - best))
     if len(ratios) > _LINES:
-        ratios = [ratios[round(i)] for i in np.linspace(0, len(ratios) - 1, _LINES)]
-    banded = min(ratios, key=lambda ratio: abs(ratio - study.best[0].warmdown_ratio))  # type: ignore[index]
+        others = [ratio for ratio in ratios if ratio != banded]
+        spread = {others[round(i)] for i in np.linspace(0, len(others) - 1, _LINES - 1)}
+        ratios = sorted({*spread, banded})
     lengths = np.geomspace(
         min(r.steps for r in runs), FARTHEST * max(r.steps for r in runs), _LENGTHS
     ).round()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gepa_core.errors import UserError
 from sweeps.work.policy import Observed
-from sweeps.work.script_log import Curve, KeptLog, Lines
+from sweeps.work.scripts.log import Curve, KeptLog, Lines
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.2

@@ -11,19 +11,11 @@ from sweeps.kinds.script import ScriptRun
 from sweeps.store.store import Outcome
 from sweeps.work.job import Attempt
 from sweeps.work.policy import Observed
-from sweeps.work.script import (
-    copied,
-    differences,
-    execution,
-    failure,
-    last_line,
-    pack_state,
-    placed_state,
-    saved_state,
-    start_script,
-)
-from sweeps.work.script_log import Curve
-from sweeps.work.script_process import Ended
+from sweeps.work.scripts.log import Curve
+from sweeps.work.scripts.place import copied, pack_state, placed_state, saved_state
+from sweeps.work.scripts.process import Ended
+from sweeps.work.scripts.run import differences, execution, start_script
+from sweeps.work.scripts.verdict import failure, last_line
 
 __all__ = ["execution", "run"]
 
