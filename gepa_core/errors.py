@@ -1,5 +1,7 @@
 """The errors a user can cause or meet. Everything else is a bug and keeps its traceback."""
 
+import errno
+
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where (file, line or key), and what to do."""
@@ -31,3 +33,10 @@ class DivergedError(Exception):
 
     def __reduce__(self) -> tuple[type["DivergedError"], tuple[int | None, str]]:
         return type(self), (self.step, self.what)
+
+
+def about_name(error: OSError) -> str:
+    """A line about a name that no file can have. Raises any other error again."""
+    if error.errno != errno.ENAMETOOLONG:
+        raise error
+    return f"{str(error.filename)[:200]}: {error.strerror}; shorten it"

@@ -18,7 +18,7 @@ from gepa_core.commands.train import torchrun_group
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ConfigError, DivergedError, UserError
+from gepa_core.errors import ConfigError, DivergedError, UserError, about_name
 from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.training.segment import prepare
@@ -98,6 +98,9 @@ def _command(
                 print(json.dumps(figures) if args.json else _line(figures))
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(about_name(error), file=sys.stderr)
         return 2
     except DivergedError as error:
         print(f"{args.path}: {error}", file=sys.stderr)

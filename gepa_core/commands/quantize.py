@@ -9,7 +9,7 @@ from typing import Any
 
 from gepa_core.config import CAP_BYTES, ExecConfig, QuantConfig, RunConfig
 from gepa_core.data.folder import open_folder
-from gepa_core.errors import ConfigError, UserError
+from gepa_core.errors import ConfigError, UserError, about_name
 from gepa_core.submission.compress import compress
 from gepa_core.training.segment import prepare
 from gepa_core.training.trained import open_run, open_trained, validate
@@ -34,6 +34,9 @@ def quantize_command(argv: list[str] | None = None) -> int:
         figures = _run(args)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(about_name(error), file=sys.stderr)
         return 2
     print(json.dumps(figures) if args.json else _lines(figures))
     return 0

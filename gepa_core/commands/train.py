@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from gepa_core import files
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ConfigError, DivergedError, UserError
+from gepa_core.errors import ConfigError, DivergedError, UserError, about_name
 from gepa_core.training.segment import train_segment
 from gepa_core.training.trained import JOB, open_run, read_job
 from gepa_core.training.watch import StepReport
@@ -35,6 +35,9 @@ def train_command(argv: list[str] | None = None) -> int:
             return _run_job(args.job, args.out)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(about_name(error), file=sys.stderr)
         return 2
     except DivergedError as error:
         print(error, file=sys.stderr)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from gepa_core.data import inspect, prepare
-from gepa_core.errors import DataError, UserError
+from gepa_core.errors import DataError, UserError, about_name
 
 
 class Progress:
@@ -44,11 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except BrokenPipeError:  # `| head`
+        return 0
+    except OSError as error:
+        sys.stderr.write(f"error: {about_name(error)}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing half-done was left\n")
         return 130
-    except BrokenPipeError:  # `| head`
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -57,7 +57,10 @@ def read_job(path: Path) -> Job:
     if not isinstance(raw["run"], dict):
         raise ConfigError(f"{path}: run must be a mapping of RunConfig keys")
     run = over_recipe(raw["run"], path)
-    dataset = _open(raw["data"], path)
+    try:
+        dataset = _open(raw["data"], path)
+    except OSError as error:  # a name that no file can have
+        raise DataError(f"{path}: data: {str(error.filename)[:200]}: {error.strerror}") from None
     job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
     if warning := launch_warning(dataset):

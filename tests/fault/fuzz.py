@@ -346,11 +346,8 @@ def _of_runs(folder: Path) -> Iterator[Reader]:
     write_artifact(quantize(expected, QuantConfig(keep_float_max_numel=64)), artifact)
     yield Reader("published artifact", artifact, "binary", read_as(artifact, expected))
     job = folder / "job.yaml"
-    job.write_text(
-        json.dumps(
-            {"run": {"recipe": "gepa-nano", "steps": 10, "warmdown_steps": 4}, "data": paths.model_dump()}
-        )
-    )
+    run = training.RUN.model_dump(mode="json", exclude={"data"})
+    job.write_text(json.dumps({"run": run, "data": paths.model_dump()}))
     yield Reader("job file", job, "yaml", told(lambda: read_job(job)))
 
 

@@ -15,7 +15,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> list[Reader]:
 
 
 @settings(
-    max_examples=300,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     suppress_health_check=[
