@@ -26,7 +26,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No verdict between runs: said, not invented. What one run predicts has the interval of other studies."""
+    """No verdict between runs: said, not invented. What one run predicts has other studies' interval."""
     one = tmp_path / "one"
     one.mkdir()
     write_sweep(one, steps=(2000,), ratios=(0.4,))
