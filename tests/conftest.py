@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from gepa_core.config import DataPaths
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 # Before anything imports torch or numpy, and inherited by every subprocess: tests run beside one another.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
+
+# A busy machine is no fault of the code.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 _status = pytest.StashKey[int]()
 
