@@ -203,8 +203,8 @@ def profile(function: Callable[[], Any], device: torch.device, top: int = 12) ->
 
 
 def peak_memory_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """On a GPU what is allocated while it runs, the states of all variants included; on a CPU all that is
-    resident.
+    """On a GPU what is allocated while it runs, the states of all variants included;
+    on a CPU all that is resident.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,5 +1,5 @@
-"""What the laws claim, as numbers: python -m benchmarks.laws [--coverage SWEEPS] [--reference DIR] prints
-JSON.
+"""What the laws claim, as numbers: python -m benchmarks.laws [--coverage SWEEPS]
+[--reference DIR] prints JSON.
 
 Without --coverage: scores on every public study, left out (laws_left_out.py), what all studies teach
 together, trajectories beside the published ones, predictions of the published study and of a challenge entry,
@@ -123,9 +123,10 @@ def reference_study(table: Table) -> dict[str, Any]:
 
 
 GOLF_50K = {"float_bpb": 1.0947, "int6_sliding_bpb": 1.0994, "ttt_bpb": 1.0856}
-"""Pull request 1424 of the challenge: 50,000 steps, of which 19,500 warm down, mean of three seeds. The first
-as published there; the others from its EMA -> int6 (+.0288), plain -> sliding (-.0235) and TTT (-.0138), with
-raw -> EMA -.0006 as at 20,000 steps."""
+"""Pull request 1424 of the challenge: 50,000 steps, of which 19,500 warm down, mean of three seeds.
+
+The first as published there; the others from its EMA -> int6 (+0.0288), plain -> sliding (-0.0235) and TTT
+(-0.0138), with raw -> EMA -0.0006 as at 20,000 steps."""
 
 
 def golf(table: Table) -> dict[str, Any]:

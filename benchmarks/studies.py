@@ -60,17 +60,17 @@ def _plans(lengths: str, ratios: str, shape: str = "linear") -> Callable[[Run], 
 def _grids(reference: Path) -> Iterator[Split]:
     """Steps x ratio at 124M parameters, at two peak rates; the trunk is known to 25,000 steps or less."""
     asked = {
-        "longer, ratios .2 .4": ("lengths", ("15 25", "2 4"), ("35 50", "1 2 4 6 8")),
-        "longer, ratios .2 .6": ("lengths", ("15 25", "2 6"), ("35 50", "1 2 4 6 8")),
-        "longer, ratios .1 .8": ("lengths", ("15 25", "1 8"), ("35 50", "1 2 4 6 8")),
-        "longer, ratios .4 .6": ("lengths", ("15 25", "4 6"), ("35 50", "2 4 6")),
-        "longer, ratio .2": ("lengths", ("15 25", "2"), ("35 50", "2")),
+        "longer, ratios 0.2 0.4": ("lengths", ("15 25", "2 4"), ("35 50", "1 2 4 6 8")),
+        "longer, ratios 0.2 0.6": ("lengths", ("15 25", "2 6"), ("35 50", "1 2 4 6 8")),
+        "longer, ratios 0.1 0.8": ("lengths", ("15 25", "1 8"), ("35 50", "1 2 4 6 8")),
+        "longer, ratios 0.4 0.6": ("lengths", ("15 25", "4 6"), ("35 50", "2 4 6")),
+        "longer, ratio 0.2": ("lengths", ("15 25", "2"), ("35 50", "2")),
         "longer, three lengths": ("lengths", ("15 25 35", "2 4"), ("50", "1 2 4 6 8")),
-        "ratios .4 .6 .8 of three lengths": ("ratios", ("15 25 35", "1 2"), ("15 25 35", "4 6 8")),
-        "ratios .1 .2 .4 from .6 .8": ("ratios", ("15 25", "6 8"), ("15 25", "1 2 4")),
+        "ratios 0.4 0.6 0.8 of three lengths": ("ratios", ("15 25 35", "1 2"), ("15 25 35", "4 6 8")),
+        "ratios 0.1 0.2 0.4 from 0.6 0.8": ("ratios", ("15 25", "6 8"), ("15 25", "1 2 4")),
         "one length, 25k": ("one length", ("25", "2"), ("35 50", "2")),
         "one length, 15k": ("one length", ("15", "2"), ("25 35", "2")),
-        "one length, 25k at .4": ("one length", ("25", "4"), ("35 50", "4")),
+        "one length, 25k at 0.4": ("one length", ("25", "4"), ("35 50", "4")),
         "one length, three ratios": ("one length", ("25", "1 2 4"), ("35 50", "1 2 4")),
         "one length, other ratio": ("one length", ("25", "2"), ("50", "6")),
     }  # fmt: skip
@@ -96,7 +96,7 @@ def _by_id(table: Table, *names: str) -> tuple[Run, ...]:
 
 
 def _horizon(reference: Path) -> Iterator[Split]:
-    """210M parameters at 50k, 100k and 200k steps, ratio .2, and one 100k run at .6."""
+    """210M parameters at 50k, 100k and 200k steps, ratio 0.2, and one 100k run at 0.6."""
     table = _curves(reference, "wsd_210m_horizon")
     short, middle, long, other = _by_id(
         table, "50k-linear-0.2", "100k-linear-0.2", "200k-linear-0.2", "100k-linear-0.6"

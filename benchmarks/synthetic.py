@@ -1,5 +1,5 @@
-"""Sweeps whose truth is known: a planted law, or a process outside every law, with the noise that training
-has.
+"""Sweeps whose truth is known: a planted law, or a process outside every law, with
+the noise that training has.
 
 Trunk noise is AR(1) and shared by all branches of a trunk; each seed has a trunk of its own; branches go on
 with their own noise, which shrinks with the learning rate; each final value has a little of its own.
@@ -19,7 +19,7 @@ from analysis.runs.table import Floats, Ints, Run, Table, Trajectory
 
 EVERY = 250
 NOISE_SD, NOISE_RHO = 0.0012, 0.8  # nats: what is left of public constant-rate curves after a smooth fit
-TRUNK_SD, FINAL_SD = 0.001, 0.0004  # retrained pairs of public runs differ by .0016
+TRUNK_SD, FINAL_SD = 0.001, 0.0004  # retrained pairs of public runs differ by 0.0016
 
 Truth = Callable[[Run, Ints], Floats]
 

@@ -4,8 +4,9 @@ Fitted, as a straight line in step^-1/2, to the constant phases of all runs of t
 its peak_steps on. It is measured where a longer run holds the full rate, and an extrapolation elsewhere.
 
 Why -1/2: fitted to a public constant-rate curve over a factor of 2 in steps and extrapolated by 2 to 4 (124M
-to 50k, 25M and 100M to 72k, the published study to 12k), it is off by -.0015 to -.012 at the end; ln(step) by
--.02 to -.10, step^-.3 by -.007 to -.04, 1/step by +.003 to +.04, and no further progress by +.02 to +.13.
+to 50k, 25M and 100M to 72k, the published study to 12k), it is off by -0.0015 to -0.012 at the end; ln(step)
+by -0.02 to -0.10, step^-0.3 by -0.007 to -0.04, 1/step by +0.003 to +0.04, and no further progress by +0.02
+to +0.13.
 """
 
 from __future__ import annotations

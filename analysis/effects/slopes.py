@@ -3,8 +3,8 @@
 A continuous piecewise-linear function is fitted to a whole stretch of the curve at once, so that a segment of
 two or three evaluations borrows the noise estimate of all of them. Its residuals are taken as AR(1), with
 the estimate of the correlation corrected for the downward bias that fitted residuals have. On curves of 18
-and 39 points with seven parameters, nominal 90 % intervals made so cover 80-90 % for correlations of 0 to .7;
-Newey-West intervals cover 45-80 % there (tests/analysis/test_warmdown.py measures the former).
+and 39 points with seven parameters, nominal 90 % intervals made so cover 80-90 % for correlations of 0 to
+0.7; Newey-West intervals cover 45-80 % there (tests/analysis/test_warmdown.py measures the former).
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _ar1(n: int, rho: float) -> Array:
 
 
 def _unbiased_correlation(maker: Array, residuals: Array) -> float:
-    """The AR(1) correlation in [0, .9] under which residuals of this design show the one observed.
+    """The AR(1) correlation in [0, 0.9] under which residuals of this design show the one observed.
 
     Fitting makes residuals look less correlated than the errors are. Negative correlation is taken as none.
     """

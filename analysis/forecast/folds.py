@@ -15,7 +15,7 @@ LENGTH_FOLDS = (
     2  # the longest ones: trials on a few short runs say too little good of what all of them can do
 )
 RATIO_FOLDS = 4
-REPLICATE_SD = 4e-4  # relative, .001 nats at a loss of 2.5: what retrained runs of public studies differ by
+REPLICATE_SD = 4e-4  # relative, 0.001 nats at a loss of 2.5: what retrained runs of public studies differ by
 NEAR_DEFICIT = 0.25  # schedules closer than this in `deficit` count as one that was run
 
 
@@ -30,8 +30,8 @@ class Fold:
 
 
 def folds(table: Table, metric: str) -> list[Fold]:
-    """Expanding longest-run-out (train on all up to a length, predict the next), then leave one schedule
-    out.
+    """Expanding longest-run-out (train on all up to a length, predict the next),
+    then leave one schedule out.
     """
     targets = table.where(lambda run: last_known(run, metric) is not None)
     length = lengths(targets.runs)
@@ -59,8 +59,8 @@ def folds(table: Table, metric: str) -> list[Fold]:
 
 
 def replicate_sd(table: Table, metric: str) -> float:
-    """Relative SD between runs of one plan on different trunks, drawn to `REPLICATE_SD` where there are
-    few.
+    """Relative SD between runs of one plan on different trunks, drawn to
+    `REPLICATE_SD` where there are few.
     """
     squares, freedom = REPLICATE_SD**2, 1
     for runs in by_plan(table).values():
@@ -76,8 +76,9 @@ def replicate_sd(table: Table, metric: str) -> float:
 
 
 def deficit(run: Run) -> float:
-    """ln of the share of the constant rate's sum that a run's schedule gives up (+ .02, so that none is
-    finite).
+    """ln of the share of the constant rate's sum that a run's schedule gives up.
+
+    With 0.02 added, so that a constant schedule has a finite one.
     """
     start, rate = lr_blocks(run)
     width = np.diff(np.append(start, run.steps))

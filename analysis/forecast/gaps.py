@@ -27,8 +27,8 @@ REGRESSORS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "steps": lambda steps, warmdown: steps / 1000,
 }
 """Of thousands of steps. The root of the warmdown fits both public studies with stages (the published one and
-golf_pr549) within .001; ln steps, tried before, misses the longer runs of both by .0024 to .0075."""
-_DRIFT = 0.006  # BPB an e-fold of steps: gaps of the two public studies with stages change by .002 to .015
+golf_pr549) within 0.001; ln steps, tried before, misses the longer runs of both by 0.0024 to 0.0075."""
+_DRIFT = 0.006  # BPB an e-fold of steps: gaps of the two public studies with stages change by 0.002 to 0.015
 _DOUBT = 0.002  # BPB: error of a regressor before anything is known of it, and the weight of one trial
 
 

@@ -1,9 +1,9 @@
 """What laws leave over at the runs' ends, carried to other plans by a Gaussian process.
 
-Residuals of finals are alike for plans of like length and warmdown ratio. Their covariance, relative to the
-loss:
+Residuals of finals are alike for plans of like length and warmdown ratio. Their
+covariance, relative to the loss:
 
-    c0 + [a ln(T/Tmax) ln(T'/Tmax) + b exp(-(ln T - ln T')^2 / 2)] exp(-((ratio - ratio') / .5)^2 / 2) x shape
+    c0 + [a ln(T/Tmax) ln(T'/Tmax) + b exp(-(ln T - ln T')^2 / 2)] exp(-2 (ratio - ratio')^2) x shape
 
 so that far lengths are less certain, in proportion to ln of the reach. The posterior mean corrects a law, the
 posterior variance is what no run of the table can know: the body of the interval.

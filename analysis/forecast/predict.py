@@ -29,8 +29,8 @@ BEYOND = 1.05  # a run longer than this times the longest one is an extrapolatio
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A final value with its interval; `low` and `high` are None, with a reason, where no honest one can be
-    given.
+    """A final value with its interval; `low` and `high` are None, with a reason,
+    where no honest one can be given.
     """
 
     metric: str

@@ -86,7 +86,7 @@ class Forecast:
 def forecast(table: Table, metric: str, noise: float | None) -> Forecast:
     """Fit the largest group of runs and predict around it.
 
-    `noise`: relative replicate SD; if not known .001, as between seeds in public studies.
+    `noise`: relative replicate SD; if not known 0.001, as between seeds in public studies.
 
     Raises:
         AnalysisError: the runs carry no law, or all have one length or no warmdown.

@@ -2,7 +2,7 @@
 
 Every other kernel here saturates, so that longer warmdowns of one ratio bring no more than shorter ones once
 they outlast the kernel. Measured drops below the constant rate do not: between 15k and 200k steps they grow
-as the warmdown's length to the .1 to .2 (124M and 210M parameters). The constant rate itself is a power law
+as the warmdown's length to the 0.1 to 0.2 (124M and 210M parameters). The constant rate itself is a power law
 in steps with an exponent near 1/2. Both are known before a single run is made, so the priors are stiff: with
 one warmdown this is a law of three linear coefficients.
 """
@@ -13,8 +13,9 @@ from analysis.laws.design import Design
 from analysis.laws.law import Law, Parameter, progress
 from analysis.runs.table import Floats
 
-# p (.08 to .15) and kappa (.4 to 1) by the mean error over studies of runs predicted from one length: .12 and
-# .5 (.0040) are best or next to it whichever study is left out. alpha and q from fits to whole studies.
+# p (0.08 to 0.15) and kappa (0.4 to 1) by the mean error over all given studies of runs predicted from one
+# length: 0.12 and 0.5 (0.0040). Without the 210M horizon p would be 0.10 to 0.12; other studies were not left
+# out. alpha and q from fits to whole studies.
 # Spreads: the scatter of such fits, drawn in by 2.5, as one run's evaluations are correlated.
 ALPHA = Parameter("alpha", 0.05, 3.0, (0.5, 0.45), typical=0.5, spread=0.03)
 KAPPA = Parameter("kappa", 0.05, 3.0, (0.5, 0.7), typical=0.5, spread=0.12)

@@ -1,10 +1,10 @@
-"""What laws are functions of: cumulative learning rates and lagged drops at the rows of a fit, from blocks
-of LR.
+"""What laws are functions of: cumulative learning rates and lagged drops at the rows
+of a fit, from blocks of LR.
 
-A run's LR curve is merged into blocks over which it changes by at most 2 % of the peak (and 20 % of
-itself), 400 at most. A law asks a Design for S_kappa(t) = sum of r^kappa before t, and for drops seen
-through a kernel: sum over drops k of (r_{k-1}^q - r_k^q) F(age of k), where the age is time in S_kappa or
-in steps.
+A run's LR curve is merged into blocks over which it changes by at most 2 % of the peak (and 20 %
+of itself), 400 at most. A law asks a Design for S_kappa(t) = sum of r^kappa before t, and for
+drops seen through a kernel: sum over drops k of (r_{k-1}^q - r_k^q) F(age of k), where the age is
+time in S_kappa or in steps.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Design:
         return at_start[b] + (self.step - self.start[b]) * speed[b], at_start
 
     def lagged_drops(self, kappa: float, q: float, kernel: Callable[[Floats, Floats], Floats]) -> Floats:
-        """Sum over drops of (r_before^q - r_after^q) kernel(age, r_after), [n]; ages in thousands of
-        S_kappa.
+        """Sum over drops of (r_before^q - r_after^q) kernel(age, r_after), [n];
+        ages in thousands of S_kappa.
         """
         at_row, at_start = self.clock(kappa)
         rq = self.rate**q

@@ -1,5 +1,5 @@
-"""One routine fits every law: variable projection with non-negative linear terms, exponents searched in log
-space.
+"""One routine fits every law: variable projection with non-negative linear terms,
+exponents searched in log space.
 
 The terms' coefficients are solved exactly inside (NNLS), so that the search has 0-5 well-conditioned
 dimensions; the residuals are logarithms under a Huber loss. Sources: Golub & Pereyra 1973 (variable
@@ -26,8 +26,8 @@ _AT_BOUND = 1e-3  # in log units
 
 @dataclass(frozen=True)
 class Observations:
-    """Rows of a fit: `value` [n] > 0, `weight` [n], `offset` [n] = 1 where the row carries the finals'
-    offset.
+    """Rows of a fit: `value` [n] > 0, `weight` [n], `offset` [n] = 1 where the
+    row carries the finals' offset.
     """
 
     design: Design

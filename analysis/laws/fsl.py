@@ -1,8 +1,8 @@
 """Functional scaling law: drops fade as a power of their age, L0 + A S^-alpha + B (1 - sum of drops (1 - (1
 + age/tau)^-beta)).
 
-In its own form (gamma = 0 in the multi-power law) S is the sum of rates; with kappa both S and the ages
-count r^kappa.
+In its own form (gamma = 0 in the multi-power law) S is the sum of rates; with kappa both
+S and the ages count r^kappa.
 """
 
 from analysis.laws.design import Design

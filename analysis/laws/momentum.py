@@ -1,4 +1,4 @@
-"""L0 + A S1^-alpha - C S2: drops seen through the momentum of 1/(1 - .999) steps, the baseline."""
+"""L0 + A S1^-alpha - C S2: drops seen through the momentum of 1/(1 - 0.999) steps, the baseline."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""Multi-power law: L0 + A S1^-alpha - B sum of drops (1 - (1 + age r^-gamma / tau)^-beta), and S1 ->
-S_kappa.
+"""Multi-power law: L0 + A S1^-alpha - B sum of drops (1 - (1 + age r^-gamma /
+tau)^-beta), and S1 -> S_kappa.
 """
 
 from analysis.laws.design import Design

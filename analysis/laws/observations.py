@@ -14,8 +14,8 @@ from analysis.runs.table import Floats, Ints, Run, Table
 
 BURN_IN = 1 / 6
 """Part of the longest run whose rows are left out at its start: a power law in S does not hold from step
-0. Of .03 to .3, chosen on all given studies: with two lengths known it hardly matters, with one it moves
-predictions by up to .01 nats either way, so that ensembles then average over BURN_INS."""
+0. Of 0.03 to 0.3, chosen on all given studies: with two lengths known it hardly matters, with one it moves
+predictions by up to 0.01 nats either way, so that ensembles then average over BURN_INS."""
 BURN_INS = (0.04, 0.1, BURN_IN, 0.3)
 MOST_ROWS = 3000  # of a fit: longer logs are thinned evenly
 
@@ -82,8 +82,8 @@ def _replicate_weights(rows: list[tuple[Run, Ints]]) -> Floats:
 
 
 def finals_are_apart(table: Table, metric: str) -> bool:
-    """Whether finals were measured otherwise (on more data, say) than trajectories, so that laws need an
-    offset.
+    """Whether finals were measured otherwise (on more data, say) than trajectories,
+    so that laws need an offset.
 
     Known where a trajectory reaches the run's last step; where none does, it has to be assumed.
     """

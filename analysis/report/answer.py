@@ -219,8 +219,8 @@ def _was_run(study: Study, best: BestRatio) -> bool:
 
 
 def doubled(study: Study) -> Prediction | None:
-    """Twice the longest run: at the best ratio where the laws tell it, else at the best run's; None without a
-    forecast.
+    """Twice the longest run: at the best ratio where the laws tell it, else at the best
+    run's; None without a forecast.
     """
     if study.forecast is None:
         return None

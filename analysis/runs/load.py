@@ -34,8 +34,8 @@ _SAME_MODEL = 1e-3  # relative difference in parameters
 
 
 def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
-    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV with optional
-    trajectories CSV.
+    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV
+    with optional trajectories CSV.
 
     Args:
         schedules: leave runs of an unknown warmdown out, with a note. Otherwise their schedule is
@@ -208,7 +208,7 @@ def _check_trajectory_ids(
 
 
 def _one_model(runs: list[Run]) -> list[Run]:
-    """Runs whose parameter counts agree within .1 % get the same one: logs count a scalar more or less."""
+    """Runs whose parameter counts agree within 0.1 % get the same one: logs count a scalar more or less."""
     counts = {float(str(v)): v for run in runs for axis, v in run.group if axis == "params"}
     same: dict[float, object] = {}
     near = 0.0
@@ -240,8 +240,8 @@ def _without_diverged(runs: list[Run], source: str, notes: list[str]) -> list[Ru
 
 
 def _finals_from_trajectories(runs: list[Run]) -> list[Run]:
-    """A trajectory's row at `steps` as the final value, where the table has no finals of that quantity at
-    all.
+    """A trajectory's row at `steps` as the final value, where the table has no
+    finals of that quantity at all.
     """
     for column in CURVES:
         if any(run.final(column) is not None for run in runs):

@@ -1,7 +1,7 @@
 """Learning-rate curves of runs, as multiples r of the peak rate, from what their table says about them.
 
-A run is warm-up (linear from 0), constant phase (r = 1) up to `peak_steps`, then a warmdown of some shape
-to `steps`.
+A run is warm-up (linear from 0), constant phase (r = 1) up to `peak_steps`, then a
+warmdown of some shape to `steps`.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Runs and their trajectories as one typed table, from a results folder or from anyone's CSV.
 
-CSV: a file of runs (columns run_id, steps, and peak_steps or warmdown_steps; others optional) and a file of
-trajectories (run_id, step, and at least one of val_bpb, val_loss; lr_scale optional). Unknown cells are
-empty.
+CSV: a file of runs (columns run_id, steps, and peak_steps or warmdown_steps; others optional)
+and a file of trajectories (run_id, step, and at least one of val_bpb, val_loss; lr_scale
+optional). Unknown cells are empty.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TRAJECTORY_OF = {
     "final_loss": "val_loss",
     "train_loss_final": "train_loss",
 }
-"""Final metric -> the trajectory column whose last value it is. A trajectory column may also be asked for
-by name.
+"""Final metric -> the trajectory column whose last value it is. A trajectory column
+may also be asked for by name.
 """
 
 
@@ -48,8 +48,8 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run. Steps count optimizer updates; `metrics` hold final values only where they are
-    known.
+    """One training run. Steps count optimizer updates; `metrics` hold final
+    values only where they are known.
     """
 
     run_id: str
@@ -179,8 +179,8 @@ def default_metric(table: Table) -> str:
 
 
 def joined_trunks(runs: Iterable[Run]) -> list[Run]:
-    """Give runs that repeat each other's rows before their warmdowns the same `trunk`, the id of its first
-    run.
+    """Give runs that repeat each other's rows before their warmdowns the same
+    `trunk`, the id of its first run.
 
     Branches of one trunk carry its numbers digit for digit; runs that retrained the same prefix do not. For
     a run whose column first_step says that it is a branch one equal row is proof. Else half of the common

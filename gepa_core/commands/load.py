@@ -85,8 +85,8 @@ class Stored:
 def find_stored(text: str, store: Path) -> Stored | None:
     """The run of a store, or of one sweep's folder, whose id is `text` or begins (or whose digest begins) so.
 
-    None where there is none. Raises ConfigError where several are meant, ArtifactError where the run has no
-    artifact.
+    None where there is none. Raises ConfigError where several are meant, ArtifactError
+    where the run has no artifact.
     """
     sweeps = (
         [store]

@@ -1,8 +1,8 @@
 """Legal, score-first test-time training: tokens are scored in order, by weights that have never seen them.
 
-The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is scored
-with the weights as they are, and only then trained on, for the benefit of those after it; the last one is
-only scored.
+The text is cut into chunks; a window belongs to the chunk of its first scored target. Each chunk is
+scored with the weights as they are, and only then trained on, for the benefit of those after it;
+the last one is only scored.
 
 Source: openai/parameter-golf, pull request 644. Unlike there, batches are global: ranks share each of them,
 and do not change the number of updates.

@@ -23,8 +23,9 @@ _BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """rows [out] and columns [in, in], fp32: an error D [out, in] costs 1/2 sum_r rows[r] D_r columns
-    D_r'.
+    """rows [out] and columns [in, in], fp32.
+
+    An error D [out, in] costs 1/2 sum_r rows[r] D_r columns D_r'.
     """
 
     rows: Tensor

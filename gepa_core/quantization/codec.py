@@ -27,7 +27,7 @@ from gepa_core.quantization import rans
 
 MAGIC = b"GEPAint6"
 STEPS_PER_OCTAVE = 8
-"""Steps are powers of 2^(1/8): rounding costs .002 bits a weight, and a row's or column's takes a byte
+"""Steps are powers of 2^(1/8): rounding costs 0.002 bits a weight, and a row's or column's takes a byte
 less.
 """
 MAX_CODE = 127
@@ -65,8 +65,8 @@ def step_codes(log_steps: Tensor) -> Tensor:
 
 
 def scale_codes(integers: NDArray[np.int8]) -> list[NDArray[np.int8]]:
-    """Scale of the integers [R, C] per row and, relative to that, per column: log2 of mean magnitudes, in
-    quarters.
+    """Scale of the integers [R, C] per row and, relative to that, per column: log2 of
+    mean magnitudes, in quarters.
     """
     magnitude = np.abs(integers.astype(np.float32))
     rows = np.maximum(magnitude.mean(axis=1), 2.0**-6)
@@ -136,8 +136,8 @@ def _text(dtype: torch.dtype) -> str:
 
 
 def _pack_bytes(data: rans.Bytes) -> bytes:
-    """Bytes that may be near random or constant: whichever of rANS and LZMA is smaller, told by the first
-    byte.
+    """Bytes that may be near random or constant: whichever of rANS and LZMA is
+    smaller, told by the first byte.
     """
     options = (b"\0" + rans.encode(data, np.zeros_like(data)), b"\1" + rans.pack(data.tobytes()))
     return min(options, key=len)
@@ -187,8 +187,8 @@ def decode(data: bytes, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
 
 
 def dequantize(integers: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
-    """fp32 [R, C] of integers [R, C] and steps [R], [C]; the order of the products is fixed, so the bits
-    are too.
+    """fp32 [R, C] of integers [R, C] and steps [R], [C]; the order of the products
+    is fixed, so the bits are too.
     """
     weight = integers.float() * rows.float()[:, None]
     return weight if columns is None else weight * columns
@@ -219,8 +219,8 @@ def _others(entries: Sequence[_Entry], packed: bytes) -> dict[str, Tensor]:
 
 
 def _open(data: bytes, max_weights: int) -> tuple[list[_Entry], list[list[int]], list[bytes]]:
-    """Header and sections of a file, checked: nothing in it can make `decode` allocate more than a model
-    holds.
+    """Header and sections of a file, checked: nothing in it can make `decode`
+    allocate more than a model holds.
     """
     if len(data) < _PREFIX.size:
         raise ArtifactError("truncated: it ends within its header")

@@ -23,7 +23,7 @@ Bytes = NDArray[np.uint8]
 _PRECISION = 14  # bits of a probability
 _TOTAL = 1 << _PRECISION
 _LOW = 1 << 16  # a state lies in [2^16, 2^32) between steps, and words are 16 bits
-_SYMBOLS_PER_LANE = 1 << 14  # a lane costs 4 bytes: .03 % of what it carries at 5 bits a symbol
+_SYMBOLS_PER_LANE = 1 << 14  # a lane costs 4 bytes: 0.03 % of what it carries at 5 bits a symbol
 _MAX_LOG_LANES = 11
 _HEADER = struct.Struct("<IBH")
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]
@@ -35,8 +35,8 @@ def pack(raw: bytes) -> bytes:
 
 
 def unpack(packed: bytes, size: int, *, exact: bool = True) -> bytes:
-    """Undoes `pack`; ArtifactError if it is damaged or does not hold `size` bytes (not exact: at most
-    `size`).
+    """Undoes `pack`; ArtifactError if it is damaged or does not hold `size` bytes
+    (not exact: at most `size`).
     """
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
     try:
@@ -60,7 +60,7 @@ def histogram(symbols: Bytes, classes: Bytes) -> NDArray[np.int64]:
 def log_codes(counts: NDArray[np.int64]) -> Bytes:
     """Counts [classes, 256] -> 0 for what never occurs, else 1 + 8 log2 of the probability in units of 2^-14.
 
-    Rounding to an eighth of an octave costs .0005 bits a symbol and leaves a table of a few bits an entry.
+    Rounding to an eighth of an octave costs 0.0005 bits a symbol and leaves a table of a few bits an entry.
     """
     share = counts * (_TOTAL / np.maximum(counts.sum(axis=1, keepdims=True), 1))
     codes = 1 + np.rint(8 * np.log2(np.maximum(share, 1)))

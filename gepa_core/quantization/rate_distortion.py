@@ -8,9 +8,9 @@ weight costs the same, so
 
     step[r, c] = 2^level * U[c, c] / sqrt(rows[r])
 
-with one `level` for the whole model, found by bisection on the bytes of the real file. Integers keep to
-their range, int6's [-32, 31] unless asked otherwise: where it would clip, a row's or a column's step is
-widened.
+with one `level` for the whole model, found by bisection on the bytes of the real file.
+Integers keep to their range, int6's [-32, 31] unless asked otherwise: where it would clip, a
+row's or a column's step is widened.
 """
 
 import functools
@@ -27,7 +27,7 @@ from gepa_core.quantization import codec, rans
 from gepa_core.quantization.calibrate import Sensitivity
 from gepa_core.quantization.quantized import Quantized, QuantizedTensor, is_quantized, make_report
 
-_DAMPING = 0.01  # of the mean diagonal of `columns`; .001 to .05 differ by less than the noise
+_DAMPING = 0.01  # of the mean diagonal of `columns`; 0.001 to 0.05 differ by less than the noise
 _MIN_ROW_WEIGHT = 0.03  # of the mean: a token that calibration never met may yet occur
 _BLOCK = 32  # columns whose errors move one by one; beyond, they move as a product
 _MAX_CLIP_OCTAVES = 2.0
@@ -45,8 +45,8 @@ Attempt = tuple[dict[str, QuantizedTensor], int]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [R, C] with what its errors cost. log_row [R], log_column [C]: log2 of the ideal step's
-    factors.
+    """A weight [R, C] with what its errors cost. log_row [R], log_column [C]: log2
+    of the ideal step's factors.
     """
 
     weight: Tensor
@@ -74,8 +74,8 @@ def inverse_factor(columns: Tensor) -> Tensor:
 
 
 def choose_steps(matrix: Matrix, level: float, limit: int) -> tuple[Tensor, Tensor]:
-    """Step codes of the rows [R] and columns [C] at this level, widened where [-limit - 1, limit] would
-    clip.
+    """Step codes of the rows [R] and columns [C] at this level, widened where
+    [-limit - 1, limit] would clip.
     """
     log_row, log_column = matrix.log_row + level, matrix.log_column
     ratio = (matrix.weight / (log_row[:, None] + log_column).exp2()).abs()
@@ -91,10 +91,10 @@ def choose_steps(matrix: Matrix, level: float, limit: int) -> tuple[Tensor, Tens
 def _widening(ratio: Tensor, others: Tensor, limit: int) -> Tensor:
     """Octaves by which to widen the step of each column of |w| / ideal step [R, C], for least cost and rate.
 
-    Rows are widened by `others` [R] octaves already; where that was more than a column needs, its own
-    number is negative. In units of the squared ideal step: rounding costs a twelfth of the squared step,
-    what lies beyond the range its squared distance, and an octave saves a bit, worth ln 2 / 6 at the
-    ideal step.
+    Rows are widened by `others` [R] octaves already; where that was more than a column needs, its
+    own number is negative. In units of the squared ideal step: rounding costs a twelfth of the
+    squared step, what lies beyond the range its squared distance, and an octave saves a bit,
+    worth ln 2 / 6 at the ideal step.
     """
     edge = limit + 0.5
     widened = others.exp2()[:, None]

@@ -43,8 +43,8 @@ def standalone_source(
 
 
 def code_bytes(config: RunConfig) -> int:
-    """Size of the least script that evaluates a run of this configuration; milliseconds after the first
-    call.
+    """Size of the least script that evaluates a run of this configuration;
+    milliseconds after the first call.
     """
     return len(standalone_source(config))
 

@@ -1,9 +1,9 @@
 """The scheduling loop: which node goes on which lease, and what follows from how it ended.
 
-It knows neither Ray nor the store: a Cluster runs things, a Recorder keeps what came of them, a clock tells
-the time. A lease is a set of workers that executes one node after another. The longest remaining path goes
-first; a lease goes on with the run it has at hand unless a waiting path is long enough to decide when the
-sweep ends.
+It knows neither Ray nor the store: a Cluster runs things, a Recorder keeps what came of them, a clock
+tells the time. A lease is a set of workers that executes one node after another. The longest
+remaining path goes first; a lease goes on with the run it has at hand unless a waiting path is long
+enough to decide when the sweep ends.
 """
 
 import heapq
@@ -120,8 +120,8 @@ class Options:
     devices: float = 1.0
     """Devices of a lease: GPUs, or CPU workers where there are none."""
     eager: bool = False
-    """Ask at once for as many leases as the sweep will have paths, for start-up to overlap with work, and
-    keep them."""
+    """Ask at once for as many leases as the sweep will have paths, for start-up to overlap
+    with work, and keep them."""
     idle_seconds: float = 30.0
     """A lease with nothing to do is given back after this, unless `eager`."""
     tick_seconds: float = 0.5

@@ -52,8 +52,8 @@ class Running:
 class Tally:
     """Counts what a launch does.
 
-    runs: those it is about; None = all of the plan. workers: how many will work at a time, as far as is known
-    beforehand.
+    runs: those it is about; None = all of the plan. workers: how many will work at a time,
+    as far as is known beforehand.
     """
 
     plan: Plan

@@ -38,7 +38,7 @@ def no_long_warmdown(sweep: Sweep) -> Iterator[str]:
 def no_replicates(sweep: Sweep) -> Iterator[str]:
     if len({run.seed for run in sweep.runs}) == 1:
         yield (
-            "no replicate seeds: the noise floor is unknown (repeats of the published trunk differ by .0013 "
+            "no replicate seeds: the noise floor is unknown (repeats of the published trunk differ by 0.0013 "
             "BPB); add seeds, at least to one cell"
         )
 

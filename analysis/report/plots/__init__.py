@@ -39,8 +39,8 @@ FORMATS = ("svg", "pdf", "png")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure on disk: `files` by suffix (csv, svg, pdf, png); `pictures` are the SVGs of the page (wide,
-    narrow)."""
+    """A figure on disk: `files` by suffix (csv, svg, pdf, png); `pictures` are the SVGs
+    of the page (wide, narrow)."""
 
     name: str
     title: str

@@ -95,7 +95,7 @@ def canvas(
 
 
 def two_digits(values: pd.Series) -> pd.Series:
-    """Ratios as legends tell them apart: to two decimals, .25 and not .2."""
+    """Ratios as legends tell them apart: to two decimals, 0.25 and not 0.2."""
     return values.astype(float).round(2)
 
 
