@@ -259,7 +259,7 @@ def test_documented_verdict_is_what_the_data_say(shared: Path) -> None:
     page = " ".join((Path(__file__).parents[2] / "docs" / "warmdown.md").read_text().split())
 
     def short(value: float, digits: int) -> str:
-        return f"{value:.{digits}f}".removeprefix("0")
+        return f"{value:.{digits}f}"
 
     reference = shared / "reference"
     published = analyse(load(reference / "gepa_runs.csv", reference / "gepa_trajectories.csv"), "val_bpb")
