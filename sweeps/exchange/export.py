@@ -208,7 +208,7 @@ def _artifact(store: Store, sweep: str, run_id: str, quantized: Outcome | None) 
                 f"{store.files.describe(path)} is gone; the sweep's launch.py command remakes it"
             )
         return copy
-    if copy is not None and sha256(copy) == quantized.files[_ARTIFACT]["sha256"]:
+    if copy is not None and sha256(copy) == quantized.files.get(_ARTIFACT, {}).get("sha256"):
         return copy
     return store.read_file(quantized, _ARTIFACT)
 

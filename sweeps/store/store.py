@@ -246,7 +246,7 @@ class Store:
         """A file the commit vouches for. Raises StorageError where it is gone or altered."""
         path = f"{self.attempt_path(done.id, done.attempt)}/{name}"
         data = self.files.read(path)
-        if data is None or sha256(data) != done.files[name]["sha256"]:
+        if data is None or sha256(data) != done.files.get(name, {}).get("sha256"):
             what = "is gone" if data is None else "was altered"
             raise StorageError(f"{self.files.describe(path)} {what} since it was committed")
         return data
