@@ -2,7 +2,7 @@
 
 from gepa_core import load_model
 
-model = load_model("600-360")        # a run of results/ by its id, a checkpoint, or an artifact
+model = load_model("400-160")        # a run of results/ by its id, a checkpoint, or an artifact
 print(model.generate("Returns the"))
 """
 

@@ -1,10 +1,13 @@
-"""What a run not yet made would give: an ensemble's centre and an interval that backtests calibrate.
+"""What a run not yet made would give: the ensemble's centre, and an interval calibrated by backtests.
 
-Rule: centre +- z sqrt(c^2 (unknown^2 + spread of the laws^2) + seed^2). The unknown is the posterior
-standard deviation of what laws leave over at runs' ends (kriging.py); it grows with ln of the reach and with
-the distance of warmdown ratios. c is what standardized errors on held-out runs were: other studies' at
-first, the table's own as they come.
-On unseen finals of public curves residual bootstraps cover 17-39 % for nominal 90 %.
+    centre +- z sqrt(c^2 (unknown^2 + spread^2) + seed^2)        all relative to the centre
+
+z is the normal quantile of the interval's level. `unknown` is the posterior standard deviation of the laws'
+residuals at runs' ends (kriging.py); it grows with ln(steps / longest run) and with the distance of the
+warmdown ratio from those that were run. `spread` is the laws' disagreement about this run. c is how large
+standardized errors on held-out runs were: in other studies at first, in the table itself as it has more of
+them. `seed` is the standard deviation between replicates. docs/intervals.md says why it is no bootstrap of
+residuals.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ BEYOND = 1.05  # a run longer than this times the longest one is an extrapolatio
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A final value with its interval; `low` and `high` are None, with a reason,
-    where no honest one can be given.
+    """A final value with its interval.
+
+    Where no honest interval can be given, `low` and `high` are None, and `reason` says why.
     """
 
     metric: str
@@ -64,14 +68,16 @@ def predict(
     schedule: str | None = None,
     where: dict[str, object] | None = None,
 ) -> Prediction:
-    """The final `metric` of a run of `steps` with `warmdown` steps at its end, from the runs of a table.
+    """The final `metric` of a run of `steps`, of which the last `warmdown` are warmdown, from a table's runs.
 
     Args:
-        schedule: shape of the warmdown; the table's most frequent one that has a name if not given.
+        level: probability of the interval.
+        schedule: shape of the warmdown; if not given, the most frequent one that has a name.
         where: values of axes (peak_lr, ...), needed if the table's runs differ in them.
 
     Raises:
-        AnalysisError: the plan is impossible, the runs are not of one group, or they carry no law.
+        AnalysisError: the plan is impossible, the runs differ in more than schedule and seed, or they are too
+            few to fit any law.
     """
     if not 0 <= warmdown <= steps or steps < 1:
         raise AnalysisError(f"warmdown {warmdown} of {steps} steps is impossible: it must be within 0..steps")
@@ -114,10 +120,10 @@ def one_group(table: Table, where: dict[str, object]) -> Table:
 
 
 def planned_run(table: Table, steps: int, warmdown: int, schedule: str | None) -> Run:
-    """A run like the table's with another plan; the shape is their most frequent one unless given.
+    """A run like the table's with another plan; unless given, its shape is their most frequent one.
 
     Raises:
-        AnalysisError: none is given, and the runs' rates are only known by their logs.
+        AnalysisError: no shape is given, and the runs' learning rates are only known from logs.
     """
     annealed = [run for run in table.runs if not run.is_constant] or list(table.runs)
     shaped = [run for run in annealed if run.schedule != "observed"]

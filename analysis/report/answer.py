@@ -1,7 +1,6 @@
-"""The question of the study answered first: how long to train, how much of it as warmdown, and at what price.
+"""The report's first screen: how long to train, how much of that as warmdown, and at what price.
 
-A sentence names a number only with the interval that carries it; where there is none it says 'undetermined'
-and what would determine it.
+A prediction is only named with its interval; where there is none the sentence says 'undetermined', and why.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from analysis.runs.sweepfile import SweepFile
 from analysis.runs.table import Run
 from analysis.runs.units import axis, unit
 
-_NARROWER = 0.9  # of the ratios run: an interval that spans more of them tells nothing
+_NARROWER = 0.9  # of the range of ratios that were run: an interval at least that wide tells nothing
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen: one headline, then labelled facts, best first."""
+    """The first screen: one headline, then labelled facts, the best run first."""
 
     headline: str
     facts: tuple[tuple[str, str], ...]  # (label, sentence)
@@ -101,7 +100,7 @@ def _share(study: Study) -> str:
 
 
 def _open_end(low: float, high: float, tried: list[float]) -> str:
-    """What says that the ratios which were run end where the best ones do."""
+    """A warning, where the best ratios (low to high) reach an end of the ratios that were run."""
     if high >= tried[-1] - 0.005:
         return ", and no longer one was run"
     return ", and no shorter one was run" if low <= tried[0] + 0.005 else ""
@@ -125,19 +124,21 @@ def _longest(forecast: Forecast) -> int:
 
 
 def _narrows(best: BestRatio, tried: list[float]) -> bool:
+    """Whether the interval of best ratios is narrower than the range of those that were run."""
     return best.high - best.low < _NARROWER * (tried[-1] - tried[0])
 
 
 def _misfits(study: Study) -> bool:
+    """Whether the report found that its laws do not fit these runs."""
     return any(text.startswith("The laws miss") for text in study.findings)
 
 
 def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | None:
-    """(steps, best ratio, from, to, noise) at the best run's length: the ratios that end within the noise of
-    the best one.
+    """(steps, best ratio, low, high, noise): at the best run's length, the range of measured ratios that are
+    as good as the best one. Noise is one run's SD, in the metric's unit.
 
-    None where fewer than two were run there, where none ends clearly above, or where the trunk is unstable,
-    so that the noise is unknown.
+    None where fewer than two ratios were run there, where none of them is clearly worse than the best, or
+    where the trunk is unstable, so that the noise is unknown.
     """
     if study.best is None or study.unstable:
         return None
@@ -219,8 +220,9 @@ def _was_run(study: Study, best: BestRatio) -> bool:
 
 
 def doubled(study: Study) -> Prediction | None:
-    """Twice the longest run: at the best ratio where the laws tell it, else at the best
-    run's; None without a forecast.
+    """Twice the longest run, at the best ratio where the laws tell one, else at the best run's ratio.
+
+    None without a forecast.
     """
     if study.forecast is None:
         return None
@@ -232,7 +234,7 @@ def doubled(study: Study) -> Prediction | None:
 
 
 def gain_of_doubling(study: Study) -> Estimate | None:
-    """How far below the best run twice the longest one is predicted to end; None without an interval."""
+    """How far below the best run's value that of `doubled` is predicted to be; None without an interval."""
     ahead = doubled(study)
     if ahead is None or study.best is None or ahead.low is None or ahead.high is None:
         return None
@@ -256,7 +258,7 @@ def doubling(study: Study) -> str:
 
 
 def price_of_doubling(study: Study, sweep: SweepFile) -> str:
-    """Device time of twice the longest run, alone and from the longest trunk there is."""
+    """Device time of `doubled`, trained alone and from the longest trunk there is."""
     ahead = doubled(study)
     if study.forecast is None or ahead is None:
         return ""

@@ -1,7 +1,7 @@
 """The one way to a stage's figures: workers, commands, benchmarks and the standalone script all measure here.
 
-A stage is a model's weights, scored in one of three ways. Which weights (raw, averaged, merged, decoded from
-an artifact) is the caller's to load; what a way needs of the text is the text's to remember.
+A stage is a model's weights, scored in one of three ways (WAYS). The caller loads the weights: raw, averaged,
+merged, or decoded from an artifact. The `Text` keeps what every scoring of it needs again.
 """
 
 from typing import Any
@@ -15,11 +15,12 @@ WAYS = ("plain", "sliding", "ttt")
 
 
 def measure(way: str, model: Any, text: Text, eval_cfg: Any, ttt_cfg: Any, exec_cfg: Any) -> Evaluation:
-    """Scores the text with the model's weights, in one of WAYS; `ttt` adapts them in place.
+    """Scores the text with the model's weights, in one of WAYS.
 
-    `plain` takes non-overlapping sequences of eval_cfg.seq_len; `sliding` windows of that length every
-    eval_cfg.stride; `ttt` the same windows, training on each chunk once it is scored. Raises DataError where
-    the text does not fit the model, DivergedError where a score is not finite.
+    `plain` takes non-overlapping sequences of eval_cfg.seq_len tokens; `sliding` takes windows of that length
+    every eval_cfg.stride tokens; `ttt` (test-time training) takes the same windows, and trains on each chunk
+    once it is scored, which changes the model in place. Raises DataError where the text does not fit the
+    model, DivergedError where a score is not finite.
     """
     check_text(model, text, eval_cfg.seq_len)
     if way == "plain":

@@ -1,8 +1,9 @@
 """The tree of nodes that a sweep is planned as, and what can be read off it. Pure data.
 
 A node is one piece of work: a stretch of training, which joins two states, or a stage (an evaluation,
-quantization) below one. Its id is a digest of its whole lineage, so equal ids mean equal numbers, in this
-sweep or any other over the same store. What its kind implies is in `sweeps.kinds`.
+quantization) that follows from one. A trunk is the constant phase that several runs share; their warmdowns
+branch off it. A node's id is a digest of its whole lineage, so equal ids mean equal numbers, in this sweep or
+any other over the same store. What its kind implies is in `sweeps.kinds`.
 """
 
 from collections import defaultdict
@@ -20,7 +21,7 @@ from sweeps.spec.sweep import Run, Sweep
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A piece of work that is committed as a whole.
+    """A piece of work, committed to the store whole or not at all.
 
     One that trains goes from the state after `start` steps to the state after `stop`; for stages both are 0.
     """
@@ -31,21 +32,21 @@ class Node:
     after: str | None
     """Node whose output it starts from; None = the initial weights."""
     config: Run
-    """Of a run that needs it; on a trunk one that branches off (or ends) at `stop`."""
+    """That of a run which needs the node; on a trunk, of a run that branches off or ends at `stop`."""
     runs: tuple[str, ...]
-    """Training: runs that branch off or end at `stop`. Stages: the run that first asked for it.
-    All runs that need a node: `Plan.runs_of`."""
+    """Of training nodes, runs that branch off or end at `stop`; of stages, the run that first asked for it.
+    `Plan.runs_of` has all the runs that need a node."""
     start: int = 0
     stop: int = 0
     trunk: bool = False
     trunk_id: str = ""
-    """Digest of what the constant phase depends on; ties nodes of different sweeps together."""
+    """Digest of what the constant phase depends on: equal for the nodes of one trunk, also across sweeps."""
     final: bool = False
     """Some run ends at `stop`."""
     averages: tuple[Average, ...] = ()
-    """Training: the averages of the weights that its states hold; none: the config's own."""
+    """Of training nodes, the averages of the weights that its states hold; if empty, the config's own."""
     sources: tuple[str, ...] = ()
-    """Nodes whose states are merged, `after` among them."""
+    """Of a stage that merges states, the nodes which those come from, `after` among them."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -97,13 +98,15 @@ class KnownSegment:
     kept: bool
     """Whether its final state is still there."""
     observed: str = ""
-    """Digest of what it depends on but for the averages that it holds."""
+    """Digest of all that it depends on except the averages that its states hold."""
     decays: tuple[float, ...] = ()
-    """Of those averages."""
+    """EMA decays of those averages."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
+    """A run and its nodes."""
+
     config: Run
     last: str
     """Node that ends its training; `Plan.segments_of` gives the whole chain."""
@@ -121,7 +124,7 @@ class Plan:
     """Nodes that the store already has."""
     speeds: Speeds = PUBLISHED_A100
     val_tokens: int = PUBLISHED_VAL_TOKENS
-    """Target tokens of a validation, for the estimates of time."""
+    """Target tokens of one validation, for the estimates of time."""
 
     def kind(self, node: str) -> Kind:
         return KINDS[self.nodes[node].kind]
@@ -219,7 +222,7 @@ class Plan:
 
     @property
     def critical_path_steps(self) -> int:
-        """Steps that must follow one another: however many machines, a sweep takes as long."""
+        """Steps that must follow one another: no number of machines makes a sweep shorter."""
         return max((run.config.steps for run in self.runs.values()), default=0)
 
     def tokens(self, config: Run) -> int:
