@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gepa_core.config import EvalConfig, RunConfig, TTTConfig
+from gepa_core.config import RunConfig
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.device import rank_and_world
 from gepa_core.evaluation.ttt import chunk_lr
@@ -30,6 +30,7 @@ from gepa_core.model.kernels import plain_expressions
 from gepa_core.quantization.quantized import INT_MAX, INT_MIN, SCALE_FLOOR
 from gepa_core.quantization.reference import CLIP_QUANTILES
 from gepa_core.schedule import lr_multiplier
+from gepa_core.sections import EvalConfig, TTTConfig
 from gepa_core.training.optim import is_muon_matrix, is_untrained, lr_factor, orthogonalize
 
 

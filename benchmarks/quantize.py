@@ -19,12 +19,13 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.baseline import plain_int6
-from gepa_core.config import CAP_BYTES, QuantConfig, RunConfig
+from gepa_core.config import CAP_BYTES, RunConfig
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact, codec, rans
 from gepa_core.quantization.calibrate import Sensitivity
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.quantized import Quantized, entropy_bits, is_quantized
+from gepa_core.sections import QuantConfig
 from gepa_core.training.trained import open_trained
 
 PUBLISHED_LEVEL = 22

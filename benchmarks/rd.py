@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.quantize import coders, timed
-from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig, QuantConfig
+from gepa_core.config import CAP_BYTES, DataPaths, ExecConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.data.shards import TokenStream, open_shards
 from gepa_core.data.text import open_text
@@ -28,6 +28,7 @@ from gepa_core.quantization import artifact, codec, rans
 from gepa_core.quantization.calibrate import calibrate
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.quantized import Quantized
+from gepa_core.sections import QuantConfig
 from gepa_core.submission.bundle import code_bytes
 from gepa_core.training.segment import prepare
 from gepa_core.training.trained import open_run, open_trained

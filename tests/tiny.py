@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gepa_core.config import EvalConfig, ExecConfig, ModelConfig, TTTConfig
+from gepa_core.config import ExecConfig
 from gepa_core.data.text import Text
 from gepa_core.data.tokenizer import ByteTable
 from gepa_core.evaluation.scoring import Evaluation
 from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
+from gepa_core.sections import EvalConfig, ModelConfig, TTTConfig
 
 VOCAB = 64
 CPU = ExecConfig(device="cpu")

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from gepa_core.config import DataConfig, DataPaths
+from gepa_core.config import DataPaths
 from gepa_core.data.folder import Dataset
 from gepa_core.data.shards import ShardSet
+from gepa_core.sections import DataConfig
 from sweeps.commands.sweep import data_record, open_data, over_store
 from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, SweepResult, run_sweep

@@ -14,8 +14,9 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gepa_core.config import Average, BatchConfig, DataPaths, EvalConfig, ExecConfig, RunConfig, TTTConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import write_shard
+from gepa_core.sections import BatchConfig, EvalConfig, TTTConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.segment import Segment, StepReport, train_segment
 from tests import tiny

@@ -15,11 +15,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gepa_core.config import DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import ArtifactError, ConfigError, DataError
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
+from gepa_core.sections import ModelConfig
 from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
 
 

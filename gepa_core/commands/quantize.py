@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gepa_core.config import CAP_BYTES, ExecConfig, QuantConfig, RunConfig
+from gepa_core.config import CAP_BYTES, ExecConfig, RunConfig
 from gepa_core.data.folder import open_folder
 from gepa_core.errors import ConfigError, UserError, about_name
+from gepa_core.sections import QuantConfig
 from gepa_core.submission.compress import compress
 from gepa_core.training.segment import prepare
 from gepa_core.training.trained import open_run, open_trained, validate

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gepa_core import files
 from gepa_core.bounded import MAX_JSON_BYTES, parse_json, read_bytes
-from gepa_core.config import DataConfig, DataPaths
+from gepa_core.config import DataPaths
 from gepa_core.data.shards import (
     Shard,
     ShardSet,
@@ -34,6 +34,7 @@ from gepa_core.data.shards import (
 from gepa_core.data.tokenizer import check_counts_of_tokens, load_tokenizer
 from gepa_core.errors import DataError
 from gepa_core.invocation import module
+from gepa_core.sections import DataConfig
 
 MANIFEST = "manifest.json"
 FORMAT = "gepa-sweeps data"

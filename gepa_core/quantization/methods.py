@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gepa_core.config import CAP_BYTES, QuantConfig
+from gepa_core.config import CAP_BYTES
 from gepa_core.errors import ArtifactError
 from gepa_core.quantization.gptq import quantize_gptq
 from gepa_core.quantization.per_row import quantize_per_row
@@ -24,6 +24,7 @@ from gepa_core.quantization.quantized import (
 )
 from gepa_core.quantization.rate_distortion import quantize_rate_distortion
 from gepa_core.quantization.reference import quantize_reference
+from gepa_core.sections import QuantConfig
 
 RowQuantizer = Callable[[Tensor, QuantConfig, Any], QuantizedTensor]
 """(weight fp32 [rows, columns], settings, its sensitivity or None) -> integers and a step per row."""

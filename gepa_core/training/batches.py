@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gepa_core.config import BatchConfig
 from gepa_core.data.shards import TokenStream
 from gepa_core.errors import ConfigError, DataError
+from gepa_core.sections import BatchConfig
 
 # CPU: activations [tokens, width] that stay in the cache beat longer matrix products. Of 256 to
 # 4,096 tokens, 2,048 were fastest at width 64 and 512 at 384 (AMD EPYC, 1 MB of L2 a core).

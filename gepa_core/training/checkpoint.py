@@ -19,8 +19,9 @@ from torch import Tensor
 
 from gepa_core import files
 from gepa_core.bounded import parse_json, read_bytes
-from gepa_core.config import MAX_STEPS, canonical_json, digest
+from gepa_core.config import canonical_json, digest
 from gepa_core.errors import CheckpointError
+from gepa_core.sections import MAX_STEPS
 
 TENSORS = "state.safetensors"
 META = "state.json"

@@ -18,13 +18,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
-from gepa_core.config import Average, DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.data.overlap import launch_warning
 from gepa_core.errors import CheckpointError, ConfigError, DataError
 from gepa_core.invocation import module
 from gepa_core.model.gepa import GEPA
 from gepa_core.recipes import PRESETS
+from gepa_core.sections import ModelConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.averages import averages_of, merged, prefix_of
 

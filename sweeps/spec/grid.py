@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from gepa_core.config import DataConfig, RunConfig
+from gepa_core.config import RunConfig
+from gepa_core.sections import DataConfig
 from sweeps.spec.keys import MAX_INT
 from sweeps.spec.source import SOURCE_KEYS, DataSource
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from gepa_core.config import MAX_TEXT, ExecConfig, RunConfig
+from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.schedule import SHAPES
+from gepa_core.sections import MAX_TEXT
 
 CORPORA = ("docstrings",)
 """Text that can be prepared without a download."""

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gepa_core.config import DataConfig, canonical_json
+from gepa_core.config import canonical_json
 from gepa_core.errors import DataError
 from gepa_core.invocation import module
+from gepa_core.sections import DataConfig
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gepa_core.config import DataConfig, DataPaths, ExecConfig, RunConfig
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
+from gepa_core.sections import DataConfig
 from sweeps.kinds.lease import devices
 from sweeps.kinds.script import Script, ScriptRun
 from sweeps.spec.grid import merge

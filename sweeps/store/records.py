@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from gepa_core.config import MAX_STEPS
 from gepa_core.errors import UserError
+from gepa_core.sections import MAX_STEPS
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 
 FORMAT = 1

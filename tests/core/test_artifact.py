@@ -14,7 +14,6 @@ import pytest
 import torch
 import zstandard
 
-from gepa_core.config import ModelConfig, QuantConfig
 from gepa_core.errors import ArtifactError
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact, codec, rans
@@ -22,6 +21,7 @@ from gepa_core.quantization.artifact import check_fits, read_artifact, write_art
 from gepa_core.quantization.calibrate import Sensitivity
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.quantized import Quantized
+from gepa_core.sections import ModelConfig, QuantConfig
 
 METHODS = ("reference", "per_row", "rd")
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gepa_core.config import BatchConfig, DataPaths
+from gepa_core.config import DataPaths
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.errors import ConfigError, DataError
+from gepa_core.sections import BatchConfig
 from gepa_core.training.batches import StepBatches, micro_batch_seqs, widened
 from tests import tiny
 from tests.training import (

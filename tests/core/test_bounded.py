@@ -13,11 +13,12 @@ import yaml
 import zstandard
 
 from gepa_core.bounded import MAX_DEPTH, MAX_NODES, LimitError, compose, load_yaml, parse_json, read_bytes
-from gepa_core.config import ModelConfig, RunConfig
+from gepa_core.config import RunConfig
 from gepa_core.data.folder import Manifest
 from gepa_core.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from gepa_core.quantization import codec, rans
 from gepa_core.quantization.artifact import read_artifact
+from gepa_core.sections import ModelConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import read_job
 

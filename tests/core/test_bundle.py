@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from analysis.logs.importing import read_log
-from gepa_core.config import DataPaths, EvalConfig, ExecConfig, ModelConfig, QuantConfig, RunConfig, TTTConfig
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.text import open_text
 from gepa_core.errors import ArtifactError
@@ -22,6 +22,7 @@ from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact
 from gepa_core.quantization.calibrate import calibrate
 from gepa_core.quantization.methods import quantize
+from gepa_core.sections import EvalConfig, ModelConfig, QuantConfig, TTTConfig
 from gepa_core.submission.bundle import code_bytes, standalone_source
 from gepa_core.submission.folder import NotReproducedError, export, verify
 

@@ -9,8 +9,9 @@ import torch
 import torch.compiler.config as compiler_config
 
 from gepa_core import device
-from gepa_core.config import ExecConfig, ModelConfig
+from gepa_core.config import ExecConfig
 from gepa_core.errors import ConfigError
+from gepa_core.sections import ModelConfig
 
 COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 CUDA = torch.device("cuda")

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gepa_core.config import EvalConfig, ExecConfig
+from gepa_core.config import ExecConfig
 from gepa_core.data.text import Text
 from gepa_core.data.tokenizer import ByteTable, byte_table
 from gepa_core.errors import ConfigError, DataError, DivergedError
 from gepa_core.evaluation.scoring import account
 from gepa_core.evaluation.windows import plain_windows, sliding_windows
+from gepa_core.sections import EvalConfig
 from tests import tiny
 from tests.tiny import CPU, EVAL
 

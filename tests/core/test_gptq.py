@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gepa_core.config import QuantConfig
 from gepa_core.errors import ArtifactError
 from gepa_core.quantization import artifact
 from gepa_core.quantization.calibrate import Sensitivity
@@ -11,6 +10,7 @@ from gepa_core.quantization.gptq import quantize_gptq
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.quantized import INT_MAX, QuantizedTensor
 from gepa_core.quantization.reference import round_to_int6
+from gepa_core.sections import QuantConfig
 
 
 def weights(rows: int = 48, columns: int = 64, seed: int = 0) -> torch.Tensor:

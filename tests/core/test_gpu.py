@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gepa_core.config import BatchConfig, DataPaths, ExecConfig, ModelConfig, RunConfig
+from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
+from gepa_core.sections import BatchConfig, ModelConfig
 from gepa_core.training.batches import Prefetcher
 from gepa_core.training.trainer import Ballot, Trainer
 from tests import tiny

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gepa_core import sizes
-from gepa_core.config import ModelConfig
 from gepa_core.model import head, kernels
 from gepa_core.model.gepa import GEPA, BigramEmbedding, Linear, exclude_self, rotary_table
 from gepa_core.model.head import capped_cross_entropy, capped_nll
 from gepa_core.model.kernels import rotate
+from gepa_core.sections import ModelConfig
 from tests import tiny
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gepa_core.config import OptimConfig, RunConfig
+from gepa_core.config import RunConfig
 from gepa_core.model.gepa import GEPA
+from gepa_core.sections import OptimConfig
 from gepa_core.training import optim
 from gepa_core.training.optim import FlatParameters, Optimizer, is_muon_matrix, is_untrained, orthogonalize
 from gepa_core.training.trained import over_recipe

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from gepa_core.config import QuantConfig
 from gepa_core.errors import ArtifactError
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.per_row import quantize_per_row
 from gepa_core.quantization.quantized import INT_MAX, INT_MIN, SCALE_FLOOR, is_quantized, stored_float
 from gepa_core.quantization.reference import CLIP_QUANTILES, quantize_reference, row_clips
+from gepa_core.sections import QuantConfig
 
 
 def heavy_tailed(rows: int, columns: int, std: float, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gepa_core.config import ModelConfig, QuantConfig
 from gepa_core.errors import ArtifactError, DataError
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization import artifact
@@ -15,6 +14,7 @@ from gepa_core.quantization.calibrate import Sensitivity, calibrate
 from gepa_core.quantization.methods import quantize
 from gepa_core.quantization.quantized import Quantized, entropy_bits
 from gepa_core.quantization.rate_distortion import prepare, quantize_matrix
+from gepa_core.sections import ModelConfig, QuantConfig
 
 SEQ_LEN, VOCAB, LIMIT = 32, 96, 500
 

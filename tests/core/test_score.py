@@ -12,13 +12,13 @@ import sentencepiece as spm
 from gepa_core.commands.evaluate import evaluate_command, ttt_command
 from gepa_core.commands.quantize import quantize_command
 from gepa_core.commands.train import train_command
-from gepa_core.config import EvalConfig, ModelConfig, QuantConfig
 from gepa_core.data.prepare import prepare_files
 from gepa_core.data.shards import load_tokens, open_shards, write_shard
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.model.gepa import GEPA
 from gepa_core.quantization.artifact import read_artifact, write_artifact
 from gepa_core.quantization.methods import quantize
+from gepa_core.sections import EvalConfig, ModelConfig, QuantConfig
 from gepa_core.training.trained import load_model, open_run
 from tests import tiny
 from tests.tiny import CPU

@@ -12,11 +12,12 @@ import sentencepiece as spm
 import torch
 import zstandard
 
-from gepa_core.config import NUMERICS_VERSION, BatchConfig, DataPaths, ExecConfig, RunConfig
+from gepa_core.config import NUMERICS_VERSION, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.device import rank_and_world
 from gepa_core.errors import CheckpointError, ConfigError, DivergedError
 from gepa_core.model.passes import whole_loss
+from gepa_core.sections import BatchConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import over_recipe
 from gepa_core.training.trainer import Trainer

@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from gepa_core.config import EvalConfig, ExecConfig, TTTConfig
+from gepa_core.config import ExecConfig
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.errors import DataError, DivergedError
 from gepa_core.evaluation import ttt
 from gepa_core.evaluation.scoring import Adaptation, Evaluation
+from gepa_core.sections import EvalConfig, TTTConfig
 from tests import tiny
 from tests.tiny import CPU, EVAL, TTT
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gepa_core.config import EvalConfig, TTTConfig
 from gepa_core.data.text import Text
 from gepa_core.evaluation import ttt
 from gepa_core.evaluation.scoring import Scorer
 from gepa_core.evaluation.windows import sliding_windows
+from gepa_core.sections import EvalConfig, TTTConfig
 from tests import tiny
 from tests.tiny import CPU
 

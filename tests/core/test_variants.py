@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gepa_core.commands.evaluate import evaluate_command
-from gepa_core.config import NUMERICS_VERSION, DataPaths, ModelConfig, QuantConfig, RunConfig
+from gepa_core.config import NUMERICS_VERSION, DataPaths, RunConfig
 from gepa_core.data.shards import load_tokens, open_shards
 from gepa_core.data.text import Text, open_text
 from gepa_core.errors import CheckpointError
@@ -19,6 +19,7 @@ from gepa_core.model.gepa import GEPA, Linear
 from gepa_core.quantization import artifact
 from gepa_core.quantization.calibrate import calibrate
 from gepa_core.quantization.methods import quantize
+from gepa_core.sections import ModelConfig, QuantConfig
 from gepa_core.sizes import num_params
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import load_model

@@ -331,9 +331,9 @@ def _of_data(data: Path, folder: Path) -> Iterator[Reader]:
 
 def _of_runs(folder: Path) -> Iterator[Reader]:
     """Job files, checkpoints and artifacts."""
-    from gepa_core.config import QuantConfig
     from gepa_core.quantization.artifact import write_artifact
     from gepa_core.quantization.methods import quantize
+    from gepa_core.sections import QuantConfig
     from gepa_core.training.trained import load_model, read_job
     from tests import training
 

@@ -12,9 +12,10 @@ import zstandard
 
 from benchmarks import gpu, quantize, sharing, step, ttt
 from benchmarks.baseline import PlainTrainer, PlainTTT, plain_int6
-from gepa_core.config import BatchConfig, EvalConfig, RunConfig, TTTConfig
+from gepa_core.config import RunConfig
 from gepa_core.data.tokenizer import byte_table
 from gepa_core.quantization.reference import quantize_reference
+from gepa_core.sections import BatchConfig, EvalConfig, TTTConfig
 from tests import tiny
 from tests.tiny_sweep import make_data, sweep_text
 

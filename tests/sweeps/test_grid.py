@@ -116,7 +116,8 @@ def test_a_grid_too_large_to_plan_is_refused_at_once() -> None:
 
 
 def test_data_can_be_an_axis() -> None:
-    from gepa_core.config import DataConfig, DataPaths
+    from gepa_core.config import DataPaths
+    from gepa_core.sections import DataConfig
 
     sweep = read_sweep("grid: {steps: [10], warmdown_ratio: [.5], data.dir: [one, two]}")
     assert [str(source) for source in sweep.sources] == ["one", "two"]
@@ -138,7 +139,8 @@ def test_data_can_be_an_axis() -> None:
 
 @pytest.mark.parametrize("key", ["data.tokenizer", "data.val"])
 def test_any_part_of_the_data_can_be_an_axis(key: str) -> None:
-    from gepa_core.config import DataConfig, DataPaths
+    from gepa_core.config import DataPaths
+    from gepa_core.sections import DataConfig
 
     sweep = read_sweep(
         f"grid: {{steps: [10], warmdown_ratio: [.5], {key}: [a, b]}}\nset: {{data.train: x_train_*}}"

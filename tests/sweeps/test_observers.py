@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from gepa_core.config import Average, QuantConfig, RunConfig, digest
+from gepa_core.config import Average, RunConfig, digest
 from gepa_core.errors import ConfigError
+from gepa_core.sections import QuantConfig
 from sweeps.kinds.table import KINDS, USUAL_STAGES
 from sweeps.plan.estimate import shared_hours
 from sweeps.plan.planner import make_plan

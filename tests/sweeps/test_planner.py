@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gepa_core.config import EvalConfig, ExecConfig, QuantConfig, RunConfig, TTTConfig, digest
+from gepa_core.config import ExecConfig, RunConfig, digest
 from gepa_core.schedule import lr_multiplier
+from gepa_core.sections import EvalConfig, QuantConfig, TTTConfig
 from sweeps.kinds.table import USUAL_STAGES
 from sweeps.plan.estimate import eta_seconds, naive_hours, shared_hours
 from sweeps.plan.planner import make_plan

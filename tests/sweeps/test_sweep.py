@@ -249,7 +249,8 @@ def test_document_reads_back_as_the_same_sweep() -> None:
 
 
 def test_with_data_puts_fingerprints_in_and_keeps_the_rest() -> None:
-    from gepa_core.config import DataConfig, DataPaths
+    from gepa_core.config import DataPaths
+    from gepa_core.sections import DataConfig
 
     sweep = read_sweep(GRID + "set: {data.dir: corpus, data.val_tokens: 4000}")
     assert not sweep.resolved
