@@ -116,7 +116,9 @@ def headline(result: Warmdown) -> str:
         ratios = [r.last_over_first for r in runs]
         text = f"{_pace(ratios, 'slows')} towards the end of a {schedule} warmdown"
         if known := _bounded(ratios):
-            text += f" (last fifth {_range(known, '.2f')} times as steep as the first)"
+            told = f", in the {len(known)} of {len(ratios)} runs that tell"
+            where = "" if len(known) == len(ratios) else told
+            text += f" (last fifth {_range(known, '.2f')} times as steep as the first{where})"
         words.append(text)
     found = collapse(result.runs)
     cause = (
