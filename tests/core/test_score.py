@@ -148,6 +148,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "every checkpoint is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the reference size; test_variants reads small published artifacts
 def test_published_artifact_needs_no_job(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -269,6 +269,7 @@ def test_divergence_is_told_with_its_step_whenever_it_is_seen(
     assert checkpoint.in_order(tmp_path / "checkpoints") == []
 
 
+@pytest.mark.slow  # compiling takes seconds
 def test_the_loss_compiles_as_one_graph(paths: DataPaths) -> None:
     trainer = Trainer(RUN, ExecConfig(device="cpu"), TokenStream(open_shards(paths.train)), CPU)
     ((ids, targets), *_) = trainer.batches.read(0)

@@ -165,7 +165,7 @@ def one_rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_the_work_and_change_nothing(world: int, tmp_path: Path) -> None:
     model, tokens, cfg = tiny.tiny_model(), tiny.text(150), TTT.model_copy(update={"batch_seqs": 2})
     sliding = tiny.sliding(model, tokens, tiny.byte_table(), EVAL, CPU)
