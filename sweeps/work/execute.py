@@ -74,7 +74,8 @@ def _attempt(at: Attempt) -> Outcome:
         if at.job.start and isinstance(error, DamagedError | ArtifactError):
             status = Observed.DAMAGED  # the driver looks whether it is what it started from
         if status is Observed.DISK_FULL and not text.startswith("disk full"):
-            text = f"disk full: {text}; free some space, then give the same command again"
+            text = f"disk full: cannot write {at.workdir.path}: {text}; free some space, then give the same "
+            text += "command again"
         if status is Observed.CRASHED:
             traceback.print_exc()
             text = f"{type(error).__name__}: {text}"
