@@ -128,7 +128,7 @@ def _average(table: Table) -> str:
     """EMA windows that are long against the shortest warmdown, or still hold initial weights."""
     texts = []
     for run in table.runs:
-        decay = _nested(_config(run) or {}, "ema_decay")
+        decay = config_value(run, "ema_decay")
         if not isinstance(decay, float) or run.is_constant or not 0 < decay < 1:
             continue
         horizon = 1 / (1 - decay)
@@ -156,6 +156,11 @@ def _config(run: Run) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
+
+
+def config_value(run: Run, *path: str) -> object:
+    """What the run's config_json says at a path of keys; None where it says nothing."""
+    return _nested(_config(run) or {}, *path)
 
 
 def _nested(config: dict[str, object], *path: str) -> object:

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from analysis.effects.averages import Arrival, arrivals, average_sentences
 from analysis.effects.repair import Repair, repair_sentences, repairs
 from analysis.effects.slopes import Estimate, fit_linear
 from analysis.runs.blocks import Effect, paired_effect, read_blocks
@@ -79,6 +80,7 @@ class Decomposition:
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
     repairs: tuple[Repair, ...] = ()  # what TTT gains on float and mends of int6
+    arrivals: tuple[Arrival, ...] = ()  # warmdown, averages and merges at equal steps
 
     def effect_names(self) -> list[str]:
         return list(dict.fromkeys(step.name for run in self.runs for step in run.steps))
@@ -117,8 +119,10 @@ def decompose(table: Table, level: float = 0.9) -> Decomposition:
             sentences.append(prefix + size_verdict(part, on_steps))
     mended = repairs(table)
     sentences += repair_sentences(mended)
+    ways = arrivals(table)
+    sentences += average_sentences(table, ways)
     said = tuple(sentence for sentence in sentences if sentence)
-    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), said, mended)
+    return Decomposition(tuple(runs), tuple(ttt), tuple(size), tuple(notes), said, mended, ways)
 
 
 def _steps(run: Run, table: Table) -> tuple[Step, ...]:

@@ -133,7 +133,7 @@ def _sections(
             "What the stages do",
             study.stages.sentences,
             figures=drawn("stages"),
-            tables=of("stages", "repair"),
+            tables=of("stages", "repair", "averages"),
             details=study.stages.notes,
         ),
         Section("confounds", "What else may explain the differences", study.confounds),

@@ -14,7 +14,7 @@ from analysis.laws.fit import Fit
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
 from analysis.runs.tabular import Column, ReportTable
-from analysis.runs.units import LABELS, STAGES, axis, unit
+from analysis.runs.units import BESIDE, LABELS, STAGES, axis, unit
 
 
 def runs(study: Study) -> ReportTable:
@@ -31,7 +31,7 @@ def runs(study: Study) -> ReportTable:
                 "seed": run.seed,
                 "setting": setting(run, axes) or None,
                 study.metric: run.final(study.metric),
-                **{stage: run.metrics.get(stage) for stage in (*STAGES, "ema_sliding_bpb", "ema_ttt_bpb")},
+                **{stage: run.metrics.get(stage) for stage in (*STAGES, *BESIDE)},
                 "artifact_bytes": run.metrics.get("artifact_bytes"),
                 "quant_rows_at_floor": run.metrics.get("quant_rows_at_floor"),
                 "hours": run_hours(run),
@@ -46,8 +46,7 @@ def runs(study: Study) -> ReportTable:
         "seed": Column("seed", ".0f"),
         "setting": Column("setting"),
     }
-    wanted = (*STAGES, "ema_sliding_bpb", "ema_ttt_bpb")
-    stages = [stage for stage in wanted if any(stage in run.metrics for run in study.table.runs)]
+    stages = [stage for stage in (*STAGES, *BESIDE) if any(stage in run.metrics for run in study.table.runs)]
     shown = stages or [study.metric]
     columns |= {stage: Column(f"{LABELS[stage]} [{unit(stage)}]", ".4f") for stage in shown}
     columns |= {
@@ -173,6 +172,35 @@ def repair(study: Study) -> ReportTable | None:
         columns[f"{name}_error"] = Column("± SE", ".5f")
     title = "What test-time training gains on float weights and mends of int6 (negative is better)"
     return ReportTable("repair", title, pd.DataFrame(rows), columns)
+
+
+def averages(study: Study) -> ReportTable | None:
+    """Warmdowns, averages and merges at equal steps, against the raw weights of a run without a warmdown."""
+    rows = [
+        {
+            "steps": arrival.run.steps,
+            "seed": arrival.run.seed,
+            "way": arrival.way,
+            "bpb": arrival.bpb,
+            "gain": arrival.gain.value if arrival.kind != "constant" else None,
+            "gain_error": arrival.gain.error if arrival.kind != "constant" else None,
+            "run_id": arrival.run.run_id,
+        }
+        for arrival in study.stages.arrivals
+    ]
+    if not rows:
+        return None
+    columns = {
+        "steps": Column("steps", ",.0f"),
+        "seed": Column("seed", ".0f"),
+        "way": Column("way"),
+        "bpb": Column("val BPB", ".4f"),
+        "gain": Column("change [BPB]", "+.4f"),
+        "gain_error": Column("± SE", ".4f"),
+        "run_id": Column("run"),
+    }
+    title = "Warmdown, averages and merges at equal steps (change against no warmdown, negative is better)"
+    return ReportTable("averages", title, pd.DataFrame(rows), columns)
 
 
 def lengths(study: Study) -> ReportTable | None:
@@ -305,6 +333,7 @@ TABLES: tuple[Callable[[Study], ReportTable | None], ...] = (
     lengths,
     stages,
     repair,
+    averages,
     laws,
 )
 

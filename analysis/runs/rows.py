@@ -13,6 +13,7 @@ from analysis.runs.table import MAX_STEPS, Run, Trajectory
 
 METRICS = [
     "float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb", "ema_sliding_bpb", "ema_ttt_bpb",
+    "merged_bpb",
     "final_loss", "val_loss", "val_bpb",
     "artifact_bytes", "code_bytes", "quant_rows_at_floor", "quant_rows", "quantized_fraction",
     "train_loss_final",

@@ -10,6 +10,7 @@ LABELS = {
     "ttt_bpb": "TTT",
     "ema_sliding_bpb": "EMA, sliding",
     "ema_ttt_bpb": "EMA, TTT",
+    "merged_bpb": "merged",
     "val_bpb": "validation",
     "ema_val_bpb": "validation, EMA weights",
     "val_loss": "validation loss",
@@ -26,6 +27,7 @@ QUANTITIES = {
     "ttt_bpb": "val BPB after TTT",
     "ema_sliding_bpb": "val BPB of EMA weights, sliding",
     "ema_ttt_bpb": "val BPB of EMA weights after TTT",
+    "merged_bpb": "val BPB of merged trunk states",
     "val_bpb": "val BPB",
     "ema_val_bpb": "val BPB of EMA weights",
     "int6_val_bpb": "val BPB after int6",
@@ -38,6 +40,9 @@ QUANTITIES = {
 
 STAGES = ("float_bpb", "ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
 """The job's stages in order; each column is the whole pipeline up to there."""
+
+BESIDE = ("ema_sliding_bpb", "ema_ttt_bpb", "merged_bpb")
+"""Stages beside the job's own: of weights that are not submitted."""
 
 
 def unit(metric: str) -> str:
