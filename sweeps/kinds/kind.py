@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 from gepa_core.config import RunConfig
 from gepa_core.sizes import measure_flops
 
-Rate = Literal["train", "evaluate", "ttt", "steps"]
-"""What a cost is counted in: FLOPs at one of three speeds, or steps of a training script."""
+Rate = Literal["train", "evaluate", "ttt", "quantize", "steps"]
+"""What a cost is counted in: FLOPs at one of three speeds, weights as `reference` quantizes and packs them,
+or steps of a training script."""
 RATES: tuple[Rate, ...] = get_args(Rate)
 Weights = Literal["raw", "average", "merged", "int6"]
 Evaluation = Literal["plain", "sliding", "ttt"]

@@ -21,7 +21,7 @@ class Hours:
 
     train: float
     eval: float
-    """Validation while training, and the plain and sliding stages."""
+    """Validation while training, quantizing, and the plain and sliding stages."""
     ttt: float
 
     @property
@@ -45,7 +45,9 @@ def _hours(plan: Plan, nodes: Iterable[Node]) -> Hours:
     for node in nodes:
         seconds.update(plan.cost(node))
     return Hours(
-        (seconds["train"] + seconds["steps"]) / HOUR, seconds["evaluate"] / HOUR, seconds["ttt"] / HOUR
+        (seconds["train"] + seconds["steps"]) / HOUR,
+        (seconds["evaluate"] + seconds["quantize"]) / HOUR,
+        seconds["ttt"] / HOUR,
     )
 
 

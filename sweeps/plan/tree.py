@@ -191,7 +191,7 @@ class Plan:
         tokens = self.tokens(node.config)
         averages = (len(node.averages) or 1,) if node.trains else ()
         cost = KINDS[node.kind].cost(node.config, tokens, node.start, node.stop, *averages)
-        return self.speeds.seconds(cost)
+        return self.speeds.seconds(cost, self.sweep.devices)
 
     @cached_property
     def seconds(self) -> dict[str, float]:

@@ -130,6 +130,8 @@ def test_looks_at_int6_are_in_the_price() -> None:
     plain, looking = planned(), planned("int6_every: [100]")
     assert shared_hours(looking).eval > shared_hours(plain).eval
     assert looking.steps_shared == plain.steps_shared
+    slower = planned("int6_every: [100], int6_method: [gptq]")
+    assert shared_hours(slower).eval > shared_hours(looking).eval, "the quantizer's own seconds count"
     both = planned("int6_every: [100], quant.method: [reference, gptq]")
     assert both.steps_shared == plain.steps_shared  # quantizers fork after the training still
 
