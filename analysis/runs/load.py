@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.runs import strictjson
+from analysis.runs.averages import own_average
 from analysis.runs.checks import diverged, refuse_mixed_units, refuse_signs, refuse_two_texts
 from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
@@ -135,7 +136,11 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
         if rows:
             curves.append(pd.concat(rows).assign(run_id=run_id).drop_duplicates("step"))
     trunks = {run_id: segments[0] for run_id, segments in made_of.items() if segments}
-    return frame, pd.concat(curves) if curves else None, axes, trunks
+    joined = pd.concat(curves, ignore_index=True) if curves else None
+    if joined is not None and "ema_val_bpb_by_average" in joined and "config_json" in frame:
+        configs = dict(zip(frame["run_id"].astype(str), frame["config_json"], strict=True))
+        joined["ema_val_bpb"] = own_average(joined, configs)
+    return frame, joined, axes, trunks
 
 
 def _final_lr_fraction(config: str) -> float | None:

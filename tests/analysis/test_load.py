@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.forecast.predict import planned_run, predict
+from analysis.runs.averages import own_average
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
 from analysis.runs.parquet import read_parquet
@@ -320,3 +321,18 @@ def test_values_of_different_axes_are_different_groups(results: Path) -> None:
     frame["optim.matrix_lr"] = np.array([0.025, 0.05, 0.05])
     frame.to_parquet(results / "runs.parquet")
     assert len(load(results).groups()) == 2
+
+
+def test_each_run_shows_the_average_that_it_asked_for() -> None:
+    several = json.dumps({"0.9": 1.3, "0.99": 1.2, "0.99 lr": 1.25})
+    rows = [("a", 1.1, None), ("a", None, several), ("b", None, several), ("c", None, several)]
+    rows += [("a", None, "[" * 10_000), ("d", None, several), ("a", None, None)]
+    curves = pd.DataFrame(rows, columns=["run_id", "ema_val_bpb", "ema_val_bpb_by_average"])
+    configs: dict[str, object] = {
+        "a": '{"ema_decay": 0.9}',
+        "b": '{"ema_decay": 0.99, "ema_horizon": "lr"}',
+        "c": '{"ema_decay": 0.5}',
+        "d": None,
+    }
+    found = own_average(curves, configs)
+    np.testing.assert_array_equal(found, [1.1, 1.3, 1.25, np.nan, np.nan, np.nan, np.nan])
