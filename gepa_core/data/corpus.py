@@ -108,9 +108,17 @@ def _json_lines(lines: Iterable[bytes], path: Path, key: str) -> Iterator[str]:
             raise DataError(f"{path}, line {number}: not JSON ({error}); truncated or damaged") from error
         text = row.get(key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            found = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
-            raise DataError(f"{path}, line {number}: no text under {key!r} ({found}); see --text-key")
+            raise DataError(f"{path}, line {number}: {_what_stands_there(row, key)}")
         yield text
+
+
+def _what_stands_there(row: object, key: str) -> str:
+    """Why a row has no text, and what to do."""
+    if isinstance(row, dict) and key in row:
+        kind = "null" if row[key] is None else f"a {type(row[key]).__name__}"
+        return f"{key!r} is {kind}, not text; leave such rows out"
+    found = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    return f"no text under {key!r} ({found}); see --text-key"
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ A row of .jsonl, .jsonl.zst or .parquet is a document. A text file (.txt and the
 where `split_on` stands; without one, a file is a document, and a long one is cut at line ends.
 """
 
+import codecs
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def find_texts(inputs: Iterable[Path], text_key: str, split_on: str | None, say:
 
 def _file(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path}: no such file or folder")
+        what = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {what}")
     if path.suffix.lower() in _PACKED and not path.name.endswith(ROWS):
         raise DataError(f"{path}: is compressed; unpack it first: {_PACKED[path.suffix.lower()]} {path}")
     if not _is_text(path):
@@ -91,6 +93,11 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
 
 
+def _has_utf16_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def plain_text(path: Path) -> Iterator[str]:
     """A text file as it is, in pieces of TXT_CHARS characters up to the next line end, so that a large one
     streams and can be split. Raises DataError: it is not UTF-8 text."""
@@ -103,8 +110,9 @@ def plain_text(path: Path) -> Iterator[str]:
                     )
                 yield piece + file.readline(TXT_CHARS)
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if _has_utf16_mark(path) else "latin1"
         raise DataError(
-            f"{path}: not UTF-8 text ({error.reason}); convert it first, as by iconv -f latin1 -t utf-8"
+            f"{path}: not UTF-8 text ({error.reason}); convert it first, as by iconv -f {encoding} -t utf-8"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -152,7 +160,8 @@ def survey(source: Source, held_out: Source | None, val_fraction: float, say: Sa
         repeated += share in seen
     total = train.documents + val.documents
     if not train.documents:
-        raise DataError("the train split is empty: no document has any text")
+        why = f"all {total} documents fall into validation; make --val-fraction smaller"
+        raise DataError("the train split is empty: " + (why if total else "no document has any text"))
     if not val.documents:
         raise DataError("the val split is empty: " + _why_empty(total, held_out is not None, val_fraction))
     say(f"train: {train}; validation: {val}")

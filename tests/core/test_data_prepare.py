@@ -214,6 +214,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "page.html").write_text("<p>")
     (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / "wide.txt").write_text("text", encoding="utf-16-le")
+    (tmp_path / "marked.txt").write_text("text", encoding="utf-16")
+    os.mkfifo(tmp_path / "pipe")
+    null = str(bad_lines(tmp_path / "null.jsonl", '{"text": null}\n'))
     (tmp_path / "one").write_text("a document without an ending")
     out, size = ["--out", str(tmp_path / "out")], ["--vocab-size", "300"]
     cases: list[tuple[list[str], str]] = [
@@ -222,6 +225,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         ([str(tmp_path / "page.html"), *size], "unknown kind of text"),
         ([str(tmp_path / "a.txt.gz"), *size], "unpack it first: gunzip"),
         ([str(tmp_path / "wide.txt"), *size], "holds NUL bytes"),
+        ([str(tmp_path / "marked.txt"), *size], "iconv -f utf-16"),
+        ([str(tmp_path / "pipe"), *size], "pipe: is neither a file nor a folder"),
+        ([null, *size], "null.jsonl, line 1: 'text' is null, not text; leave such rows out"),
+        ([str(tmp_path / "one"), *size, "--val-fraction", "0.9999999"], "make --val-fraction smaller"),
         ([str(tmp_path / "one"), *size], "of 1 document none falls into a share of 0.01; give --val FILE"),
         ([good, *size, "--split-on", ""], "--split-on is empty"),
         ([broken, *size], "broken.jsonl, line 2: not JSON"),
