@@ -286,11 +286,13 @@ class Driver:
         bound = self._left_seconds / len(self._leases)
         if -self._ready[0][0] < bound:
             waiting = {node for _, node in self._ready}
+            # With twice the time to spare, costs may be off by a factor of two: then runs are finished first.
+            spare = -self._ready[0][0] < bound / 2
             for name, lease in idle.items():
-                if nodes := waiting.intersection(self._following(lease.last)).difference(chosen.values()):
-                    chosen[name] = max(nodes, key=lambda node: (self.plan.priority[node], node))
-            taken = set(chosen.values())
-            self._ready = [entry for entry in self._ready if entry[1] not in taken]
+                if node := self._early(waiting, lease.last, spare):
+                    chosen[name] = node
+                    waiting.remove(node)
+            self._ready = [entry for entry in self._ready if entry[1] in waiting]
             heapq.heapify(self._ready)
         rest = [name for name in idle if name not in chosen]
         longest = [heapq.heappop(self._ready)[1] for _ in range(min(len(rest), len(self._ready)))]
@@ -304,13 +306,22 @@ class Driver:
         for name, node in chosen.items():
             self._start(name, node)
 
+    def _early(self, waiting: set[str], last: str | None, spare: bool) -> str | None:
+        """What a lease does next where the longest path can wait: what follows its last node or, with time to
+        spare, the branch that is over soonest."""
+        priority = self.plan.priority
+        if nodes := waiting.intersection(self._following(last)):
+            return max(nodes, key=lambda node: (priority[node], node))
+        branches = [node for node in waiting if not self.plan.nodes[node].trunk] if spare else []
+        return min(branches, key=lambda node: (priority[node], node), default=None)
+
     def _following(self, last: str | None) -> list[str]:
-        """What uses the output of the node before, or measures the same one."""
+        """What uses the output of the node before; after a branch, whatever its runs lack."""
         if last is None:
             return []
-        node = self.plan.nodes[last]
-        beside = [] if node.trains else self.plan.children.get(node.after or "", [])
-        return [*self.plan.children.get(last, []), *beside]
+        if self.plan.nodes[last].trunk:
+            return self.plan.children.get(last, [])
+        return [node for run_id in self.plan.runs_of[last] for node in self.plan.nodes_of(run_id)]
 
     def _start(self, name: str, node: str) -> None:
         lease = self._leases[name]

@@ -209,6 +209,23 @@ def test_a_run_keeps_its_lease() -> None:
     assert len({lease_of[node] for node in (run.last, *run.stages)}) == 1
 
 
+def test_runs_finish_from_the_start_and_not_all_at_the_end() -> None:
+    lengths, ratios = (1000, 2000, 4000, 8000), (0.2, 0.4, 0.6)
+    plan = plan_of([RunConfig(steps=s, warmdown_steps=round(s * r)) for s in lengths for r in ratios])
+    cluster = SimCluster(plan.seconds.__getitem__, 2)
+    finished: dict[str, float] = {}
+
+    class Clocked(Memory):
+        def commit(self, outcome: Outcome) -> None:
+            super().commit(outcome)
+            finished[outcome.id] = cluster.now
+
+    drive(plan, cluster, recorder=Clocked())
+    ends = sorted(max(finished[node] for node in plan.nodes_of(run)) for run in plan.runs)
+    assert ends[0] < 0.25 * cluster.now and ends[len(ends) // 2] < 0.7 * cluster.now
+    assert lower_bound(plan, 2, plan.seconds.__getitem__) > 0.9 * cluster.now
+
+
 def test_done_work_is_not_repeated_and_nothing_left_opens_no_lease() -> None:
     plan = small_plan()
     everything = set(plan.nodes)
