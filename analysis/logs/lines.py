@@ -81,7 +81,8 @@ _VALUE = re.compile(
 _BARE = re.compile(rf"(?<![\w.])(bpb|loss)\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
 _VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval)(?![a-z])", re.IGNORECASE)
 _STEP = re.compile(
-    r"\s*\W{0,3}(?:(?P<word>(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?(?P<step>\d[\d,]*)\s*"
+    r"\s*(?:(?:epoch\W{0,2}\d+(?:/\d+)?|train(?:ing)?|val(?:idation)?|eval(?:uation)?|at|after)\b\W{0,3}){0,2}"
+    r"\W{0,3}(?:(?P<word>(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?(?P<step>\d[\d,]*)\s*"
     r"(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
     re.IGNORECASE,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import log
 
@@ -52,7 +53,7 @@ def record(run: Training, given: int | None = None) -> Record:
     Raises:
         AnalysisError: the warmdown given does not fit the run.
     """
-    end = _end(run)
+    end = _end(run, vouched=given is not None)
     notes = [*run.notes, *end.notes]
     finals = stages(run)
     if end.status != DONE:
@@ -114,7 +115,9 @@ def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:
     return reasons
 
 
-def _end(run: Training) -> _End:
+def _end(run: Training, vouched: bool) -> _End:
+    """`vouched`: who imports it gave its warmdown, and so says that it ended where its log does, if that does
+    not say otherwise."""
     stop = next((mark for mark in reversed(run.marks) if mark.kind == "stop"), None)
     stated = run.facts.get("iterations")
     planned = run.totals[-1] if run.totals else int(stated) if isinstance(stated, float) else None
@@ -134,7 +137,7 @@ def _end(run: Training) -> _End:
     )
     capped = isinstance(cap, float) and spent >= 0.97 * cap > 0
     if stop is not None:
-        by = "wallclock" if capped or "wall" in stop.text or "time" in stop.text else "early stop"
+        by = "wallclock" if capped or _CLOCK.search(stop.text) else "early stop"
         return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
     if planned is not None and steps >= planned:
         return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
@@ -142,8 +145,13 @@ def _end(run: Training) -> _End:
     if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):
         note = "" if exact else f"{steps:,} is the last step logged; it may have made some more"
         return _End(steps, planned, DONE, "wallclock" if capped else "", seconds, (note,))
-    of = f" of {planned:,}" if planned else ""
+    if vouched and planned is None and crash is None:
+        return _End(steps, None, DONE, "", seconds, ("the log does not say how many steps were planned",))
+    of = f" of {planned:,}" if planned else ", for all the log says (give --warmdown if it ended there)"
     return _End(steps, planned, UNFINISHED, "", seconds, (f"unfinished at step {steps:,}{of}{said}",))
+
+
+_CLOCK = re.compile(r"wall|(?<!train_)time|clock", re.IGNORECASE)
 
 
 _GAINS = (

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis.logs.keyed import worded
+from analysis.logs.prefix import common_prefix, unprefixed
 from analysis.runs.errors import AnalysisError
 
 LIMIT = 512 * 2**20
@@ -18,24 +20,6 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codec
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _BINARY = 0.05  # more control characters than that are no text
-_PREFIX = re.compile(
-    r"""\s*(?:
-      \[?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?  # a date and time
-    | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
-    | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d\ [\w.-]+\ [\w.-]+(?:\[\d+\])?:   # syslog
-    | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
-    | [\[(]?(?i:rank|default|worker|gpu)[\ _:=-]?(?P<rank>\d{1,4})(?:[\])]:?|:|\ +\|)   # [rank0]:
-    | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
-    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?:<std(?:out|err)>)?:?   # [1,0] of mpirun
-    | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
-    | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
-    | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
-    )""",
-    re.VERBOSE,
-)
-_PREFIXED = re.compile(
-    r"\s*(?:[\[(\d]|[IWEF]\d|[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR|(?i:rank|default|worker|gpu)\W?\d)"
-)
 _CODE = re.compile(
     r"(?:import \w|from [\w.]+ import |class \w+.*:|def \w+\(|#!|[rb]?(?:\"\"\"|''')|@\w)"
     r"|\s+(?:return\b|(?:if|for|while|with|elif|except)\b.*:\s*$|(?:else|try):\s*$)"
@@ -62,7 +46,9 @@ def read_lines(path: Path) -> list[Line]:
         AnalysisError: the file is missing, too long, or not text.
     """
     lines = list(_clean(_decoded(_content(path), path)))
-    return without_source(lines)
+    if pattern := common_prefix(line.text for line in lines):
+        lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
+    return without_source([line._replace(text=worded(line.text)) for line in lines])
 
 
 def _content(path: Path) -> bytes:
@@ -120,24 +106,9 @@ def _decoded(content: bytes, path: Path) -> str:
 def _clean(text: str) -> Iterator[Line]:
     for number, whole in enumerate(text.split("\n"), start=1):
         for part in whole.split("\r") if "\r" in whole else (whole,):
-            stripped = _unprefixed(part)
+            stripped = unprefixed(part)
             if stripped:
                 yield Line(number, stripped)
-
-
-def _unprefixed(text: str) -> str:
-    """The line without timestamps and the like, '' for one that another rank than the first wrote.
-
-    Leading blanks are kept where there is no prefix: they tell source from log.
-    """
-    if not _PREFIXED.match(text):
-        return text.rstrip()
-    rest = text
-    while match := _PREFIX.match(rest):
-        if int(match["rank"] or match["task"] or match["peer"] or 0) > 0:
-            return ""
-        rest = rest[match.end() :].lstrip(" \t-|:")
-    return rest.rstrip()
 
 
 def without_source(lines: list[Line]) -> list[Line]:

@@ -1,0 +1,75 @@
+"""What stands before every line of a log and is not the script's: times, ranks, machines, loggers.
+
+Known forms are taken off line by line. What is left is learnt from the file: text that stands before a step
+and, but for its digits, before most other lines too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+_PREFIX = re.compile(
+    r"""\s*(?:
+      \[?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?  # a date and time
+    | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
+    | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d(?:\ [\w.-]+\ [\w./-]+\[\d+\]:)?   # syslog
+    | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
+    | [\[(]?(?i:rank|default|worker|gpu)[\ _:=-]?(?P<rank>\d{1,4})(?:[\])]:?|:|\ +\|)   # [rank0]:
+    | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
+    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?:<std(?:out|err)>)?:?   # [1,0] of mpirun
+    | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
+    | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
+    | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
+    | [\w.<>]+:[\w.<>]+:\d+\ -\                                                       # module:function:line -
+    )""",
+    re.VERBOSE,
+)
+_PREFIXED = re.compile(
+    r"\s*(?:[\[(\d]|[IWEF]\d|[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR|(?i:rank|default|worker|gpu)\W?\d"
+    r"|[\w.<>]+:[\w.<>]+:\d+ - )"
+)
+_POINT = re.compile(
+    r"(?<![\w/.-])(?:(?:step|iter|iteration)s?\s*[:=\[#]?\s*\d|\d[\d,]*/\d[\d,]*\W+(?:val|train)[_ ]?loss)",
+    re.IGNORECASE,
+)
+_DIGITS = re.compile(r"\d+")
+_MOST = 0.5  # of the lines have the same text before them
+_LONGEST = 120
+
+
+def unprefixed(text: str) -> str:
+    """The line without timestamps and the like, '' for one that another rank than the first wrote.
+
+    Leading blanks are kept where there is no prefix: they tell source from log.
+    """
+    if not _PREFIXED.match(text):
+        return text.rstrip()
+    rest = text
+    while match := _PREFIX.match(rest):
+        if int(match["rank"] or match["task"] or match["peer"] or 0) > 0:
+            return ""
+        rest = rest[match.end() :].lstrip(" \t-|:")
+    return rest.rstrip()
+
+
+def common_prefix(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """What this file has before its lines, as a pattern; None where that is nothing."""
+    lines = list(texts)
+    shapes: Counter[str] = Counter()
+    for text in lines:
+        point = _POINT.search(text, 0, _LONGEST)
+        if point is not None and (before := text[: point.start()].rstrip("[( \t")):
+            shapes[_shape(before)] += 1
+    for shape, points in shapes.most_common(3):
+        pattern = re.compile(shape)
+        held = sum(pattern.match(text) is not None for text in lines)
+        if held > points and held >= _MOST * len(lines):
+            return pattern
+    return None
+
+
+def _shape(before: str) -> str:
+    """A pattern of texts that differ from this one in their digits only."""
+    return r"\d+".join(re.escape(part) for part in _DIGITS.split(before)) + r"(?:\s+|$)"
