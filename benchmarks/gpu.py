@@ -7,6 +7,7 @@ Writes one JSON under benchmarks/results/, named by date and device.
 """
 
 import argparse
+import contextlib
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks import harness, quantize, step, ttt
+from benchmarks.without import OPTIMISATIONS
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.text import Text
 from gepa_core.device import ATTENTION_KERNELS
@@ -59,16 +61,22 @@ def bf16_loss(config: RunConfig, device: torch.device) -> dict[str, Any]:
     return losses | {"difference": difference, "passed": abs(difference) < LOSS_TOLERANCE}
 
 
+_OF_SCORING = ("trimmed last block", "windows gathered on the device")
+
+
 def fast_ttt(config: RunConfig, exec_cfg: ExecConfig) -> dict[str, Any]:
     """Test-time training as it is run, against all of its optimisations switched off, on a short text."""
-    plain = exec_cfg.model_copy(update={"compile": False, "trim_last_block": False, "device_windows": False})
+    plain = exec_cfg.model_copy(update={"compile": False})
     tokens = harness.random_text(2 * config.ttt.chunk_tokens + 1, config.model.vocab_size)
     text = Text(tokens, harness.byte_table(config.model.vocab_size))
     cfg = config.ttt.model_copy(update={"epochs": 2})
     bpb = {}
     for name, how in (("fast", exec_cfg), ("plain", plain)):
         model = trained_a_little(config).to(harness.resolve_device(how))
-        bpb[name] = stages.measure("ttt", model, text, config.eval, cfg, how).bpb
+        with contextlib.ExitStack() as off:
+            for optimisation in _OF_SCORING if name == "plain" else ():
+                off.enter_context(OPTIMISATIONS[optimisation]())
+            bpb[name] = stages.measure("ttt", model, text, config.eval, cfg, how).bpb
     difference = bpb["fast"] - bpb["plain"]
     tolerance = BPB_TOLERANCE[config.model.compute_dtype]
     return bpb | {"difference": difference, "passed": abs(difference) < tolerance}

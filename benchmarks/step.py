@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.baseline import PlainTrainer
+from benchmarks.without import without
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards, write_shard
 from gepa_core.model.gepa import GEPA
@@ -64,17 +65,14 @@ class Published:
             yield tokens[:-1].view(-1, batch.seq_len), tokens[1:].view(-1, batch.seq_len)
 
 
-def ablations(config: RunConfig, device: torch.device) -> dict[str, dict[str, Any]]:
-    """What can be switched off alone, and how."""
-    options: dict[str, dict[str, Any]] = {
-        "batched Newton-Schulz": {"batched_newton_schulz": False},
-        "flat average": {"foreach_ema": False},
-    }
+def ablations(config: RunConfig, device: torch.device) -> dict[str, dict[str, Any] | None]:
+    """What can be switched off alone, and by which keys of ExecConfig; None: by `without`."""
+    options: dict[str, dict[str, Any] | None] = {"batched Newton-Schulz": None, "flat average": None}
     if device.type == "cuda":
         options |= {
             "compilation": {"compile": False, "micro_batch_seqs": 12},  # a span would not fit 40 GB
             "choice of attention": {"attention": "flash"},
-            "prefetch": {"prefetch": False},
+            "prefetch": None,
         }
     else:
         options["micro-batches that fit the cache"] = {"micro_batch_seqs": config.batch.seqs_per_span}
@@ -93,8 +91,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         variants: dict[str, Callable[[], Any]] = {"baseline": published, "ours": ours}
         if args.ablate:
             for name, change in ablations(config, device).items():
-                changed = exec_cfg.model_copy(update=change)
-                variants[f"without {name}"] = Ours(config, changed, stream, device)
+                ablated = Ours(config, exec_cfg.model_copy(update=change or {}), stream, device)
+                variants[f"without {name}"] = without(name, ablated) if change is None else ablated
             if device.type == "cpu":
                 variants["without gradients by hand"] = harness.plainly(
                     Ours(config, exec_cfg, stream, device)

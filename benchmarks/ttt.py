@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.baseline import PlainTTT
+from benchmarks.without import without
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.text import Text
 from gepa_core.evaluation import stages
@@ -83,11 +84,11 @@ class Bench:
         self.bpb["sliding baseline"] = plain.bpb
 
 
-def ablations(exec_cfg: ExecConfig, device: torch.device) -> dict[str, dict[str, Any]]:
-    """What can be switched off alone, and how."""
-    options: dict[str, dict[str, Any]] = {
-        "trimmed last block": {"trim_last_block": False},
-        "windows gathered on the device": {"device_windows": False},
+def ablations(exec_cfg: ExecConfig, device: torch.device) -> dict[str, dict[str, Any] | None]:
+    """What can be switched off alone, and by which keys of ExecConfig; None: by `without`."""
+    options: dict[str, dict[str, Any] | None] = {
+        "trimmed last block": None,
+        "windows gathered on the device": None,
         "chosen score batch": {"eval_batch_seqs": PlainTTT.score_batch},
     }
     if device.type == "cuda":
@@ -124,7 +125,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.ablate:
         for name, change in ablations(exec_cfg, device).items():
-            variants[f"without {name}"] = bench.ours(name, exec_cfg.model_copy(update=change))
+            ablated = bench.ours(name, exec_cfg.model_copy(update=change or {}))
+            variants[f"without {name}"] = without(name, ablated) if change is None else ablated
         if device.type == "cpu":
             variants["without passes by hand"] = harness.plainly(bench.ours("plain", exec_cfg))
     seconds = harness.interleave(variants, args.rounds, clock)

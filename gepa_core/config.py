@@ -6,7 +6,7 @@ ExecConfig is recorded and never hashed.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -270,8 +270,13 @@ class ExecConfig(Frozen):
     checkpoint_every: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Steps between checkpoints inside a segment; None = by time, see checkpoint_seconds."""
     checkpoint_seconds: float = Field(600.0, gt=0, le=MAX_COUNT)
-    batched_newton_schulz: bool = True
-    foreach_ema: bool = True
-    prefetch: bool = True
-    trim_last_block: bool = True
-    device_windows: bool = True
+
+    @staticmethod
+    def without_retired(recorded: Any) -> Any:
+        """What an earlier version recorded, without keys that are no more: they were no part of identity."""
+        if not isinstance(recorded, Mapping):
+            return recorded
+        return {key: value for key, value in recorded.items() if key not in _RETIRED}
+
+
+_RETIRED = {"batched_newton_schulz", "foreach_ema", "prefetch", "trim_last_block", "device_windows"}

@@ -1,6 +1,7 @@
 """A model, a text and a byte table small enough for tests, but with every part of the real ones."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.without import OPTIMISATIONS
 from gepa_core.config import ExecConfig
 from gepa_core.data.text import Text
 from gepa_core.data.tokenizer import ByteTable
@@ -101,3 +103,10 @@ def adapted(
     model: Any, tokens: Any, table: ByteTable, cfg: Any, ttt_cfg: Any, exec_cfg: Any = CPU
 ) -> Evaluation:
     return measure("ttt", model, Text(tokens, table), cfg, ttt_cfg, exec_cfg)
+
+
+def ablated(change: dict | str) -> tuple[ExecConfig, AbstractContextManager[Any]]:
+    """How to execute with a change of ExecConfig, or with an optimisation of `benchmarks.without` off."""
+    if isinstance(change, str):
+        return ExecConfig(device="cpu"), OPTIMISATIONS[change]()
+    return ExecConfig(device="cpu", **change), nullcontext()

@@ -136,7 +136,9 @@ def _described(sweep: Path, run_id: str, config: str) -> Described:
         record = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
         places = [e["paths"] for e in record.get("data", []) if e.get("fingerprint") == run.data.train]
         data = DataPaths(**places[0]) if places else None
-        exec_cfg = ExecConfig.model_validate_json(json.dumps(record.get("exec", {})))
+        exec_cfg = ExecConfig.model_validate_json(
+            json.dumps(ExecConfig.without_retired(record.get("exec", {})))
+        )
     except (OSError, ValueError, ValidationError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{sweep}: what it says of {run_id} is not of this version ({error})") from None
     return Described(run, data, exec_cfg.model_copy(update={"ranks": 1}))

@@ -91,6 +91,11 @@ class Evaluation:
         return self.nll / math.log(2) / self.bytes
 
 
+def held(ids: Tensor, device: torch.device) -> Tensor:
+    """The text's tokens where windows are gathered from: all of it lies on the device."""
+    return ids.to(device)
+
+
 class Scorer:
     """Scores windows of one text with a model's present weights; keeps every score on the device until asked.
 
@@ -113,18 +118,12 @@ class Scorer:
         self.offset = windows.offset
         # NaN marks what is not scored: an omission cannot pass for a score.
         self.scores = torch.full((int(self.offset[-1]),), math.nan, device=self.device)
-        host = torch.from_numpy(text.ids)
-        self.tokens = host.to(self.device) if exec_cfg.device_windows else host
+        self.tokens = held(torch.from_numpy(text.ids), self.device)
 
     def rows(self, starts: NDArray[np.int64], length: int) -> Tensor:
         """Tokens start..start+length inclusive of each window: int64 [B, length + 1] on the device."""
-        if self.exec_cfg.device_windows:
-            index = torch.from_numpy(starts).to(self.device, non_blocking=True)
-            return self.tokens.unfold(0, length + 1, 1)[index].long()
-        rows = torch.empty(len(starts), length + 1, dtype=torch.int64)
-        for row, start in zip(rows, starts, strict=True):
-            row.copy_(self.tokens[start : start + length + 1])
-        return rows.to(self.device)
+        index = torch.from_numpy(starts).to(self.tokens.device, non_blocking=True)
+        return self.tokens.unfold(0, length + 1, 1)[index].long().to(self.device)
 
     def _batches(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Splits windows first..last where their shape changes, and those into batches."""

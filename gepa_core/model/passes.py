@@ -24,6 +24,11 @@ def whole_nll(model: Any, ids: Tensor, targets: Tensor, last: int | None) -> Ten
     return model.nll(ids, targets, last)
 
 
+def needed(targets: Tensor) -> int | None:
+    """How many of the last positions the last block computes: those of targets [B,n]. None = all."""
+    return targets.shape[1]
+
+
 def sequence_loss(model: Any, ids: Tensor, targets: Tensor, exec_cfg: Any, device: torch.device) -> Tensor:
     """Mean cross-entropy (nats, fp32 scalar) of targets [B,T] after ids [B,T]."""
     if device.type == "cpu":
@@ -35,7 +40,7 @@ def token_nll(
     model: Any, ids: Tensor, targets: Tensor, exec_cfg: Any, device: torch.device, compiles: bool
 ) -> Tensor:
     """nll [B,n] (nats, fp32) of targets [B,n], the last n after ids [B,T]."""
-    last = targets.shape[1] if exec_cfg.trim_last_block else None
+    last = needed(targets)
     if not compiles:
         return model.nll(ids, targets, last)
     if device.type == "cpu":

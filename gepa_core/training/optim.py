@@ -124,16 +124,11 @@ class FlatParameters:
             if parameter.dtype != torch.float32:
                 parameter.copy_(self.view(flat, name))
 
-    def update_averages(self, decays: Sequence[float], flat: bool = True) -> None:
-        """EMA of every weight, one for each decay. `flat=False` goes one tensor at a time (for ablation)."""
+    def update_averages(self, decays: Sequence[float]) -> None:
+        """EMA of every weight, one for each decay."""
         self.refresh()
         for average, decay in zip(self.averages, decays, strict=True):
-            if flat:
-                average.lerp_(self.values, 1.0 - decay)
-                continue
-            values = self.named(self.values)
-            for name, part in self.named(average).items():
-                part.mul_(decay).add_(values[name], alpha=1.0 - decay)
+            average.lerp_(self.values, 1.0 - decay)
 
     def zero_gradients(self) -> None:
         self._reduced.zero_()
@@ -206,9 +201,12 @@ class _Stack:
 class Optimizer:
     """One step of Muon and AdamW over flat buffers. Its state has the layout of the parameters."""
 
-    def __init__(self, model: GEPA, flat: FlatParameters, cfg: Any, *, batched: bool = True) -> None:
-        """cfg: OptimConfig. batched=False orthogonalises one matrix at a time (for ablation)."""
-        self.cfg, self.flat, self.batched = cfg, flat, batched
+    batched = True
+    """Small matrices of one shape are orthogonalised together."""
+
+    def __init__(self, model: GEPA, flat: FlatParameters, cfg: Any) -> None:
+        """cfg: OptimConfig."""
+        self.cfg, self.flat = cfg, flat
         self.momentum = torch.zeros_like(flat.values)
         self._stacks = self._make_stacks(model)
         self._adam = self._make_adam(model)

@@ -139,6 +139,8 @@ def open_run(out: Path) -> Job:
         raw = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: unreadable ({error}); start afresh in another folder") from None
+    if isinstance(raw, dict) and "exec" in raw:
+        raw["exec"] = ExecConfig.without_retired(raw["exec"])
     return validate(Job, raw, path)
 
 

@@ -53,9 +53,7 @@ class Trainer:
         self.model.to(device)
         multiplier = config.optim.decoder_lr_multiplier
         self.flat = FlatParameters(self.model, multiplier, len(self.averages))
-        self.optimizer = Optimizer(
-            self.model, self.flat, config.optim, batched=exec_cfg.batched_newton_schulz
-        )
+        self.optimizer = Optimizer(self.model, self.flat, config.optim)
         self.step = 0
         self._first_step = 0
         self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -99,7 +97,7 @@ class Trainer:
                 norm = self.flat.clip(self.config.optim.grad_clip)
                 self.optimizer.step(self.step, lr_scale, self.lr_scale(self.step, adam=True))
                 decays = [self._decay(average, self.step) for average in self.averages]
-                self.flat.update_averages(decays, flat=self.exec_cfg.foreach_ema)
+                self.flat.update_averages(decays)
                 self._finite_steps += torch.isfinite(norm + self.flat.loss)
                 self.step += 1
                 yield lr_scale
@@ -108,9 +106,7 @@ class Trainer:
                 source.close()
 
     def _source(self) -> StepBatches | Prefetcher:
-        if self.exec_cfg.prefetch and self.device.type == "cuda":
-            return Prefetcher(self.batches)
-        return self.batches
+        return Prefetcher(self.batches) if self.device.type == "cuda" else self.batches
 
     def _accumulate(self, ids: Tensor, targets: Tensor) -> None:
         """Adds a micro-batch's share of the step's mean loss, and its gradient."""

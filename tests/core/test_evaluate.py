@@ -106,8 +106,8 @@ def test_sliding_is_what_a_window_at_a_time_gives(counting: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"trim_last_block": False},
-        {"device_windows": False},
+        "trimmed last block",
+        "windows gathered on the device",
         {"eval_batch_seqs": 1},
         {"eval_batch_seqs": 7},
         {"attention": "math"},
@@ -115,11 +115,13 @@ def test_sliding_is_what_a_window_at_a_time_gives(counting: str) -> None:
     ],
     ids=str,
 )
-def test_each_optimisation_alone_changes_rounding_only(change: dict) -> None:
+def test_each_optimisation_alone_changes_rounding_only(change: dict | str) -> None:
     model, tokens, table = tiny.tiny_model(), tiny.text(403), tiny.byte_table()
-    off = ExecConfig(device="cpu", **change)
+    exec_cfg, switch = tiny.ablated(change)
     for evaluate in (tiny.plain, tiny.sliding):
-        fast, other = (evaluate(model, tokens, table, EVAL, e) for e in (CPU, off))
+        fast = evaluate(model, tokens, table, EVAL, CPU)
+        with switch:
+            other = evaluate(model, tokens, table, EVAL, exec_cfg)
         assert abs(fast.bpb - other.bpb) < 1e-5
         assert np.allclose(fast.scores, other.scores, atol=1e-4)
 

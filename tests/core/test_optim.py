@@ -2,11 +2,13 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.without import OPTIMISATIONS
 from gepa_core.config import RunConfig
 from gepa_core.model.gepa import GEPA
 from gepa_core.sections import OptimConfig
@@ -145,8 +147,9 @@ def plain_muon(weight: Tensor, gradient: Tensor, momentum: Tensor, beta: float, 
 @pytest.mark.parametrize(("batched", "largest"), [(True, 1 << 17), (True, 0), (False, 1 << 17)])
 def test_steps_are_the_plain_ones(batched: bool, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "_CPU_BATCH_NUMEL", largest)
+    monkeypatch.setattr(Optimizer, "batched", batched)
     model, flat, _ = build()
-    optimizer = Optimizer(model, flat, CFG, batched=batched)
+    optimizer = Optimizer(model, flat, CFG)
     plain = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     momenta = {name: torch.zeros_like(p) for name, p in plain.items()}
     groups = []
@@ -247,7 +250,8 @@ def test_average_starts_at_the_weights_and_follows(embedding_dtype: str, flat_up
     for step in range(4):
         fill_gradients(flat, step)
         optimizer.step(step, 1.0)
-        flat.update_averages([0.9], flat=flat_update)
+        with nullcontext() if flat_update else OPTIMISATIONS["flat average"]():
+            flat.update_averages([0.9])
         for name, weight in weights(model).items():
             averages[name] = 0.9 * averages[name] + 0.1 * weight.double()
     for name, average in flat.named(flat.averages[0]).items():
