@@ -7,17 +7,15 @@ exec: {device: cpu}                                        # ExecConfig keys
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from gepa_core.bounded import MAX_TEXT_BYTES, load_yaml, parse_json, read_bytes
+from gepa_core.bounded import MAX_TEXT_BYTES, parse_json, read_bytes
 from gepa_core.config import Average, DataPaths, ExecConfig, RunConfig
 from gepa_core.data.folder import Dataset, check_launch, open_folder, open_patterns
 from gepa_core.data.overlap import launch_warning
@@ -28,6 +26,7 @@ from gepa_core.recipes import PRESETS
 from gepa_core.sections import ModelConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.averages import averages_of, merged, prefix_of
+from gepa_core.yamlfile import Document, parse
 
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
@@ -46,13 +45,15 @@ class Job(BaseModel):
 def read_job(path: Path) -> Job:
     """Reads a YAML or JSON job file and opens its data. Raises ConfigError or DataError, naming the key."""
     try:
-        # JSON first: YAML 1.1 reads numbers like 1e-3 as text.
         text = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
-        raw = parse_json(text) if path.suffix == ".json" else load_yaml(text, _Loader)
+        document = Document(parse_json(text)) if path.suffix == ".json" else parse(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: neither JSON nor YAML ({' '.join(str(error).split())[:300]})") from error
+    if document.problems:
+        raise ConfigError("\n".join(f"{path}, {problem}" for problem in document.problems))
+    raw = document.value
     if not isinstance(raw, dict) or not {"run", "data"} <= raw.keys() <= {"run", "data", "exec"}:
         raise ConfigError(f"{path}: must have the keys run and data, may have exec, and no others")
     if not isinstance(raw["run"], dict):
@@ -62,7 +63,7 @@ def read_job(path: Path) -> Job:
         dataset = _open(raw["data"], path)
     except OSError as error:  # a name that no file can have
         raise DataError(f"{path}: data: {str(error.filename)[:200]}: {error.strerror}") from None
-    job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path)
+    job = validate(Job, {**raw, "run": run, "data": dataset.paths.model_dump()}, path, document=document)
     check_launch(dataset, vocab_size=job.run.model.vocab_size, seq_len=job.run.eval.seq_len)
     if warning := launch_warning(dataset):
         logging.getLogger(__name__).warning("%s: %s", path, warning)
@@ -86,15 +87,6 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as everything but YAML 1.1 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _open(data: Any, place: Path) -> Dataset:
     if isinstance(data, str):
         return open_folder(data)
@@ -115,15 +107,19 @@ def _fingerprinted(run: RunConfig, dataset: Dataset, place: Path) -> RunConfig:
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def validate(model: type[_M], raw: Any, place: Path | str, prefix: str = "") -> _M:
-    """Strict validation with one line per wrong key."""
+def validate(
+    model: type[_M], raw: Any, place: Path | str, prefix: str = "", document: Document | None = None
+) -> _M:
+    """Strict validation with one line per wrong key, and where it stands in the document it was read from."""
     try:
         return model.model_validate_json(json.dumps(raw))
     except (ValidationError, TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{place}: {error}") from error
+        document = document or Document()
         lines = [
-            f"{place}: {prefix}{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            ", ".join(filter(None, [str(place), document.place(fault["loc"])]))
+            + f": {prefix}{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
             + (f" (got {repr(fault['input'])[:200]})" if fault["type"] != "missing" and fault["loc"] else "")
             for fault in error.errors()
         ]

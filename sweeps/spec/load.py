@@ -6,12 +6,12 @@ from pathlib import Path
 
 from gepa_core.bounded import MAX_TEXT_BYTES, read_bytes
 from gepa_core.errors import ConfigError
+from gepa_core.yamlfile import Problem, parse
 from sweeps.spec.keys import near_miss, run_vocabulary
 from sweeps.spec.overrides import override
 from sweeps.spec.read import Reader
 from sweeps.spec.script import ScriptReader, script_vocabulary
 from sweeps.spec.sweep import TOP_KEYS, SpecError, Sweep
-from sweeps.spec.yamlfile import Problem, parse
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from gepa_core.yamlfile import Document, KeyPath, Problem, parse, scalar, too_long
 from sweeps.spec.keys import KeyRefusedError, Vocabulary, shortened
 from sweeps.spec.sweep import TOP_KEYS
-from sweeps.spec.yamlfile import Document, KeyPath, Problem, parse, scalar, too_long
 
 
 def override(document: Document, text: str, keys: Vocabulary) -> None:

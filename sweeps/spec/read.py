@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.recipes import PRESETS
+from gepa_core.yamlfile import Document, KeyPath, show
 from sweeps.kinds.script import ScriptRun
 from sweeps.kinds.table import KINDS, STAGES, USUAL_STAGES
 from sweeps.spec.grid import MAX_CELLS, BadCell, Cell, Expander, cells, merge
@@ -24,7 +25,6 @@ from sweeps.spec.sweep import (
     Sweep,
     fingerprints,
 )
-from sweeps.spec.yamlfile import Document, KeyPath, show
 
 T = TypeVar("T")
 R = TypeVar("R", RunConfig, ScriptRun)

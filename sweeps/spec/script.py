@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from gepa_core.config import ExecConfig
 from gepa_core.errors import ConfigError
+from gepa_core.yamlfile import KeyPath
 from sweeps.kinds.script import (
     MACHINE_PLACEHOLDERS,
     RUN_PLACEHOLDERS,
@@ -30,7 +31,6 @@ from sweeps.spec.read import Reader
 from sweeps.spec.script_words import notices_of, own_placeholders, used_placeholders, words_of
 from sweeps.spec.sweep import STANDARD_AXES, Resources, Sweep
 from sweeps.spec.workdir import ScriptFiles, data_fingerprint, read_files
-from sweeps.spec.yamlfile import KeyPath
 
 SCRIPT_KEYS = ("name", "script", "grid", "points", "set", "resources", "exec", "share")
 _EXEC_KEYS = ("ranks", "threads")

@@ -9,12 +9,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
 from gepa_core.sections import DataConfig
+from gepa_core.yamlfile import Problem
 from sweeps.kinds.lease import devices
 from sweeps.kinds.script import Script, ScriptRun
 from sweeps.spec.grid import merge
 from sweeps.spec.source import SOURCE_KEYS, DataSource
 from sweeps.spec.workdir import ScriptFiles
-from sweeps.spec.yamlfile import Problem
 
 if TYPE_CHECKING:
     from gepa_core.data.folder import Dataset

@@ -12,7 +12,7 @@ import torch
 import yaml
 import zstandard
 
-from gepa_core.bounded import MAX_DEPTH, MAX_NODES, LimitError, compose, load_yaml, parse_json, read_bytes
+from gepa_core.bounded import parse_json, read_bytes
 from gepa_core.config import RunConfig
 from gepa_core.data.folder import Manifest
 from gepa_core.errors import ArtifactError, CheckpointError, ConfigError, DataError
@@ -21,6 +21,7 @@ from gepa_core.quantization.artifact import read_artifact
 from gepa_core.sections import ModelConfig
 from gepa_core.training import checkpoint
 from gepa_core.training.trained import read_job
+from gepa_core.yamlfile import MAX_DEPTH, MAX_NODES, LimitError, compose, parse
 
 
 @pytest.fixture
@@ -67,9 +68,33 @@ def test_yaml_has_levels_and_values_in_bounds(text: str, told: str) -> None:
 
 
 def test_yaml_in_bounds_is_read_as_ever() -> None:
-    text = "a: &x {b: [1, 2.5, no]}\nc: *x\n" + bomb(3)
-    assert load_yaml(text, yaml.SafeLoader) == yaml.safe_load(text)
+    text = "a: &x {b: [1, 2.5, null]}\nc: *x\n" + bomb(3)
+    assert parse(text).value == yaml.safe_load(text) and not parse(text).problems
     assert compose("a: &a [*a]") is not None and compose("") is None
+
+
+JOB = "run: {{recipe: gepa-nano, steps: 60, warmdown_steps: 0{run}}}\ndata: d\nexec: {{device: cpu}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (JOB.format(run="") + "data: e\n", "job.yaml, line 4, data: given twice (first on line 2)"),
+        (JOB.format(run=", seed: " + "9" * 5000), "job.yaml, line 1, run.seed: a number of 5,000 digits"),
+        (
+            JOB.format(run=", seed: !!python/object:os.system x"),
+            "tag !!python/object:os.system is not allowed",
+        ),
+        ("run: [" * 9000, "job.yaml, line 1, column 151: nested deeper than 50 levels"),
+        ("run: {a: b", "job.yaml, line 1, column 11: not YAML"),
+    ],
+    ids=["a key twice", "a long number", "a tag", "levels", "cut short"],
+)
+def test_a_job_file_is_yaml_as_a_sweep_file_is(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_job(tmp_path / "job.yaml")
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize("data", [b"[" * 10**5, b"\xff\xfe1\0", b"{", b"[" + b"9" * 5000 + b"]", b""])

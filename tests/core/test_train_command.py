@@ -100,7 +100,7 @@ def test_torchrun(paths: DataPaths, whole: Path, tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("run: {steps: 4}", "must have the keys run and data"),
-        ("run: [\ndata: x", "neither JSON nor YAML"),
+        ("run: [\ndata: x", "job.yaml, line 2, column 8: not YAML"),
         ("run: {steps: 4, recipe: [gepa-nano]}\ndata: x", "['gepa-nano'] is not one of gepa-11l, gepa-nano"),
         ("run: {steps: 4, recipe: gepa-13l}\ndata: x", "'gepa-13l' is not one of gepa-11l, gepa-nano"),
         ("run: {steps: 4}\ndata: /nowhere", "/nowhere: does not exist"),

@@ -6,9 +6,9 @@ import pytest
 
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
+from gepa_core.yamlfile import parse
 from sweeps.spec.load import load_sweep, read_sweep
 from sweeps.spec.sweep import TOP_KEYS, Resources, SpecError, Sweep
-from sweeps.spec.yamlfile import parse
 from tests.tiny_sweep import opened
 
 GRID = "grid: {steps: [100, 200], warmdown_ratio: [.5]}\n"

@@ -1,4 +1,4 @@
-"""YAML as plain values with the place of every key, without YAML 1.1's traps.
+"""YAML of sweep and job files as plain values, with the place of every key and without YAML 1.1's traps.
 
 Scalars follow the YAML 1.2 core schema: `1e-3` is a number, `no`, `on` and `12:30` are text. Duplicate keys,
 tags, and aliases that contain themselves are problems, not surprises.
@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from gepa_core.bounded import LimitError, compose
-
+MAX_DEPTH = 50
+MAX_NODES = 20_000
+"""Values in a file, aliases counted as often as they are used."""
 MAX_DIGITS = 40
 """Of a number: more are damage, and the interpreter itself refuses some thousands."""
 KeyPath = tuple[str | int, ...]
@@ -24,6 +25,10 @@ _WORDS: Mapping[str, Any] = {
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }  # fmt: skip
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+
+
+class LimitError(yaml.MarkedYAMLError):
+    """More than this project reads; `problem` says which limit, `problem_mark` where."""
 
 
 @dataclass(frozen=True)
@@ -139,3 +144,48 @@ def _value(
         document.places[here] = at
         mapping[key_node.value] = _value(value_node, here, document, place, inside)
     return mapping
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The node graph of one YAML document. Raises yaml.YAMLError, LimitError among them."""
+    bounded = _Bounded(text)
+    try:
+        node: yaml.Node | None = bounded.get_single_node()
+    finally:
+        bounded.dispose()
+    if node is not None:
+        _expanded(node, {})
+    return node
+
+
+class _Bounded(yaml.BaseLoader):
+    """Counts nodes and levels while it composes them."""
+
+    _depth = _nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth, self._nodes = self._depth + 1, self._nodes + 1
+        if self._depth > MAX_DEPTH or self._nodes > MAX_NODES:
+            _refuse(self.peek_event().start_mark, self._depth)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """(nodes, levels) of a node with its aliases written out; a node within itself counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1, 1
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        items = node.value if isinstance(node, yaml.SequenceNode) else []
+        inner = [_expanded(part, known) for part in (*items, *(part for pair in pairs for part in pair))]
+        nodes, depth = 1 + sum(n for n, _ in inner), 1 + max((d for _, d in inner), default=0)
+        if nodes > MAX_NODES or depth > MAX_DEPTH:
+            _refuse(node.start_mark, depth)
+        known[id(node)] = nodes, depth
+    return known[id(node)]
+
+
+def _refuse(mark: Any, depth: int) -> None:
+    what = f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else f"over {MAX_NODES:,} values"
+    raise LimitError(problem=f"{what}, aliases written out; no more is read of one file", problem_mark=mark)
