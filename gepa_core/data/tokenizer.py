@@ -73,7 +73,10 @@ def byte_table(path: str | Path, vocab_size: int | None = None) -> ByteTable:
         elif sp.is_byte(i):
             base_bytes[i] = 1
         else:
-            piece = sp.id_to_piece(i)
+            try:
+                piece = sp.id_to_piece(i)
+            except UnicodeDecodeError:
+                raise DataError(f"{path}: piece {i} is not UTF-8; a damaged tokenizer") from None
             leading_space[i] = piece.startswith(SPACE)
             base_bytes[i] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
     return ByteTable(base_bytes, leading_space, boundary)

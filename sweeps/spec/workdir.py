@@ -8,6 +8,7 @@ import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from gepa_core.config import digest
@@ -74,10 +75,14 @@ def read_files(root: Path, ignore: Iterable[str], links: Mapping[str, str], max_
     Raises ConfigError: they are too many or too large, with the largest of them, or cannot be read.
     """
     patterns = [*IGNORED, *_gitignore(root), *ignore, *(f"/{name}" for name in links)]
-    paths = list(_walk(root, root, patterns))
-    sizes = {
-        path: 0 if path.is_symlink() and _leads_out(path, root) else path.stat().st_size for path in paths
-    }
+    # No more than can be taken: `/` is a folder too.
+    paths = list(islice(_walk(root, root, patterns), MAX_FILES + 1))
+    try:
+        sizes = {
+            path: 0 if path.is_symlink() and _leads_out(path, root) else path.stat().st_size for path in paths
+        }
+    except OSError as error:
+        raise _unreadable(error, root) from None
     if sum(sizes.values()) > max_mb * 1e6 or len(paths) > MAX_FILES:
         raise ConfigError(_too_large(root, sizes, max_mb))
     return ScriptFiles(root, tuple(_file(path, root) for path in paths))
@@ -86,20 +91,23 @@ def read_files(root: Path, ignore: Iterable[str], links: Mapping[str, str], max_
 def _walk(folder: Path, root: Path, patterns: list[str]) -> Iterator[Path]:
     """Regular files and links that lead out, in name order."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: path.name)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if _is_ignored(path.relative_to(root).as_posix(), is_folder, patterns):
+                continue
+            if is_folder:
+                if not _is_store(path):
+                    yield from _walk(path, root, patterns)
+            elif (path.is_symlink() and (_leads_out(path, root) or path.is_dir())) or (
+                path.exists() and stat.S_ISREG(path.stat().st_mode)
+            ):
+                yield path
     except OSError as error:
-        raise ConfigError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
-    for path in entries:
-        is_folder = path.is_dir() and not path.is_symlink()
-        if _is_ignored(path.relative_to(root).as_posix(), is_folder, patterns):
-            continue
-        if is_folder:
-            if not _is_store(path):
-                yield from _walk(path, root, patterns)
-        elif (path.is_symlink() and (_leads_out(path, root) or path.is_dir())) or (
-            path.exists() and stat.S_ISREG(path.stat().st_mode)
-        ):
-            yield path
+        raise _unreadable(error, folder) from None
+
+
+def _unreadable(error: OSError, folder: Path) -> ConfigError:
+    return ConfigError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}")
 
 
 def _is_store(folder: Path) -> bool:
@@ -120,7 +128,7 @@ def _file(path: Path, root: Path) -> File:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise _unreadable(error, path) from None
     return File(name, len(data), hashlib.sha256(data).hexdigest(), os.access(path, os.X_OK))
 
 

@@ -10,6 +10,7 @@ or 2, no exception, under 2 s of processor and 500 MB more memory than before. P
 import argparse
 import contextlib
 import csv
+import heapq
 import io
 import json
 import random
@@ -349,6 +350,28 @@ def _of_runs(folder: Path) -> Iterator[Reader]:
     run = training.RUN.model_dump(mode="json", exclude={"data"})
     job.write_text(json.dumps({"run": run, "data": paths.model_dump()}))
     yield Reader("job file", job, "yaml", told(lambda: read_job(job)))
+    from gepa_core.data.tokenizer import byte_table
+
+    tokenizer = folder / "tokenizer.model"
+    tokenizer.write_bytes(Path(paths.tokenizer).read_bytes())
+    yield Reader("tokenizer.model", tokenizer, "binary", told(lambda: byte_table(tokenizer)))
+    yield from _of_scripts(folder / "scripts")
+
+
+def _of_scripts(folder: Path) -> Iterator[Reader]:
+    """Sweep files over a training script."""
+    from sweeps.spec.load import load_sweep
+
+    folder.mkdir()
+    (folder / "train.py").write_text("print('step:1/1 val_bpb:1')\n")
+    file = folder / "script.yaml"
+    file.write_text(
+        "name: s\nscript:\n  workdir: .\n  command: python train.py\n"
+        "  env: {ITERATIONS: '{steps}', SEED: '{seed}'}\n"
+        "  outputs: [model.bin]\n  state: {file: state.npz, save: {AT: '{stop}'}, load: {FROM: '{state}'}}\n"
+        "grid: {steps: [200, 400], warmdown_ratio: [0.2, 0.6], seed: [1, 2]}\nexec: {threads: 1}\n"
+    )
+    yield Reader("script sweep file", file, "yaml", told(lambda: load_sweep(file)))
 
 
 def _of_analysis(folder: Path) -> Iterator[Reader]:
@@ -380,21 +403,35 @@ def _of_analysis(folder: Path) -> Iterator[Reader]:
     yield Reader("runs.csv", runs, "csv", told(lambda: load(runs, curves)))
     yield Reader("trajectories.csv", curves, "csv", told(lambda: load(runs, curves)))
     out = folder / "imported.csv"
+    records = folder / "b.log"
+    records.write_text(
+        '{"params": 27030107, "warmdown_iters": 400, "seed": 7, "total_steps": 1000}\n'
+        + "".join(
+            f'{{"_step": {s}, "val/bpb": {2 - s / 1e3}, "val/loss": 2.5}}\n' for s in range(100, 1001, 100)
+        )
+        + '{"stage": "final_int6_roundtrip", "val_bpb": 1.1}\n'
+    )
+    yield Reader(
+        "log of records", records, "lines", lambda: main(["import", str(records), "--out", str(out)])
+    )
     yield Reader("training log", log, "text", lambda: main(["import", str(log), "--out", str(out)]))
 
 
 def campaign(readers: list[Reader], seconds: float, seed: int, say: Any = None) -> dict[str, Any]:
-    """Examples in turn over all readers for so long."""
+    """Examples for so long: every reader has its share of the processor, so that quick ones see more."""
     rng, end = random.Random(seed), time.monotonic() + seconds
     counts: Counter[str] = Counter()
+    spent = [(0.0, i) for i in range(len(readers))]
     faults: list[Fault] = []
     while time.monotonic() < end:
-        for reader in readers:
-            counts[reader.name] += 1
-            if fault := example(reader, rng):
-                faults.append(fault)
-                if say:
-                    say(fault)
+        used, i = spent[0]
+        counts[readers[i].name] += 1
+        begun = time.process_time()
+        if fault := example(readers[i], rng):
+            faults.append(fault)
+            if say:
+                say(fault)
+        heapq.heapreplace(spent, (used + time.process_time() - begun, i))
     by_reader = dict(sorted(counts.items()))
     return {"examples": counts.total(), "faults": len(faults), "by_reader": by_reader, "seed": seed}
 
