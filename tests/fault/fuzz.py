@@ -367,7 +367,7 @@ def _of_scripts(folder: Path) -> Iterator[Reader]:
     file = folder / "script.yaml"
     file.write_text(
         "name: s\nscript:\n  workdir: .\n  command: python train.py\n"
-        "  env: {ITERATIONS: '{steps}', SEED: '{seed}'}\n"
+        "  env: {ITERATIONS: '{steps}', SEED: '{seed}', DOWN: '{warmdown_steps}'}\n"
         "  outputs: [model.bin]\n  state: {file: state.npz, save: {AT: '{stop}'}, load: {FROM: '{state}'}}\n"
         "grid: {steps: [200, 400], warmdown_ratio: [0.2, 0.6], seed: [1, 2]}\nexec: {threads: 1}\n"
     )
