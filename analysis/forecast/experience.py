@@ -71,8 +71,8 @@ EXPERIENCE = Experience(
         "creep": 0.00248, "kappa-mpl": 0.00422, "power-fsl": 0.00464, "kappa-relax": 0.00596,
         "stretched": 0.00609,
     },
-    scale=0.97,
-    scale_one=1.05,
+    scale=0.96,
+    scale_one=1.03,
 )  # fmt: skip
 """What `python -m benchmarks.laws` learns from wsd_124m_lr1e-3, wsd_124m_lr5e-4, wsd_210m_horizon,
 wsd_openwebtext_lengths, cosine_openwebtext_lengths and the published study, each counting once.

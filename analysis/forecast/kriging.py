@@ -6,7 +6,8 @@ covariance, relative to the loss:
     c0 + [a ln(T/Tmax) ln(T'/Tmax) + b exp(-(ln T - ln T')^2 / 2)] exp(-2 (ratio - ratio')^2) x shape
 
 so that far lengths are less certain, in proportion to ln of the reach. The posterior mean corrects a law, the
-posterior variance is what no run of the table can know: the body of the interval.
+posterior variance is what no run of the table can know: the body of the interval. Where a single ratio was
+run, the distance from it adds to the variance.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from analysis.runs.table import Floats, Run, Table
 _NATS = 2.8  # the loss at which the scales below are in nats; set before any study was looked at with them
 COMMON, REACH, LENGTH, NOISE = 0.004 / _NATS, 0.006 / _NATS, 0.004 / _NATS, 0.001 / _NATS
 RATIO_SCALE = 0.5
+ONE_RATIO = 0.05  # ratios that differ by less are one
+OUTSIDE = 0.015 / _NATS
+"""For each unit of the warmdown ratio away from the only one that was run: what another one does is then for
+the laws alone to say, and they err on one side. Chosen on both studies of wsd_124m."""
 OTHER_SHAPE = 0.6
 
 
@@ -49,7 +54,14 @@ class Residuals:
 
     def _variance(self, runs: Sequence[Run]) -> Floats:
         reach = np.array([np.log(run.steps / self.longest) for run in runs])
-        return COMMON**2 + REACH**2 * reach**2 + LENGTH**2
+        return COMMON**2 + REACH**2 * reach**2 + LENGTH**2 + OUTSIDE**2 * self._outside(runs) ** 2
+
+    def _outside(self, runs: Sequence[Run]) -> Floats:
+        """How far each warmdown ratio is from the only one that was run, [runs]; 0 where several were."""
+        known = [run.warmdown_ratio for run in self.plans]
+        if not known or max(known) - min(known) > ONE_RATIO:
+            return np.zeros(len(runs))
+        return np.array([abs(run.warmdown_ratio - float(np.mean(known))) for run in runs])
 
     def _covariance(self, a: Sequence[Run], b: Sequence[Run]) -> Floats:
         x, y = (np.log([run.steps / self.longest for run in runs]) for runs in (a, b))

@@ -11,6 +11,7 @@ from analysis.effects.averages import arrivals, average_sentences
 from analysis.report.plots import averages as averages_figure
 from analysis.report.plots import quantizers as quantizers_figure
 from analysis.report.plots.errors import UnavailableError
+from analysis.report.plots.style import told_apart
 from analysis.report.study import study
 from analysis.report.tables import averages as averages_table
 from analysis.runs.load import load
@@ -142,3 +143,8 @@ def test_quantizers_are_drawn_where_there_are_several(tmp_path: Path) -> None:
     quantizers_figure.draw(frame, study(_quantized(table)))
     with pytest.raises(UnavailableError):
         quantizers_figure.data(study(table))
+
+
+def test_more_settings_than_looks_repeat_them() -> None:
+    looks = told_apart([f"setting {i % 40}" for i in range(80)], ("o", "s", "^"))
+    assert len(looks) == 40 and set(looks.values()) == {"o", "s", "^"}

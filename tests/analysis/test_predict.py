@@ -121,6 +121,25 @@ def test_seeds_that_the_clock_ended_are_one_length() -> None:
     assert len(process.plans) == 2 and process.noise[0] < process.noise[1]
 
 
+def test_away_from_the_only_ratio_that_was_run_less_is_known() -> None:
+    def run(steps: int, ratio: float) -> Run:
+        down = round(ratio * steps)
+        finals = {"final_loss": 3.0 - steps / 1e5}
+        return Run(
+            run_id=f"{steps}-{down}",
+            steps=steps,
+            peak_steps=steps - down,
+            warmdown_steps=down,
+            metrics=finals,
+        )
+
+    plans = [run(8000, ratio) for ratio in (0.2, 0.4, 0.6)]
+    alone = residuals(Table((run(4000, 0.2), run(8000, 0.2))), "val_loss", 8000).weights(plans)[1]
+    several = residuals(Table((run(4000, 0.2), run(8000, 0.6))), "val_loss", 8000).weights(plans)[1]
+    assert np.all(np.diff(np.sqrt(alone)) > 0.15 * 0.015 / 2.8)
+    assert several.max() < alone[1]
+
+
 def test_residuals_of_finals_correct_what_the_laws_leave_over(made: Synthetic) -> None:
     process = residuals(made.table, "val_loss", max(run.steps for run in made.table.runs))
     at_plans, variance = process.weights(process.plans)

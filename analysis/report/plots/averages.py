@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -62,7 +63,7 @@ def _looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     ways = frame.drop_duplicates("way")[["way", "kind"]].to_dict("records")
     warmdowns = [row["way"] for row in ways if row["kind"] == "warmdown"]
     looks: dict[str, dict[str, Any]] = {}
-    colours, markers = iter(CATEGORIES[1:] * 3), iter(MARKERS[1:] * 3)
+    colours, markers = cycle(CATEGORIES[1:]), cycle(MARKERS[1:])
     for row in ways:
         way, kind = str(row["way"]), str(row["kind"])
         if kind == "warmdown":

@@ -19,6 +19,7 @@ from analysis.report.plots.style import (
     shades,
     steps_axis,
     tip,
+    told_apart,
     two_digits,
 )
 from analysis.report.study import Study
@@ -40,7 +41,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, panels = canvas(columns, rows=height, height=2.3 * height + 0.4, sharex=True)
     ratios = two_digits(frame["warmdown_ratio"])
     colours = shades(ratios)
-    markers = dict(zip(dict.fromkeys(frame["setting"]), MARKERS * 4, strict=False))
+    markers = told_apart(frame["setting"], MARKERS)
     for panel, name in zip(panels, names, strict=False):
         for (ratio, kind), rows in frame[frame["effect"] == name].groupby([ratios, "setting"]):
             colour, means = colours[float(str(ratio))], rows.groupby("steps")["effect_bpb"].mean()

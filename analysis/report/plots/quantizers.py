@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.report.plots.errors import UnavailableError
-from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, legend, steps_axis, tip
+from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, legend, steps_axis, tip, told_apart
 from analysis.report.study import Study
 from analysis.runs.table import Run
 
@@ -46,11 +46,10 @@ def _quantizer(run: Run) -> str:
 def draw(frame: pd.DataFrame, study: Study) -> Figure:
     sizes = frame["artifact_bytes"].notna().all()
     figure, panels = canvas(2 if sizes else 1)
-    names = list(dict.fromkeys(frame["quantizer"]))
-    looks = dict(zip(names, zip(CATEGORIES * 3, MARKERS * 3, strict=False), strict=False))
+    looks = told_apart(frame["quantizer"], list(zip(CATEGORIES, MARKERS, strict=True)))
     scale, prefix = (1e6, "MB") if frame["artifact_bytes"].max() > 2e6 else (1e3, "kB")
     for name, rows in frame.groupby("quantizer", sort=False):
-        colour, marker = looks[name]
+        colour, marker = looks[str(name)]
         means = rows.groupby("steps")["tax_bpb"].mean()
         panels[0].plot(means.index, 1000 * means, lw=0.9, color=colour)
         for row in rows.to_dict("records"):

@@ -21,6 +21,7 @@ from analysis.report.plots.style import (
     shades,
     steps_axis,
     tip,
+    told_apart,
     two_digits,
 )
 from analysis.report.study import Study
@@ -127,7 +128,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
             half = _smooth((rows["high"] - rows["low"]).to_numpy(float) / 2)
             low, high = rows["value"] - half, rows["value"] + half
             panel.fill_between(rows["steps"], low, high, color=colour, alpha=0.16, lw=0, zorder=0.5)
-    markers = dict(zip(dict.fromkeys(measured["schedule"]), MARKERS * 3, strict=False))
+    markers = told_apart(measured["schedule"], MARKERS)
     for row in measured.to_dict("records"):
         colour = colours[row["ratio"]]
         look: dict[str, Any] = {"color": colour, "mfc": colour if row["in_forecast"] else "white"}

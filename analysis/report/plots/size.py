@@ -15,6 +15,7 @@ from analysis.report.plots.style import (
     shades,
     steps_axis,
     tip,
+    told_apart,
     two_digits,
 )
 from analysis.report.study import Study
@@ -52,7 +53,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     figure, panels = canvas(2 if floor else 1)
     ratios = two_digits(frame["warmdown_ratio"])
     colours = shades(ratios)
-    markers = dict(zip(dict.fromkeys(frame["setting"]), MARKERS * 4, strict=False))
+    markers = told_apart(frame["setting"], MARKERS)
     scale, prefix = (1e6, "MB") if frame["artifact_bytes"].max() > 2e6 else (1e3, "kB")
     columns = [
         ("artifact_bytes", scale, f"artifact ({prefix}, decimal)"),

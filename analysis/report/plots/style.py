@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import cycle
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -23,6 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 # Okabe & Ito 2008, "Color Universal Design", ordered for contrast on white; yellow left out.
 Colour = tuple[float, float, float, float]
+Look = TypeVar("Look")
 
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -92,6 +94,11 @@ def canvas(
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **axes)  # type: ignore[call-overload]
     return figure, list(grid.ravel())
+
+
+def told_apart(names: Iterable[str], looks: Sequence[Look]) -> dict[str, Look]:
+    """A look for each distinct name, in order of appearance; with more names than looks these repeat."""
+    return dict(zip(dict.fromkeys(names), cycle(looks), strict=False))
 
 
 def two_digits(values: pd.Series) -> pd.Series:
