@@ -92,6 +92,8 @@ def fit_gap(table: Table, metric: str) -> Gap | None:
             )
     if not known:
         return None
+    # Without a warmdown an average gains ten times as much, and says nothing of a gap after one.
+    known = [plan for plan in known if plan[1] > 0] or known
     steps, warmdown, gap = np.array(sorted(known)).T
     lines = {name: _line(of(steps, warmdown), gap) for name, of in REGRESSORS.items()}
     raw = {name: _trust(of(steps, warmdown), gap) for name, of in REGRESSORS.items()}
@@ -102,7 +104,7 @@ def fit_gap(table: Table, metric: str) -> Gap | None:
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
     """(intercept, slope), no slope where all plans are one."""
-    if np.ptp(x) < 0.05 * x.max():
+    if np.ptp(x) <= 0.05 * x.max():
         return float(y.mean()), 0.0
     slope, intercept = np.polyfit(x, y, 1)
     return float(intercept), float(slope)

@@ -9,6 +9,7 @@ import pytest
 from analysis.forecast.centre import Ensemble
 from analysis.forecast.ensemble import build
 from analysis.forecast.folds import folds, replicate_sd
+from analysis.forecast.gaps import fit_gap
 from analysis.forecast.kriging import residuals
 from analysis.forecast.predict import planned_run, predict, predict_run
 from analysis.forecast.prefix import measured_prefix
@@ -227,3 +228,21 @@ def test_replicates_are_compared_by_trunk() -> None:
     expected = np.sqrt((0.0004**2 + 2 * 0.004**2) / 3)
     assert replicate_sd(twins, "val_loss") == pytest.approx(expected, rel=0.01)
     assert replicate_sd(Table(twins.runs[:1]), "val_loss") == pytest.approx(0.0004)
+
+
+def test_runs_without_a_warmdown_say_nothing_of_a_gap_after_one() -> None:
+    def run(steps: int, down: int, gap: float) -> Run:
+        raw = 1.2 + steps**-0.5
+        return Run(
+            run_id=f"{steps}-{down}", steps=steps, peak_steps=steps - down, warmdown_steps=down,
+            metrics={"val_bpb": raw, "ttt_bpb": raw + gap},
+        )  # fmt: skip
+
+    annealed = [run(steps, steps // 2, -0.018) for steps in (1000, 2000, 4000)]
+    constant = [run(steps, 0, -0.15) for steps in (1000, 2000, 4000)]
+    gap = fit_gap(Table((*annealed, *constant)), "ttt_bpb")
+    assert gap is not None
+    value, doubt = gap.at(np.array([8000.0]), np.array([4000.0]))
+    assert value[0] == pytest.approx(-0.018) and doubt[0] < 1e-9
+    alone = fit_gap(Table(tuple(constant)), "ttt_bpb")
+    assert alone is not None and alone.at(np.array([8000.0]), np.array([0.0]))[0][0] == pytest.approx(-0.15)

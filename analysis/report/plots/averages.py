@@ -54,7 +54,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     panel.axhline(0, color=GREY, lw=0.8)
     panel.set_ylabel("change of val BPB against no warmdown")
     steps_axis(panel, log_ticks=frame["steps"])
-    legend(figure, [Line2D([], [], label=way, **look) for way, look in looks.items()], "raw weights after")
+    legend(figure, [Line2D([], [], label=way, **look) for way, look in looks.items()])
     return figure
 
 
