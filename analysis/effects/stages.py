@@ -215,6 +215,9 @@ def _ttt_sentence(trend: Trend) -> str:
     return text + "."
 
 
+_HARDLY_ANY = 5.0  # percent of the rows
+
+
 def size_verdict(table: Table, trend: Trend) -> str:
     """Whether artifacts shrink with steps, and whether the quantizer's floor may be the reason."""
     doubling = trend.slope.scaled(float(np.log(2))).text("+,.0f")
@@ -234,6 +237,11 @@ def size_verdict(table: Table, trend: Trend) -> str:
     if max(count for count, _ in floors) == 0:
         return f"{text}; no row is at the quantizer's floor, so it is not the floor."
     share = [100 * count / rows for count, rows in floors if rows]
+    if len(share) == len(floors) and max(share) < _HARDLY_ANY:
+        return (
+            f"{text}; hardly any row is at the quantizer's floor ({max(share):.1f} % at most), "
+            "so it is not the floor."
+        )
     counts = [count for count, _ in floors]
     how_many = f"{span(share, '.0f')} % of the quantized rows" if share else f"{span(counts, ',.0f')} rows"
     return (
