@@ -64,6 +64,14 @@ def test_brackets_are_quoted_for_zsh(page: Path) -> None:
             assert not re.search(r"[\[\]]", plain), command
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_can_be_pasted_into_zsh(page: Path) -> None:
+    """By default it takes no comments at its prompt: the words of one would be arguments."""
+    for _, text in shell.blocks(page):
+        for line in text.splitlines():
+            assert not re.search(r"(^|\s)#", re.sub(r"'[^']*'|\"[^\"]*\"", "", line)), line
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
