@@ -54,7 +54,7 @@ _FACTS = {
 _CANONICAL = {name: fact for fact, names in _FACTS.items() for name in names}
 _FACT = re.compile(
     rf"(?<![\w.])({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})['\"]?\s*[:=]\s*['\"]?"
-    rf"({NUMBER})(ms|s|min|m|h)?(?![\w./])",
+    rf"({NUMBER})\s*(ms|s|min|m|h|%)?(?![\w./%])",
     re.IGNORECASE,
 )
 _SHAPE = re.compile(
@@ -181,6 +181,8 @@ def _fact(line: Line, match: re.Match[str]) -> Iterator[Fact]:
         if match[3] is None and not re.search(r"wallclock|seconds", match[1], re.IGNORECASE):
             return
         value *= _SECONDS.get(match[3] or "s", 1.0)
+    elif match[3] == "%" and name.startswith("warmdown"):
+        name, value = "warmdown_fraction", value / 100
     elif match[3]:
         return
     # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.

@@ -139,7 +139,11 @@ def _end(run: Training, vouched: bool) -> _End:
     if stop is not None:
         by = "wallclock" if capped or _CLOCK.search(stop.text) else "early stop"
         return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
-    if planned is not None and steps >= planned:
+    # Scripts that count from 0 print their last step as one less.
+    counted_from_0 = (
+        planned is not None and steps == planned - 1 and any(f.line > run.end_line for f in run.figures)
+    )
+    if planned is not None and (steps >= planned or counted_from_0):
         return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
     exact = bool(run.points.get(steps, {}).keys() & {"val_bpb", "val_loss"})
     if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):

@@ -62,6 +62,11 @@ def trainings(found: Iterable[Event]) -> list[Training]:
         if isinstance(event, Fact) and run.points:
             waiting.append(event)
             continue
+        if isinstance(event, Step) and _of_what_follows(run, event, waiting):
+            note = "steps after the training's last, of adaptation or the like, are no part of its curve"
+            if not any(note in said for said in run.notes):
+                run.notes.append(f"line {event.line}: {note}")
+            continue
         if isinstance(event, Step) and run.points and _begins(run, event, waiting):
             runs.append(run)
             run = Training()
@@ -85,6 +90,15 @@ def _value(facts: list[Fact], name: str) -> float | str | None:
 def _other_seed(run: Training, waiting: list[Fact]) -> bool:
     seed, mine = _value(waiting, "seed"), run.facts.get("seed")
     return seed is not None and mine is not None and seed != mine
+
+
+def _of_what_follows(run: Training, step: Step, waiting: list[Fact]) -> bool:
+    """Whether a step is counted anew, to another total, after a run that is over and under no header."""
+    if not run.totals or any(fact.name in _HEADER or fact.name == "seed" for fact in waiting):
+        return False
+    over = run.last >= run.totals[0] or any(mark.kind == "stop" for mark in run.marks)
+    adapts = any(mark.kind == "ttt" and mark.line > run.end_line for mark in run.marks)
+    return over and adapts and step.total not in (None, run.totals[0]) and step.step <= run.last
 
 
 def _begins(run: Training, step: Step, waiting: list[Fact]) -> bool:

@@ -147,7 +147,8 @@ def _before_ttt(label: str) -> tuple[str, bool]:
 
 
 def _joined(label: str) -> str:
-    """The label with what precedes quantization as one word."""
+    """The label with what precedes quantization, or follows it, as one word."""
+    label = re.sub(r"post[-_ ]?quant(?:iz\w+)?(?![a-z])", "quantized", label)
     return re.sub(r"pre[-_ ]?quant(?:iz\w+)?(?![a-z])", "prequantization", label)
 
 

@@ -156,3 +156,31 @@ def test_an_early_stop_is_not_the_clock_for_naming_a_time(tmp_path: Path) -> Non
         .replace("iterations:9000", "iterations:20000")
     )
     assert figures(read(tmp_path, log), {"stopped_by": ""}) == {"stopped_by": "early stop"}
+
+
+def test_steps_of_adaptation_are_no_points_of_the_curve(tmp_path: Path) -> None:
+    adapted = "".join(f"step:{i}/300 val_loss:1.8 val_bpb:1.0{i}\n" for i in (100, 200, 300))
+    log = LOG.replace(
+        "ema:applying", "starting test-time training on validation set\n" + adapted + "ema:applying"
+    )
+    (record,) = read(tmp_path, log)
+    expected = WHOLE | dict.fromkeys(FINALS)
+    assert figures([record]) == expected and [point["step"] for point in record.curve] == [0, 4000, 9000]
+    assert "no part of its curve" in str(record.row["notes"])
+
+
+def test_a_warmdown_in_percent_is_a_share(tmp_path: Path) -> None:
+    expected = {"warmdown_steps": 3600, "warmdown_fraction": 0.4}
+    assert figures(read(tmp_path, LOG.replace("warmdown_iters:4000", "warmdown: 40%")), expected) == expected
+
+
+def test_a_script_that_counts_from_0_ends_one_step_early(tmp_path: Path) -> None:
+    expected = {"steps": 8999, "stopped_by": "steps", "warmdown_steps": 3999, "ttt_bpb": 1.1157}
+    assert figures(read(tmp_path, LOG.replace("step:9000/9000", "step:8999/9000")), expected) == expected
+
+
+def test_what_follows_quantization_is_quantized(tmp_path: Path) -> None:
+    log = LOG.replace("final_int6_roundtrip_exact", "post-quantization").replace(
+        "DIAGNOSTIC post_ema", "pre-quant post-ema"
+    )
+    assert figures(read(tmp_path, log)) == WHOLE
