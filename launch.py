@@ -109,8 +109,11 @@ def write_report(folder: str) -> tuple[str, str]:
     return report_on(folder)
 
 
-def read_log(data: bytes, steps: int, warmdown: int) -> dict[str, object]:
-    """Columns of a run that a script's log holds, with `notes`. Raises ValueError where it has no curve."""
+def read_log(data: bytes, steps: int) -> dict[str, object]:
+    """Columns of a run that a script's log holds, with its `curve` and `notes`.
+
+    Raises ValueError where it has no curve.
+    """
     import tempfile
 
     from analysis.logs.importing import read_log as read
@@ -120,16 +123,18 @@ def read_log(data: bytes, steps: int, warmdown: int) -> dict[str, object]:
         path = Path(folder, "script.log")
         path.write_bytes(data)
         try:
-            row = read(path).run
+            log = read(path, planned_steps=steps)
         except AnalysisError as error:
             raise ValueError(str(error).replace(f"{path}: ", "")) from None
-    made = row["steps"]
-    ended_early = isinstance(made, int) and made < steps
-    lengths = ("steps", "peak_steps", "warmdown_steps", "schedule") if ended_early else ()
+    row = log.run
+    lengths = ("steps", "peak_steps", "warmdown_steps", "schedule") if log.run["steps"] != steps else ()
     figures = {key: value for key, value in row.items() if value is not None and key not in NOT_OF_A_LOG}
-    return (
-        figures | {key: row[key] for key in lengths} | {"notes": [row["notes"]] if row.get("notes") else []}
-    )
+    return {
+        **figures,
+        **{key: row[key] for key in lengths},
+        "curve": log.trajectory.to_dict("records"),
+        "notes": [row["notes"]] if row.get("notes") else [],
+    }
 
 
 def entry() -> None:

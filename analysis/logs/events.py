@@ -15,6 +15,16 @@ class Step:
     values: dict[str, float]
     coarse: float = 0.0
     broken: bool = False  # a loss that is not finite
+    loose: bool = False  # a plain `loss`, of training, adaptation or calibration: only a Loose needs it
+
+
+@dataclass(slots=True)
+class Loose:
+    """A validation that names no step: of the step before it, if the file has them all so."""
+
+    line: int
+    values: dict[str, float]
+    broken: bool = False
 
 
 @dataclass(slots=True)
@@ -47,4 +57,4 @@ class Mark:
     values: dict[str, float] = field(default_factory=dict)
 
 
-Event = Step | Figure | Fact | Mark
+Event = Step | Loose | Figure | Fact | Mark

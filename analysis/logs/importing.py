@@ -33,24 +33,27 @@ class ImportedLog:
     trajectory: pd.DataFrame
 
 
-def read_log(path: Path, warmdown_steps: int | None = None) -> ImportedLog:
+def read_log(path: Path, warmdown_steps: int | None = None, planned_steps: int | None = None) -> ImportedLog:
     """A log with one run; `read_runs` reads any.
 
     Raises:
         AnalysisError: as read_runs; the log has several runs.
     """
-    records = read_runs(path, warmdown_steps)
+    records = read_runs(path, warmdown_steps, planned_steps)
     if len(records) > 1:
         raise AnalysisError(f"{path}: {len(records)} runs in one log ({_spans(records)})")
     _name([Log(path, records)])
     return ImportedLog(records[0].row, _frame(records, CURVE).drop(columns="run_id"))
 
 
-def read_runs(path: Path, warmdown_steps: int | None = None) -> list[Record]:
+def read_runs(
+    path: Path, warmdown_steps: int | None = None, planned_steps: int | None = None
+) -> list[Record]:
     """Every run of a log with at least one validation after its first step.
 
     Args:
         warmdown_steps: of its finished runs, before what the log itself states.
+        planned_steps: of a run that is known to have ended well.
 
     Raises:
         AnalysisError: the file is missing or no text, holds no curve, or the warmdown is longer than a run.
@@ -61,7 +64,7 @@ def read_runs(path: Path, warmdown_steps: int | None = None) -> list[Record]:
     if not runs:
         raise AnalysisError(f"{path}: {_nothing(lines, found)}")
     try:
-        records = [record(run, warmdown_steps) for run in runs]
+        records = [record(run, warmdown_steps, planned_steps) for run in runs]
     except AnalysisError as error:
         raise AnalysisError(f"{path}: {error}") from None
     if dropped := [run for run in found if run.points and not run.measured]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from math import isfinite
 
-from analysis.logs.events import Event, Fact, Figure, Mark, Step
+from analysis.logs.events import Event, Fact, Figure, Loose, Mark, Step
 from analysis.logs.text import Line
 
 NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
@@ -78,15 +78,25 @@ _VALUE = re.compile(
     rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
-_BARE = re.compile(rf"(?<![\w.])(bpb|loss)\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
+_BARE = re.compile(rf"(?<![\w.])(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
 _VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval)(?![a-z])", re.IGNORECASE)
 _STEP = re.compile(
-    r"\s*(?:(?:epoch\W{0,2}\d+(?:/\d+)?|train(?:ing)?|val(?:idation)?|eval(?:uation)?|at|after)\b\W{0,3}){0,2}"
-    r"\W{0,3}(?:(?P<word>(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?(?P<step>\d[\d,]*)\s*"
+    r"\W{0,3}(?:(?:epoch\W{0,2}\d+(?:/\d+)?|train(?:ing)?|val(?:idation)?|eval(?:uation)?|at|after)\b\W{0,3}){0,2}"
+    r"\W{0,3}(?:(?P<word>(?:global[_ ])?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?(?P<step>\d[\d,]*)\s*"
     r"(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
     re.IGNORECASE,
 )
+_STEP_LAST = re.compile(
+    r"\W{0,3}(?:(?:val(?:idation)?|eval(?:uation)?|train(?:ing)?)[ _](?:loss|bpb)\b|(?:loss|bpb)\s*[:=])"
+    r"[^()]*?\b(?P<word>(?:step|iter|iteration)s?)\s*[:=#]?\s*(?P<step>\d[\d,]*)"
+    r"\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
+    re.IGNORECASE,
+)
+"""`val_loss 2.1 val_bpb 1.2 at step 100`: the loss first."""
 _BAR = re.compile(r"\|\s*(?P<step>\d+)/(?P<total>\d+)\s*\[[^\]]*?,(?P<rest>[^\]]*)\]")
+_ALONE = re.compile(
+    rf"\W{{0,3}}(?:(?:val(?:idation)?[_ ]?(?:loss|bpb))\s*[:=]?\s*{NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
+)
 _NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>)")
 
 _FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
@@ -163,8 +173,8 @@ def events(line: Line) -> Iterator[Event]:
     if (step := _step(line)) is not None:
         yield step
         return
-    if (figure := _figure(line)) is not None:
-        yield figure
+    if (found := _figure(line) or _loose(line)) is not None:
+        yield found
         return
     yield from _marks(line)
     for match in _FACT.finditer(text):
@@ -214,32 +224,34 @@ def _values(text: str) -> tuple[dict[str, float], float, bool]:
 
 
 def _step(line: Line) -> Step | None:
-    """A line that begins with a step, or a progress bar, and holds a loss."""
+    """A line that begins with a step, or a progress bar, or ends in a step, and holds a loss."""
     text = line.text
     match: re.Match[str] | None = _STEP.match(text)
-    if match is None:
-        if (match := _BAR.search(text)) is None:
-            return None
-        rest = match["rest"]
-        values, coarse, broken = _values(rest)
-        if "val_bpb" not in values and "val_loss" not in values:
-            return None
-    else:
+    if match is not None:
         rest = text[match.end() :]
-        values, coarse, broken = _values(rest)
-        word = match["word"]
-        if word is None and (
+        if match["word"] is None and (
             match["total"] is None or not re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", rest)
         ):
             return None
-        if not values.keys() & {"val_bpb", "val_loss"} and _VALIDATION.search(rest):
-            for name, digits in _BARE.findall(rest):
-                if isfinite(value := number(digits)):
-                    values.setdefault(f"val_{name.lower()}", value)
-                else:
-                    broken = True
-    if not broken and not values.keys() & {"val_bpb", "val_loss", "train_loss", "ema_val_bpb"}:
+        values, coarse, broken = _values(rest)
+        if (word := _VALIDATION.search(text)) is not None:
+            broken = _bare(text, word.end(), values) or broken
+    elif (match := _STEP_LAST.match(text)) is not None:
+        values, coarse, broken = _values(text)
+        if (word := _VALIDATION.search(text)) is not None:
+            broken = _bare(text, word.end(), values) or broken
+    elif (match := _BAR.search(text)) is not None:
+        values, coarse, broken = _values(match["rest"])
+        if "val_bpb" not in values and "val_loss" not in values:
+            return None
+    else:
         return None
+    loose = False
+    if not broken and not values.keys() & {"val_bpb", "val_loss", "train_loss", "ema_val_bpb"}:
+        if (plain := _BARE.search(text, match.end())) is None or plain[1].lower() != "loss":
+            return None
+        value, loose = number(plain[2]), True
+        values, broken = ({"train_loss": value}, False) if isfinite(value) else ({}, True)
     total = match["total"]
     counts = number(match["step"]), 0.0 if total is None else number(total)
     if not all(isfinite(count) for count in counts):
@@ -247,7 +259,32 @@ def _step(line: Line) -> Step | None:
     step, of = int(counts[0]), None if total is None else int(counts[1])
     if step > 10**9 or (of is not None and step > of and "step" not in text.lower()):
         return None
-    return Step(line.number, step, of, values, coarse, broken)
+    return Step(line.number, step, of, values, coarse, broken, loose)
+
+
+def _bare(text: str, first: int, values: dict[str, float]) -> bool:
+    """Adds to `values` a plain `loss` or `bpb` after the word for a validation, which ends at `first`.
+
+    Returns whether one is not finite.
+    """
+    broken = False
+    for match in _BARE.finditer(text, first):
+        name = f"val_{match[1].lower()}"
+        if name == "val_loss" and values.keys() & {"val_loss", "val_bpb", "train_loss"}:
+            continue  # of training, beside the validation's own
+        if isfinite(value := number(match[2])):
+            values.setdefault(name, value)
+        else:
+            broken = True
+    return broken
+
+
+def _loose(line: Line) -> Loose | None:
+    """A line that is nothing but a validation's, as `val loss 2.1`."""
+    if not _ALONE.fullmatch(line.text):
+        return None
+    values, _, broken = _values(line.text)
+    return Loose(line.number, values, broken)
 
 
 def _figure(line: Line) -> Figure | None:

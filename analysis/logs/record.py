@@ -47,13 +47,15 @@ class _End:
     notes: tuple[str, ...] = ()
 
 
-def record(run: Training, given: int | None = None) -> Record:
+def record(run: Training, given: int | None = None, planned: int | None = None) -> Record:
     """The row of a run; `given`: its warmdown in steps, from who imports it, before what the log states.
+
+    `planned`: the steps that it was to make, from who started it and saw it end well.
 
     Raises:
         AnalysisError: the warmdown given does not fit the run.
     """
-    end = _end(run, vouched=given is not None)
+    end = _end(run, given is not None, planned)
     notes = [*run.notes, *end.notes]
     finals = stages(run)
     if end.status != DONE:
@@ -68,7 +70,7 @@ def record(run: Training, given: int | None = None) -> Record:
     else:
         fall = warmdown(run, end.steps, end.planned, end.stopped_by, times)
     why_not = dict(finals.why_not)
-    final = run.points.get(end.steps, {}).get("val_bpb") if end.status == DONE else None
+    final = _final(run, end)
     if final is None:
         why_not["float_bpb"] = (
             f"the run is {end.status}"
@@ -107,6 +109,14 @@ def record(run: Training, given: int | None = None) -> Record:
     return Record(row, _curve(run), why_not, finals.unfiled, (run.first_line, run.last_line))
 
 
+def _final(run: Training, end: _End) -> float | None:
+    """The last step's val_bpb; where steps count from 0, that is the step before."""
+    if end.status != DONE:
+        return None
+    last = end.steps - 1 if run.last == end.steps - 1 == (end.planned or 0) - 1 else end.steps
+    return run.points.get(last, {}).get("val_bpb")
+
+
 def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:
     """Columns by the reason why they are empty."""
     reasons: dict[str, list[str]] = {}
@@ -115,9 +125,9 @@ def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:
     return reasons
 
 
-def _end(run: Training, vouched: bool) -> _End:
+def _end(run: Training, vouched: bool, known: int | None) -> _End:
     """`vouched`: who imports it gave its warmdown, and so says that it ended where its log does, if that does
-    not say otherwise."""
+    not say otherwise. `known`: the steps planned for a run that ended well."""
     stop = next((mark for mark in reversed(run.marks) if mark.kind == "stop"), None)
     stated = run.facts.get("iterations")
     planned = run.totals[-1] if run.totals else int(stated) if isinstance(stated, float) else None
@@ -139,6 +149,11 @@ def _end(run: Training, vouched: bool) -> _End:
     if stop is not None:
         by = "wallclock" if capped or _CLOCK.search(stop.text) else "early stop"
         return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
+    if known is not None and run.last + run.spacing >= known:
+        return _End(known, known, DONE, "steps", seconds)
+    if known is not None:
+        note = f"it ended well after step {steps:,} of {known:,}"
+        return _End(steps, known, DONE, "wallclock" if capped else "early stop", seconds, (note,))
     # Scripts that count from 0 print their last step as one less.
     counted_from_0 = (
         planned is not None and steps == planned - 1 and any(f.line > run.end_line for f in run.figures)

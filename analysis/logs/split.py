@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from analysis.logs.events import Event, Fact, Figure, Mark, Step
+from analysis.logs.events import Event, Fact, Figure, Loose, Mark, Step
 
 _HEADER = {"params", "iterations"}
 
@@ -32,6 +33,12 @@ class Training:
         """Steps after the first with a validation."""
         return [s for s, v in sorted(self.points.items()) if s > 0 and v.keys() & {"val_bpb", "val_loss"}]
 
+    @property
+    def spacing(self) -> int:
+        """The most steps from one that was printed to the next."""
+        steps = sorted(self.points)
+        return max((b - a for a, b in pairwise(steps)), default=0)
+
     def add(self, event: Event) -> None:
         self.first_line = self.first_line or event.line
         self.last_line = event.line
@@ -57,6 +64,7 @@ class Training:
 def trainings(found: Iterable[Event]) -> list[Training]:
     """Every run of a file, in its order, printed copies taken once; also those without any validation."""
     runs, run = [], Training()
+    found = _placed(list(found))
     waiting: list[Fact] = []  # a header after steps: of the next run if one begins, else of this one
     for event in found:
         if isinstance(event, Fact) and run.points:
@@ -81,6 +89,33 @@ def trainings(found: Iterable[Event]) -> list[Training]:
         waiting = []
         run.add(event)
     return _once([*runs, run])
+
+
+def _placed(found: list[Event]) -> list[Event]:
+    """The same with validations that name no step at the step before them, the first of all at step 0.
+
+    Some trainers print `val loss 2.1` on a line of its own between the lines of their steps.
+    Where validations name their steps, such a line is of something else and left out, as are plain losses.
+    """
+    measured = any(isinstance(e, Step) and e.values.keys() & {"val_loss", "val_bpb"} for e in found)
+    placed: list[Event] = []
+    between = 0
+    last: Step | None = None
+    taken = False  # whether the step before has its validation
+    for event in found:
+        if isinstance(event, Step):
+            between += taken and last is not None
+            last, taken = event, False
+        elif isinstance(event, Loose):
+            if not taken:
+                step, total = (0, None) if last is None else (last.step, last.total)
+                placed.append(Step(event.line, step, total, event.values, broken=event.broken))
+            taken = True
+            continue
+        placed.append(event)
+    if between and not measured:
+        return placed
+    return [e for e in found if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose)]
 
 
 def _value(facts: list[Fact], name: str) -> float | str | None:

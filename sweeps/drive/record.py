@@ -16,7 +16,7 @@ from typing import Any
 from gepa_core.config import DataPaths, RunConfig, canonical_json
 from gepa_core.sizes import num_params
 from sweeps.drive.progress import View, log_tail
-from sweeps.drive.scripts import OUTPUT_PREFIX, ReadLog, script_how, script_row, with_figures
+from sweeps.drive.scripts import OUTPUT_PREFIX, ReadLog, script_how, script_row, with_curve, with_figures
 from sweeps.kinds.kind import ARTIFACT, BLOCKS, FINAL_STATE, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.table import KINDS, STAGE_COLUMNS
 from sweeps.plan.tree import Plan, RunPlan
@@ -154,7 +154,7 @@ class SweepRecorder:
         self.lease.check()
         breaks = dict.fromkeys([*outcome.execution.get("breaks", ()), *self._breaks(outcome)])
         outcome = replace(outcome, execution={**outcome.execution, "breaks": list(breaks)})
-        if self.read_log and SCRIPT_LOG in outcome.files and not self.plan.nodes[outcome.id].trunk:
+        if self.read_log and self._has_curve(outcome) and not self.plan.nodes[outcome.id].trunk:
             outcome = with_figures(self.store, self.plan.nodes[outcome.id], outcome, self.read_log)
         winner = self.store.commit(outcome)
         self.done[outcome.id] = winner
@@ -164,6 +164,11 @@ class SweepRecorder:
         self._drop_states(winner)
         self._dirty = True
         self.view.show("finished", outcome.id, outcome=winner)
+
+    @staticmethod
+    def _has_curve(outcome: Outcome) -> bool:
+        """Whether it is a script that trained, and its log can tell more of that."""
+        return SCRIPT_LOG in outcome.files and TRAJECTORY in outcome.files
 
     def _breaks(self, outcome: Outcome) -> list[str]:
         """In what the execution differs from that of the state it started from: there bit identity ends."""
@@ -181,6 +186,8 @@ class SweepRecorder:
         if TRAJECTORY in files and not (missing_only and self.folder.has(f"trajectory/{done.id}.parquet")):
             owner = runs[0] if len(runs) == 1 and not self.plan.nodes[done.id].trunk else None
             rows = schema.from_parquet(self.store.read_file(done, TRAJECTORY), schema.TRAJECTORY)
+            if self.read_log and self._has_curve(done):
+                rows = with_curve(self.store, self.plan.nodes[done.id], done, rows, self.read_log)
             self.folder.write_trajectory(done.id, owner, rows)
         for run_id in runs:
             if ARTIFACT in files and not (missing_only and self.folder.has(f"artifacts/{run_id}.int6")):

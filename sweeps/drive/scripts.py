@@ -3,20 +3,24 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError
-from sweeps.kinds.kind import OUTPUTS, SCRIPT_LOG
+from sweeps.kinds.kind import OUTPUTS, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.stages import MEASURED
 from sweeps.plan.tree import Node
 from sweeps.spec.sweep import Sweep
+from sweeps.store.schema import TRAJECTORY as COLUMNS
+from sweeps.store.schema import from_parquet
 from sweeps.store.store import Outcome, Store
 from sweeps.work.job import ScriptHow
 
-ReadLog = Callable[[bytes, int, int], dict[str, Any]]
-"""(a finished log, the run's steps, those of its warmdown) -> columns of the run, with `notes` and, where the
-run ended before its last step, `steps`. Raises ValueError for a log without a curve."""
+ReadLog = Callable[[bytes, int], dict[str, Any]]
+"""(a finished log, the steps it was to make) -> columns of the run, with its `curve`, `notes` and, where it
+ended before its last step, `steps`. Raises ValueError for a log without a curve."""
+_EVALUATIONS = ("val_loss", "val_bpb", "ema_val_bpb")
 OUTPUT_PREFIX = "output."
 """Of columns with the sizes of files that a script leaves; they are no axes."""
 _FIGURES = (
@@ -67,11 +71,13 @@ def _absolute(root: Path, target: str) -> Path:
 
 def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) -> Outcome:
     """The outcome with what its log says, where the script's own file or lines did not say it."""
-    data = store.read_file(outcome, SCRIPT_LOG)
     try:
-        found = read_log(data, node.config.steps, node.config.warmdown_steps)
+        found = read_log(store.read_file(outcome, SCRIPT_LOG), node.config.steps)
     except ValueError as error:
-        found = {"notes": [f"figures: {error}"]}
+        rows = from_parquet(store.read_file(outcome, TRAJECTORY), COLUMNS)
+        last = {row["step"]: row["val_bpb"] for row in rows}.get(node.config.steps)
+        found = {"float_bpb": last, "notes": [f"figures: {error}"]}
+    found.pop("curve", None)
     notes = [*outcome.result.get("notes", ()), *found.pop("notes", ())]
     if outcome.result.get("exit_code"):
         notes.append(f"it ended with exit code {outcome.result['exit_code']} after it was complete")
@@ -79,6 +85,27 @@ def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) 
         notes.append(f"it left {left} processes behind, which were ended")
     known = {key: value for key, value in outcome.result.items() if value is not None}
     return replace(outcome, result={**outcome.result, **found, **known, "notes": notes})
+
+
+def with_curve(
+    store: Store, node: Node, outcome: Outcome, rows: list[dict[str, Any]], read_log: ReadLog
+) -> list[dict[str, Any]]:
+    """The rows that were read while the script ran, with evaluations as its whole log tells them.
+
+    While it runs, a line is taken at its word; only the whole log says which steps are of the training, and
+    which of an adaptation to the validation text after it.
+    """
+    try:
+        curve = read_log(store.read_file(outcome, SCRIPT_LOG), node.config.steps)["curve"]
+    except ValueError:
+        return rows
+    told = {int(point["step"]): point for point in curve}
+    kept = {row["step"]: {key: row[key] for key in row if key not in _EVALUATIONS} for row in rows}
+    for step, point in told.items():
+        row = kept.setdefault(step, {"step": step})
+        row |= {key: point[key] for key in _EVALUATIONS if key in point and isfinite(point[key])}
+    measured = (*_EVALUATIONS, "train_loss")
+    return [row for _, row in sorted(kept.items()) if any(row.get(key) is not None for key in measured)]
 
 
 def script_row(store: Store, last: Outcome) -> dict[str, Any]:

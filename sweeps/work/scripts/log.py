@@ -17,16 +17,28 @@ _TAIL_BYTES = 1 << 20
 _MAX_LINE = 64 << 10
 _NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
 _STEP = re.compile(
-    r"(?<![\w./])(?:steps?|iter(?:ation)?s?)\s*[:=#\[]?\s*(\d[\d,]*)(?:\s*/\s*(\d[\d,]*))?(?![\w.])"
-    r"|^\s*(\d+)/(\d+)(?![\w./])",
+    r"(?<![\w./])(?:(?:train/)?(?:global)?[_ ]?(?:step|iter(?:ation)?)s?)['\"]?\s*[:=#\[]?\s*(\d[\d,]*)"
+    r"(?:\s*(?:/|of)\s*(\d[\d,]*))?(?![\w.])|(?:^\W{0,3}|\|\s*)(\d+)/(\d+)(?![\w./])",
     re.IGNORECASE,
 )
 _VALUE = re.compile(
-    r"(?<![\w.])(ema_val_bpb|val_bpb|val_loss|validation_loss|train_loss|training_loss|loss|train_time|tok/s"
-    rf"|tokens/s|lr_scale)\s*[:=]?\s*({_NUMBER})(ms|s|min|m)?(?![\w.])",
+    r"(?<![\w.])(ema[_ ]val[_ ]bpb|val(?:id(?:ation)?)?[_ /.-]?(?:loss|bpb)|eval[_ /.-]?(?:loss|bpb)"
+    r"|train(?:ing)?[_ /.-]?loss|loss|bpb|train[_ ]time|tok(?:ens)?/s(?:ec)?|lr_scale|lr_mul|lrm)"
+    rf"(?:[_ ]value)?['\"]?\s*[:=]?\s*['\"]?({_NUMBER})(ms|s|min|m)?(?![\w.])",
     re.IGNORECASE,
 )
-_NAMES = {"validation_loss": "val_loss", "training_loss": "train_loss", "loss": "train_loss"}
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|evaluation)(?![a-z])", re.IGNORECASE)
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_ALONE = re.compile(
+    rf"\W{{0,3}}(?:val(?:idation)?[_ ]?(?:loss|bpb)\s*[:=]?\s*{_NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
+)
+"""A validation that names no step is of the step before it."""
+_OTHER_WORDS = {"validation": "val", "valid": "val", "eval": "val", "training": "train"}
+_OTHER_NAMES = {
+    "train_time": "elapsed_seconds", "lr_mul": "lr_scale", "lrm": "lr_scale",
+    "tok/s": "tokens_per_second", "tokens/s": "tokens_per_second", "tok/sec": "tokens_per_second",
+    "tokens/sec": "tokens_per_second",
+}  # fmt: skip
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 _BPB = re.compile(rf"(?<![\w.])val_bpb\s*[:=]\s*({_NUMBER})(?![\w.])", re.IGNORECASE)
 _AFTER = re.compile(r"(?<![a-z])(?:ttt|adapt\w*|chunk|window\w*)(?![a-z])")
@@ -56,18 +68,19 @@ class Curve:
 
     def read(self, line: str) -> None:
         """Takes in a line; nothing for most lines."""
+        line = _COLOURS.sub("", line)
         if "loss" not in (lower := line.lower()) and "bpb" not in lower:
             return
-        values: dict[str, float] = {}
-        for name, digits, unit in _VALUE.findall(line):
-            key = _NAMES.get(name.lower(), name.lower())
-            value = float(digits.replace(",", ""))
-            values.setdefault(key, value * _SECONDS.get(unit or "ms", 1.0) if key == "train_time" else value)
+        values = _values(line)
         step = None if _AFTER.search(lower) else _STEP.search(line)
-        if step is None:
+        if step is not None:
+            if values.keys() & {"val_bpb", "val_loss", "ema_val_bpb", "train_loss"}:
+                self._report(int((step[1] or step[3]).replace(",", "")), values, line)
+        elif _ALONE.fullmatch(line) and not self.finals:
+            if "val_loss" not in self.reports.get(self.last_step, {}):
+                self._report(self.last_step, values, line)
+        else:
             self._figure(line)
-        elif values.keys() & {"val_bpb", "val_loss", "ema_val_bpb", "train_loss"}:
-            self._report(int((step[1] or step[3]).replace(",", "")), values, line)
 
     def _figure(self, line: str) -> None:
         if (match := _BPB.search(line)) is None:
@@ -91,20 +104,37 @@ class Curve:
             self._broken = 0
         finite = {key: value for key, value in values.items() if isfinite(value)}
         report = self.reports.setdefault(step, {"step": step})
-        report |= {
-            {
-                "train_time": "elapsed_seconds",
-                "tok/s": "tokens_per_second",
-                "tokens/s": "tokens_per_second",
-            }.get(key, key): value
-            for key, value in finite.items()
-        }
+        report |= finite
         self.on_report(report)
 
     @property
     def ends_broken(self) -> bool:
         """Whether the last losses seen were not finite, though too few to end the run for it."""
         return self._broken > 0
+
+
+def _values(line: str) -> dict[str, float]:
+    """Values by column. A plain `loss` is of training, but after the word for a validation, and with no other
+    loss named as its own, of that."""
+    found: dict[str, float] = {}
+    plain: list[tuple[int, str, float]] = []
+    for match in _VALUE.finditer(line):
+        value = float(match[2].replace(",", ""))
+        words = re.split(r"[_ .-]|/(?!s)", match[1].lower())
+        key = "_".join(_OTHER_WORDS.get(word, word) for word in words)
+        key = _OTHER_NAMES.get(key, key)
+        if key in ("loss", "bpb"):
+            plain.append((match.start(), f"val_{key}", value))
+        else:
+            scale = _SECONDS.get(match[3] or "ms", 1.0) if key == "elapsed_seconds" else 1.0
+            found.setdefault(key, value * scale)
+    word = _VALIDATION.search(line)
+    named = found.keys() & {"val_loss", "val_bpb", "train_loss"}
+    for at, key, value in plain:
+        of_validation = word is not None and at >= word.end() and (key == "val_bpb" or not named)
+        if of_validation or key == "val_loss":
+            found.setdefault(key if of_validation else "train_loss", value)
+    return found
 
 
 class Lines:

@@ -190,8 +190,6 @@ def _result(ended: Ended, curve: Curve, start: int, stop: int) -> dict[str, Any]
     }
     if losses:
         result["train_loss_final"] = losses[-1]
-    if curve.last_step >= stop and "val_bpb" in curve.reports[curve.last_step]:
-        result["float_bpb"] = curve.reports[curve.last_step]["val_bpb"]
     return result
 
 
