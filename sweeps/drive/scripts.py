@@ -54,6 +54,7 @@ def script_how(sweep: Sweep) -> ScriptHow:
         links={name: str(_absolute(sweep.files.root, target)) for name, target in script.links.items()},
         gpus=sweep.resources.gpus_per_run,
         ranks=sweep.ranks,
+        every=script.state.every if script.state and sweep.share else None,  # where that was found exact
         secrets={name: os.environ[name] for name in script.pass_env if name in os.environ},
     )
 

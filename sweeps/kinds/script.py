@@ -70,6 +70,8 @@ class State(BaseModel):
     """Variables that make it start from the state at {state}."""
     check_steps: int = Field(20, ge=2)
     """Length of the two short runs that show whether a shared trunk gives the same figures."""
+    every: int | None = Field(None, ge=1, le=10**9)
+    """Steps after which a run saves its state and goes on from it; one cut off begins there."""
 
 
 class Figures(BaseModel):

@@ -88,6 +88,7 @@ _ALL = (
         gives=FINAL_STATE,
         seconds="train_seconds",
         trains=True,
+        resumes=True,
         log=SCRIPT_LOG,
     ),
     Kind(

@@ -25,7 +25,7 @@ def check_node(sweep: Sweep) -> Node | None:
         "files": short.files,
         "command": short.command,
         "env": sorted(short.env),
-        "state": sweep.script.state.model_dump(mode="json"),
+        "state": sweep.script.state.model_dump(mode="json", exclude={"every"}),
         "version": short.script_version,
     }
     return Node(f"{SHARING_CHECK}-{digest(asked)[:16]}", SHARING_CHECK, None, short, ())

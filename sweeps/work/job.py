@@ -25,6 +25,8 @@ class ScriptHow:
     """Name in the copy -> an absolute path on the worker's machine."""
     gpus: float
     ranks: int
+    every: int | None = None
+    """Steps from one saved state to the next; None where none is saved on the way."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables passed on from whoever launched the sweep; never recorded."""
 

@@ -1,5 +1,6 @@
 """Anyone's training script as the job of a sweep: how it is started, listened to, ended and read."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from sweeps.store.gc import find_waste
+from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
 from sweeps.work.policy import Observed
 from sweeps.work.scripts.log import Curve, Lines
@@ -171,6 +173,48 @@ def test_a_run_that_was_killed_is_made_again_whole(tmp_path: Path) -> None:
     folder = write_script(tmp_path / "work", source)
     assert launch(sweep_text(folder), tmp_path / "out", cluster).exit_code == 0
     assert len(cluster.jobs) == 2 and rows(tmp_path / "out")[0]["float_bpb"] == 0.5
+
+
+def example_killed_once(folder: Path, step: int, before: str) -> Path:
+    """The shipped example, but that it executes `before` and kills itself, once, at a step."""
+    source = (EXAMPLE / "train_gpt.py").read_text()
+    fatal = f"""
+        if step == {step} and not os.path.exists({str(folder / "killed")!r}):
+            open({str(folder / "killed")!r}, "w").close()
+            {before}
+            os.kill(os.getpid(), 9)
+        if step == last:
+"""
+    folder.mkdir()
+    (folder / "train_gpt.py").write_text(source.replace("\n        if step == last:\n", fatal))
+    (folder / ".gitignore").write_text("killed\n")
+    return folder
+
+
+@pytest.mark.parametrize("cut_short", ["", "state", "state.json"])
+def test_a_run_that_was_cut_off_goes_on_from_its_last_whole_state(cut_short: str, tmp_path: Path) -> None:
+    """Its trunk of 9 steps saves after 4 and 8, and is killed after 8."""
+    saved = str(tmp_path / "out/segments/*/attempts/*/checkpoints/8" / (cut_short or "state"))
+    spoil = f"import glob; os.truncate(glob.glob({saved!r})[0], 9)" if cut_short else ""
+    folder = example_killed_once(tmp_path / "work", 8, spoil)
+    script = {"workdir": str(folder), "state": EXAMPLE_STATE | {"every": 4, "check_steps": 6}}
+    grid = {"steps": [12], "warmdown_ratio": [0.25], "seed": [1]}
+    cluster = InThisProcess()
+    assert launch(example(script=script, grid=grid), tmp_path / "out", cluster).exit_code == 0
+    jobs = [job for job in cluster.jobs if job.kind == "script"]
+    assert [(job.until, len(job.resume)) for job in jobs] == [(9, 0), (9, 2), (12, 0)]
+    trunk = Store(tmp_path / "out").all_done()[jobs[1].id]
+    attempt = tmp_path / "out" / "segments" / trunk.id / "attempts" / trunk.attempt
+    events = [json.loads(line) for line in (attempt / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "started"][-1] == (4 if cut_short else 8)
+    trained = re.findall(r"^step:(\d+)/12 train_loss", (attempt / "script.log").read_text(), re.MULTILINE)
+    assert [int(step) for step in trained] == [*range(1, 10)], "its log is of the run, not of the attempt"
+    assert not (attempt / "checkpoints").exists()
+    assert launch(example(script=script, grid=grid, share=False), tmp_path / "alone").exit_code == 0
+    (resumed,), (alone,) = rows(tmp_path / "out"), rows(tmp_path / "alone")
+    assert [resumed[key] for key in FIGURES] == [alone[key] for key in FIGURES]
+    curve = from_parquet(Store(tmp_path / "out").read_file(trunk, "trajectory.parquet"), TRAJECTORY)
+    assert [row["step"] for row in curve] == [*range(1, 10)]
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """The copy of a script's folder that one start of it works in, and what it leaves there."""
 
+import os
 import shutil
 import socket
 import tarfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from gepa_core.errors import UserError
 from sweeps.store.files import StorageError
 from sweeps.work.job import Attempt, ScriptHow
+
+_LOADED = 1.0
+"""Time of modification that marks the files of a state to load, so that saving anew shows."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,19 @@ def placed_state(how: ScriptHow, packed: Path, place: Place) -> Path:
             tar.extractall(target, filter="fully_trusted")  # as the script itself wrote it
     else:
         shutil.copyfile(packed / "state", target)
+    for file in _files_of(target):
+        os.utime(file, (_LOADED, _LOADED))
     return target
 
 
 def saved_state(place: Place) -> bool:
-    """Whether the script saved its state; one in the working folder is taken to its place."""
+    """Whether the script saved its state; one in the working folder is taken to its place.
+
+    The state that it was to load may lie there too, and is none that it saved.
+    """
     beside = place.folder / place.state.name
-    if not place.state.exists() and beside.exists():
+    fresh = beside.exists() and any(file.stat().st_mtime != _LOADED for file in _files_of(beside))
+    if not place.state.exists() and fresh:
         keep(beside, place.state)
     return place.state.exists()
 

@@ -1,4 +1,4 @@
-"""A training script as a node: a whole run, or a stretch that starts from a state or ends in one.
+"""A training script as a node: a whole run, or a part of one that starts from a state or ends in one.
 
 Every attempt works in a copy of the script's folder on this machine, which is deleted afterwards. What stays
 is the log, the curve, the files that the sweep file asks for and, at the end of a trunk, the state.
@@ -26,6 +26,7 @@ from sweeps.work.job import Attempt, ScriptHow
 from sweeps.work.scripts.log import Curve, KeptLog
 from sweeps.work.scripts.place import Place, copied, found, keep, missing, pack_state, placed_state
 from sweeps.work.scripts.process import Ended, base_environment, run_group
+from sweeps.work.scripts.stretches import forget, furthest, save, stops
 from sweeps.work.scripts.verdict import verdict
 
 _FIGURES = {kind.name + "_bpb" for kind in MEASURED} | {
@@ -43,33 +44,46 @@ def execution(at: Attempt) -> dict[str, Any]:
 
 
 def run(at: Attempt) -> Outcome:
-    """Runs the script, and says what came of it."""
+    """Runs the script, in as many starts as it has stretches, and says what came of it."""
     job, how = at.job, at.job.script
     assert how is not None and isinstance(job.config, ScriptRun)
     is_trunk, start = bool(job.identity["trunk"]), int(job.identity["start"])
     journal = at.workdir.path / "events.jsonl"
-    emit(journal, "started", pid=os.getpid(), step=start, until=job.until)
-    begun = time.monotonic()
+    at.workdir.adopt(job.resume)
+    resumed = furthest(at.workdir.path)
+    begun_at = resumed.step if resumed else start
+    emit(journal, "started", pid=os.getpid(), step=begun_at, until=job.until)
+    before, begun = resumed.seconds if resumed else 0.0, time.monotonic()
+    in_one_go = not start and not how.every
 
     def on_report(report: dict[str, Any]) -> None:
-        if start or "elapsed_seconds" not in report:
-            report["elapsed_seconds"] = time.monotonic() - begun
+        if not in_one_go or "elapsed_seconds" not in report:
+            report["elapsed_seconds"] = before + time.monotonic() - begun
         emit(journal, "report", **report)
 
-    curve = Curve(how.script.figures.lines, on_report)
-    with copied(at, "run") as place:
-        loaded = _load(at, place) if job.start else None
-        ended = start_script(
-            at, place, job.config, curve, stop=job.until if is_trunk else None, loaded=loaded
-        )
-        outcome = replace(at.outcome, result=_result(ended, curve, start, job.until))
-        lacking = missing(how, place, is_trunk)
-        if (wrong := verdict(ended, curve, job.until, lacking, is_trunk)) is not None:
-            return replace(outcome, status=wrong[0], error=wrong[1])
-        if is_trunk:
-            pack_state(place.state, at.workdir.path / FINAL_STATE)
-        else:
-            outcome = replace(outcome, result=outcome.result | _outputs(how, place, at.workdir.path))
+    curve = Curve(how.script.figures.lines)
+    if resumed:
+        for line in resumed.continue_log(at.workdir.path / SCRIPT_LOG):
+            curve.read(line)
+    curve.on_report = on_report
+    packed = resumed.state if resumed else at.source() if job.start else None
+    for stop in stops(begun_at, job.until, how.every):
+        saves = is_trunk or stop < job.until
+        with copied(at, "run") as place:
+            loaded = placed_state(how, packed, place) if packed else None
+            ended = start_script(at, place, job.config, curve, stop=stop if saves else None, loaded=loaded)
+            seconds = before + time.monotonic() - begun
+            lacking = missing(how, place, saves)
+            outcome = replace(at.outcome, result=_result(ended, curve, start, stop, in_one_go, seconds))
+            if (wrong := verdict(ended, curve, stop, lacking, saves)) is not None:
+                return replace(outcome, status=wrong[0], error=wrong[1])
+            if stop < job.until:
+                packed = save(at.workdir.path, stop, place.state, seconds).state
+            elif is_trunk:
+                pack_state(place.state, at.workdir.path / FINAL_STATE)
+            else:
+                outcome = replace(outcome, result=outcome.result | _outputs(how, place, at.workdir.path))
+    forget(at.workdir.path)
     rows = [{key: report.get(key) for key in COLUMNS.names} for _, report in sorted(curve.reports.items())]
     at.workdir.write(TRAJECTORY, to_parquet(rows, COLUMNS))
     return outcome
@@ -127,12 +141,6 @@ def start_script(
         log.close()
 
 
-def _load(at: Attempt, place: Place) -> Path:
-    """The state that the run starts from, where the script will find it."""
-    assert at.job.script is not None
-    return placed_state(at.job.script, at.source(), place)
-
-
 def _outputs(how: ScriptHow, place: Place, attempt: Path) -> dict[str, Any]:
     """Keeps the files asked for; their sizes, and the figures of the script's own JSON file."""
     result: dict[str, Any] = {}
@@ -174,16 +182,18 @@ def read_figures(data: bytes, name: str) -> tuple[dict[str, float], list[str]]:
     return figures, [f"{name}: {', '.join(others)}: no columns"] if others else []
 
 
-def _result(ended: Ended, curve: Curve, start: int, stop: int) -> dict[str, Any]:
+def _result(
+    ended: Ended, curve: Curve, start: int, stop: int, in_one_go: bool, seconds: float
+) -> dict[str, Any]:
     reports = [report for _, report in sorted(curve.reports.items())]
     losses = [report["train_loss"] for report in reports if "train_loss" in report]
     # A script that goes on from a state may count from there, or from the run's first step.
-    times = [] if start else [r["elapsed_seconds"] for r in reports if "elapsed_seconds" in r]
+    times = [r["elapsed_seconds"] for r in reports if "elapsed_seconds" in r] if in_one_go else []
     result: dict[str, Any] = {
         "step": stop,
         "last_step_printed": curve.last_step or None,
         "steps_made": stop - start,
-        "train_seconds": times[-1] if times else ended.seconds,
+        "train_seconds": times[-1] if times else seconds,
         "exit_code": ended.code,
         "left_behind": ended.left,
         **curve.figures,
