@@ -99,10 +99,10 @@ _ALONE = re.compile(
 )
 _NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>)")
 
-_FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
-_LOSS = re.compile(rf"(?<![\w.])val[_ ]?loss\s*[:=]\s*({NUMBER})(?![\w.%])", re.IGNORECASE)
+_FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb(?:\s*[:=]\s*|\s+)({NUMBER})(?![\w.%])", re.IGNORECASE)
+_LOSS = re.compile(rf"(?<![\w.])val[_ ]?loss(?:\s*[:=]\s*|\s+)({NUMBER})(?![\w.%])", re.IGNORECASE)
 _SETTING = re.compile(r"(?<=\s)\S+[:=]\S+\s*")  # after the first word of a label
-_FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*[:=]", re.IGNORECASE)
+_FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*(?:[:=]|(?=[\d.]))", re.IGNORECASE)
 _PROGRESS = re.compile(
     r"\d+\s*/\s*\d+|%|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|windows|phase)(?![a-z])",
     re.IGNORECASE,

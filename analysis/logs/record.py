@@ -70,7 +70,11 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     else:
         fall = warmdown(run, end.steps, end.planned, end.stopped_by, times)
     why_not = dict(finals.why_not)
-    final = _final(run, end)
+    last = _last(run, end)
+    final = last.get("val_bpb")
+    if "ema_bpb" not in finals.values and "ema_val_bpb" in last:
+        finals.values["ema_bpb"] = last["ema_val_bpb"]
+        del why_not["ema_bpb"]
     if final is None:
         why_not["float_bpb"] = (
             f"the run is {end.status}"
@@ -109,12 +113,12 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     return Record(row, _curve(run), why_not, finals.unfiled, (run.first_line, run.last_line))
 
 
-def _final(run: Training, end: _End) -> float | None:
-    """The last step's val_bpb; where steps count from 0, that is the step before."""
+def _last(run: Training, end: _End) -> dict[str, float]:
+    """The values of the last step; where steps count from 0, that is the step before."""
     if end.status != DONE:
-        return None
+        return {}
     last = end.steps - 1 if run.last == end.steps - 1 == (end.planned or 0) - 1 else end.steps
-    return run.points.get(last, {}).get("val_bpb")
+    return run.points.get(last, {})
 
 
 def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:

@@ -19,8 +19,8 @@ _SLIDING = {"sliding", "slide", "window", "windows", "sw", "strided"}
 _QUANTIZED = {"quant", "quantized", "quantised", "roundtrip", "dequantized", "gptq", "int"}
 _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
-    "loaded", "legal", "zstd", "zst", "zlib", "deflate", "lzma", "bcj", "brotli", "br", "xz", "gz", "gzip",
-    "bz", "bzip", "lz", "ans", "rans", "arithcode", "huffman",
+    "loaded", "legal", "plain", "zstd", "zst", "zlib", "deflate", "lzma", "bcj", "brotli", "br", "xz", "gz",
+    "gzip", "bz", "bzip", "lz", "ans", "rans", "arithcode", "huffman",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
     "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
     "stride", "s", "v", "",

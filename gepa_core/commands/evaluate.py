@@ -109,13 +109,14 @@ def _command(
 
 
 def _line(figures: dict[str, Any]) -> str:
-    text = (
-        "{path}: {stage} val_bpb {val_bpb:.4f} of the {what} "
-        "(val_loss {val_loss:.4f}, {tokens:,} tokens, {bytes:,} bytes, {seconds:.1f} s)"
-    )
+    """In the words by which `python -m analysis import` files it, should a log hold it."""
     step = figures["step"]
-    what = "artifact" if step is None else f"{figures['weights']} weights after step {step}"
-    return text.format(what=what, **figures)
+    of = "int6" if step is None else figures["weights"]
+    where = "{path}" if step is None else "{path} after step {step}"
+    return (
+        f"{of} {{stage}} val_bpb {{val_bpb:.4f}}, val_loss {{val_loss:.4f}} of {where} "
+        "({tokens:,} tokens, {bytes:,} bytes, {seconds:.1f} s)"
+    ).format(**figures)
 
 
 def evaluate_command(argv: list[str] | None = None) -> int:

@@ -40,7 +40,7 @@ _OTHER_NAMES = {
     "tokens/sec": "tokens_per_second",
 }  # fmt: skip
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
-_BPB = re.compile(rf"(?<![\w.])val_bpb\s*[:=]\s*({_NUMBER})(?![\w.])", re.IGNORECASE)
+_BPB = re.compile(rf"(?<![\w.])val_bpb(?:\s*[:=]\s*|\s+)({_NUMBER})(?![\w.])", re.IGNORECASE)
 _AFTER = re.compile(r"(?<![a-z])(?:ttt|adapt\w*|chunk|window\w*)(?![a-z])")
 """Words of what is done after the training: its steps are not the run's."""
 BROKEN_IN_A_ROW = 3

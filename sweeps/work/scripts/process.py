@@ -18,7 +18,7 @@ from sweeps.work.scripts.log import Curve, KeptLog, Lines
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.2
 _DRAIN_SECONDS = 2.0
-_TAIL_LINES = 60
+_TAIL_LINES = 400  # a launcher of many processes says a lot after the script's own last words
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "HOSTNAME",
     "LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
