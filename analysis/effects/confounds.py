@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from analysis.runs.table import Run, Table
-from analysis.runs.units import span, unit
+from analysis.runs.units import counted, span, unit
 
 
 def confounds(table: Table, metric: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def _trunks(table: Table) -> str:
     if len(trunks) == len(table.runs):
         return ""
     return (
-        f"{len(table.runs)} runs branch off {len(trunks)} trunk{'s' * (len(trunks) > 1)}: branches share "
+        f"{len(table.runs)} runs branch off {counted(len(trunks), 'trunk')}: branches share "
         "their trunk's noise, so they agree with one another better than fresh runs would."
     )
 

@@ -18,7 +18,7 @@ from analysis.effects.slopes import Estimate, fit_linear
 from analysis.runs.blocks import Effect, paired_effect, read_blocks
 from analysis.runs.settings import by_setting
 from analysis.runs.table import Run, Table
-from analysis.runs.units import STAGES, span
+from analysis.runs.units import STAGES, counted, span
 
 EFFECTS = {
     ("float_bpb", "ema_bpb"): "EMA",
@@ -98,7 +98,8 @@ def decompose(table: Table, level: float = 0.9) -> Decomposition:
         if any(step.effect.error is None for step in steps):
             unpaired.append(run.run_id)
     if unpaired and table.folder is not None:
-        notes.append(f"No blocks, or too few, for paired errors of {len(unpaired)} runs' stage effects.")
+        those = counted(len(unpaired), "run")
+        notes.append(f"No blocks, or too few, for paired errors of the stage effects of {those}.")
     elif unpaired:
         notes.append("Stage effects carry no errors: a CSV has no per-block figures.")
     mixed = list(dict.fromkeys(step.name for r in runs for step in r.steps if step.mixed))
@@ -194,7 +195,7 @@ def _effect_sentences(runs: list[RunStages]) -> list[str]:
         ]
         clear = f", paired standard error {max(errors):.4f} at most" if errors else ""
         sentences.append(
-            f"{name}: {np.mean(values):+.4f} BPB on average over {len(values)} runs "
+            f"{name}: {np.mean(values):+.4f} BPB on average over {counted(len(values), 'run')} "
             f"({min(values):+.4f} to {max(values):+.4f}{clear})."
         )
     return sentences

@@ -17,6 +17,7 @@ from scipy import optimize
 from analysis.effects.continuation import continuation_fit
 from analysis.effects.slopes import Estimate, fit_linear, log_ratio, piecewise_design
 from analysis.runs.table import Run, Table
+from analysis.runs.units import counted
 
 Floats = NDArray[np.float64]
 
@@ -147,7 +148,7 @@ def _analyse_run(run: Run, table: Table, metric: str, level: float) -> RunWarmdo
         return f"its last evaluation is at step {step[-1]} of {run.steps}"
     inside = step >= run.peak_steps
     if (seen := int((step > run.peak_steps).sum())) < MIN_EVALUATIONS:
-        return f"{seen} evaluation{'s' * (seen != 1)} in the warmdown, {MIN_EVALUATIONS} needed"
+        return f"{counted(seen, 'evaluation')} in the warmdown, {MIN_EVALUATIONS} needed"
     remaining = remaining_rate(run, step)
     if step[0] > run.peak_steps:
         return f"no evaluation at or before peak_steps {run.peak_steps}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.logs.record import DIVERGED, DONE, UNFINISHED, Record
 from analysis.runs.strictjson import plain
-from analysis.runs.units import STAGES
+from analysis.runs.units import STAGES, counted
 
 
 @dataclass
@@ -62,7 +62,9 @@ def summary_lines(done: Imported, width: int = 100) -> list[str]:
     table = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
     states = Counter(str(record.row["status"]) for record in records)
     known = sum(record.row["warmdown_steps"] is not None for record in records)
-    counts = [f"{len(done.logs)} files, {len(done.refused)} of them refused: {len(records)} runs"]
+    counts = [
+        f"{counted(len(done.logs), 'file')}, {len(done.refused)} refused: {counted(len(records), 'run')}"
+    ]
     counts += [f"{states[name]} {name}" for name in (UNFINISHED, DIVERGED) if states[name]]
     return [*table, f"{', '.join(counts)}; warmdown known of {known}"]
 

@@ -19,6 +19,7 @@ from analysis.runs.errors import AnalysisError
 from analysis.runs.parquet import read_parquet
 from analysis.runs.rows import CURVES, METRICS, UnknownScheduleError, run_of
 from analysis.runs.table import Run, Table, joined_trunks
+from analysis.runs.units import counted
 
 _MAX_CSV_BYTES = 128 << 20
 _BOOKKEEPING = {
@@ -90,7 +91,7 @@ def _runs(
     if not runs:
         raise next(iter(unknown.values()))
     if unknown:
-        notes.append(f"{len(unknown)} runs left out, their warmdown is unknown: {', '.join(unknown)}")
+        notes.append(f"{counted(len(unknown), 'run')} left out, of unknown warmdown: {', '.join(unknown)}")
     return runs
 
 
@@ -186,7 +187,7 @@ def _finished(frame: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFram
         for status in _LEFT_OUT:
             dropped = frame["run_id"][frame["status"] == status]
             if len(dropped):
-                notes.append(f"{len(dropped)} runs left out as {status}: {', '.join(dropped)}")
+                notes.append(f"{counted(len(dropped), 'run')} left out as {status}: {', '.join(dropped)}")
         frame = frame[~frame["status"].isin(_LEFT_OUT)]
     if frame.empty:
         ended = [f"{counts[status]} {status}" for status in ("failed", "diverged") if counts.get(status)]

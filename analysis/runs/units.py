@@ -59,6 +59,11 @@ def axis(metric: str) -> str:
     return QUANTITIES.get(metric) or f"{LABELS.get(metric, metric)} ({unit(metric)})"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def span(values: Iterable[float], digits: str = ".2f") -> str:
     """'a' or 'a to b'."""
     values = list(values)

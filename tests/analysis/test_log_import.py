@@ -36,7 +36,7 @@ def test_a_folder_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["import", str(tmp_path / "logs"), "--out", str(out), "--warmdown", "500"]) == 0
     said = capsys.readouterr()
     assert "refused" in said.err and "README.txt" in said.err and said.err.count("\n") == 1
-    assert "4 files, 1 of them refused: 3 runs; warmdown known of 3" in said.out
+    assert "4 files, 1 refused: 3 runs; warmdown known of 3" in said.out
     table = load(out.with_name("curves_runs.csv"), out)
     assert [run.run_id for run in table.runs] == ["r1000", "r2000", "r3000"]
     assert [run.peak_steps for run in table.runs] == [500, 1500, 2500]
@@ -129,8 +129,8 @@ def test_runs_of_unknown_warmdown_and_unfinished_ones_are_left_out_of_laws(tmp_p
     done = import_logs(logs, tmp_path / "c.csv")
     table = load(done.runs, done.trajectories)
     assert [run.run_id for run in table.runs] == ["known"]
-    assert any("1 runs left out as unfinished: killed" in note for note in table.notes)
-    assert any("their warmdown is unknown: dark" in note for note in table.notes)
+    assert any("1 run left out as unfinished: killed" in note for note in table.notes)
+    assert any("of unknown warmdown: dark" in note for note in table.notes)
     assert {run.run_id for run in load(done.runs, schedules=False).runs} == {"known", "dark"}
 
 

@@ -132,7 +132,7 @@ def test_the_page_leads_with_the_answer_and_says_what_made_it(out: Path) -> None
     assert "python launch.py synthetic.yaml" in text and COMMAND in text
     assert "AMD EPYC, x86_64" in text and "torch 2.13.0" in text and "abababababab" in text
     assert "zstd -22 2.000 and xz -9e 2.080 bits per byte" in text
-    assert "1 runs left out as pending" in text
+    assert "1 run left out as pending" in text
     assert "One seed" in text
     for word in ("Not the prompt optimizer", "16,000,000 bytes", "Legal TTT", "Bits per byte"):
         assert word in text

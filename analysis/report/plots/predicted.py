@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.report.plots.errors import UnavailableError
 from analysis.report.plots.style import CATEGORIES, GREY, MARKERS, canvas, is_narrow, steps_axis, tip
 from analysis.report.study import Study
-from analysis.runs.units import axis, unit
+from analysis.runs.units import axis, counted, unit
 
 NAME, TITLE, ORDER, SECTION = "predicted", "Predicted against measured", 80, "certainty"
 
@@ -86,5 +86,5 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
         errors = frame.loc[frame["held_out_for"] == kind, "error"].abs()
         if len(errors):
             size = f"mean absolute error {errors.mean():.4f}, worst {errors.max():.4f}"
-            parts.append(f"{label}: {size} ({len(errors)} runs)")
+            parts.append(f"{label}: {size} ({counted(len(errors), 'run')})")
     return f"Predictions by laws that had not seen the run: {'; '.join(parts)}."
