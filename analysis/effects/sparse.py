@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from analysis.effects.warmdown import ANOTHER_RUNS, MIN_EVALUATIONS, Warmdown
 
+_REMEDIES = {
+    "recipe": "set eval.every: {}",
+    "script": "have the script validate every {} steps",
+    "table": "it takes one every {} steps",
+}
+
 
 def undetermined(result: Warmdown) -> str:
     """That most warmdowns have too few evaluations, and what to set; '' where most have enough."""
@@ -16,7 +22,7 @@ def undetermined(result: Warmdown) -> str:
     word = "warmdown has" if annealed == 1 else "warmdowns have"
     return (
         f"Undetermined: {len(result.sparse)} of {annealed} {word} fewer than {MIN_EVALUATIONS} evaluations; "
-        f"set eval.every: {every}."
+        f"{_REMEDIES[result.origin].format(every)}."
     )
 
 

@@ -16,7 +16,7 @@ from scipy import optimize
 
 from analysis.effects.continuation import continuation_fit
 from analysis.effects.slopes import Estimate, fit_linear, log_ratio, piecewise_design
-from analysis.runs.table import Run, Table
+from analysis.runs.table import Origin, Run, Table
 from analysis.runs.units import counted
 
 Floats = NDArray[np.float64]
@@ -97,6 +97,7 @@ class Warmdown:
     lengths: tuple[LengthLaw, ...]
     skipped: tuple[tuple[str, str], ...]  # (run_id, reason)
     sparse: tuple[Run, ...] = ()  # of those: with too few evaluations in the warmdown
+    origin: Origin = "table"
 
 
 def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
@@ -117,7 +118,7 @@ def analyse(table: Table, metric: str, level: float = LEVEL) -> Warmdown:
         else:
             measured.append(result)
     lengths = length_laws(replace(table, runs=once), metric, level)
-    return Warmdown(metric, tuple(measured), lengths, tuple(skipped), tuple(sparse))
+    return Warmdown(metric, tuple(measured), lengths, tuple(skipped), tuple(sparse), table.origin)
 
 
 def evaluations(run: Run, metric: str) -> int:

@@ -36,7 +36,7 @@ class Candidate:
     warmdown_steps: int
     predicted: float
     settles: float  # share of the laws' disagreement (variance) about the target that it would remove
-    new_steps: int  # steps to pay for when the constant phase starts from the longest trunk
+    new_steps: int  # to pay for, from the longest trunk where its state is kept or nothing says otherwise
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
     least = 0.0 if _has_long_warmdown(ensemble.measured) else _LONG_RATIO
     made = {(run.steps, round(run.warmdown_ratio, 1)) for run in table.runs}
     trunk = max((run.steps if run.is_constant else run.peak_steps) for run in table.runs)
+    trunk = trunk if table.keeps_trunk or table.origin == "table" else 0
     plans = [
         planned_run(table, round(factor * longest), round(factor * longest * ratio), None)
         for factor in _CANDIDATE_LENGTHS
@@ -168,10 +169,11 @@ def _candidates(found: Forecast, longest: int, target: BestRatio) -> list[Candid
 
 def _next_sentence(best: Candidate, found: Forecast, cost: Cost | None, target: BestRatio) -> str:
     price = f" ({cost.text(best.new_steps * cost.per_step + cost.fixed)})" if cost else ""
+    source = " from the longest trunk" if best.new_steps < best.steps else ""
     text = (
         f"By the laws' own disagreement {best.steps:,} steps with {best.warmdown_steps:,} of warmdown would "
-        f"tell most for its cost about {target.steps:,} steps: {best.new_steps:,} new steps from the longest "
-        f"trunk{price}. A guide, not a measured gain: doubts that all laws share are not in it."
+        f"tell most for its cost about {target.steps:,} steps: {best.new_steps:,} new steps{source}{price}. "
+        f"A guide, not a measured gain: doubts that all laws share are not in it."
     )
     if not _has_long_warmdown(found.ensemble.measured):
         text += (

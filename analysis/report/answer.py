@@ -266,7 +266,7 @@ def price_of_doubling(study: Study, sweep: SweepFile) -> str:
     if cost is None:
         return "Unknown: no run says how long it took."
     text = _priced(cost, cost.hours(ahead.steps), sweep)
-    if study.table.folder is not None:  # a store keeps the trunk's states
+    if study.table.keeps_trunk:
         new = _new_steps(study.table.runs, ahead.steps, ahead.warmdown)
         if new < ahead.steps:
             shared = _priced(cost, cost.fixed + cost.per_step * new, sweep)

@@ -61,14 +61,11 @@ def _evaluate_more(study: Study, sweep: SweepFile) -> list[Step]:
     every = needed_period(study.warmdown)
     if not every:
         return []
-    command = launch(sweep.argv, f"eval.every={every}") if sweep.argv else ""
-    trained = " Runs with another period are other runs: they are trained again." if command else ""
-    return [
-        Step(
-            f"Evaluate every {every} steps, so that the warmdowns can be measured (eval.every).{trained}",
-            command,
-        )
-    ]
+    text = f"Evaluate every {every} steps, so that the warmdowns can be measured."
+    if not sweep.argv or study.table.origin != "recipe":
+        return [Step(text)]
+    trained = "Runs with another period are other runs: they are trained again."
+    return [Step(f"{text} {trained}", launch(sweep.argv, f"eval.every={every}"))]
 
 
 def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
@@ -77,9 +74,9 @@ def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
         return []
     best, target, cost = study.advice.candidates[0], study.advice.target, study.advice.cost
     price = f", {cost.text(best.new_steps * cost.per_step + cost.fixed)}" if cost else ""
-    from_trunk = f"{best.new_steps:,} new steps from the longest trunk{price}"
+    new = f"{best.new_steps:,} new steps" + (" from the longest trunk" if best.new_steps < best.steps else "")
     why = (
-        f"Run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown ({from_trunk}): of the plans not "
+        f"Run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown ({new}{price}): of the plans not "
         f"made, the one that tells the laws apart most for its cost, about {target.steps:,} steps."
     )
     if not sweep.argv:

@@ -65,7 +65,15 @@ def load(path: str | Path, trajectories: str | Path | None = None, schedules: bo
     runs = [replace(run, trunk=trunks.get(run.run_id, run.trunk)) for run in runs]
     runs = _without_diverged(_one_model(runs), str(source), notes)
     runs = _finals_from_trajectories(runs)
-    table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes), source if source.is_dir() else None)
+    table = Table(tuple(joined_trunks(runs)), str(source), tuple(notes))
+    if source.is_dir():
+        made_of = _segments_of_runs(source / "plan.json")
+        table = replace(
+            table,
+            folder=source,
+            origin="script" if _of_script(frame) else "recipe",
+            keeps_trunk=any(len(segments) > 1 for segments in made_of.values()),
+        )
     refuse_signs(table)
     refuse_two_texts(table)
     if not source.is_dir() or trajectories is not None:  # a sweep writes its own columns, in their units
@@ -142,6 +150,13 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
         configs = dict(zip(frame["run_id"].astype(str), frame["config_json"], strict=True))
         joined["ema_val_bpb"] = own_average(joined, configs)
     return frame, joined, axes, trunks
+
+
+def _of_script(frame: pd.DataFrame) -> bool:
+    """Whether a training script made the runs, in place of the recipe."""
+    if "config_json" not in frame:
+        return False
+    return bool(frame["config_json"].astype(str).str.contains('"script_version"').any())
 
 
 def _final_lr_fraction(config: str) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,10 @@ class Run:
         return self.trajectory.step[known], self.trajectory.lr_scale[known], value[known]
 
 
+Origin = Literal["recipe", "script", "table"]
+"""Made by a sweep of the recipe, by one of a training script, or read from anyone's table."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Runs of one study. `notes` say in plain words what of the input could not be used."""
@@ -128,6 +133,8 @@ class Table:
     source: str = ""
     notes: tuple[str, ...] = ()
     folder: Path | None = None  # the results folder, for per-block figures
+    origin: Origin = "table"
+    keeps_trunk: bool = False  # a longer run can start from the state of the longest trunk
 
     def where(self, keep: Callable[[Run], bool]) -> Table:
         return replace(self, runs=tuple(run for run in self.runs if keep(run)))

@@ -23,7 +23,7 @@ from analysis.report.study import Study, study
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
 from analysis.runs.sweepfile import SweepFile
-from analysis.runs.table import Run, Table, Trajectory
+from analysis.runs.table import Origin, Run, Table, Trajectory
 from sweeps.plan.advice import few_evaluations
 from sweeps.spec.load import load_sweep
 from tests.synthetic_results import write_sweep
@@ -122,6 +122,9 @@ def test_one_length_and_one_warmdown_are_undetermined() -> None:
     assert told.headline.startswith("Undetermined, how long and how much warmdown: all runs have 1,000 steps")
 
 
+KINDS: tuple[Origin, ...] = ("recipe", "script")
+
+
 @pytest.mark.parametrize("every, sentence", [(100, True), (10, False)])
 def test_too_few_evaluations_are_said_with_the_period_to_set(every: int, sentence: bool) -> None:
     rng = np.random.default_rng(1)
@@ -131,8 +134,11 @@ def test_too_few_evaluations_are_said_with_the_period_to_set(every: int, sentenc
     if sentence:
         assert (
             headline(found)
-            == "Undetermined: 9 of 9 warmdowns have fewer than 6 evaluations; set eval.every: 10."
+            == "Undetermined: 9 of 9 warmdowns have fewer than 6 evaluations; it takes one every 10 steps."
         )
+        made = {kind: headline(analyse(replace(table, origin=kind), "val_bpb")) for kind in KINDS}
+        assert made["recipe"].endswith("evaluations; set eval.every: 10.")
+        assert made["script"].endswith("evaluations; have the script validate every 10 steps.")
         assert warmdown_verdict(found)[0] == headline(found)
     else:
         assert "Undetermined" not in headline(found)
