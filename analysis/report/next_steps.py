@@ -82,18 +82,19 @@ def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
     if not sweep.argv:
         return [Step(why)]
     why += " Look at the plan first; without --plan it runs."
-    points = [*sweep.points, _point(study, best.steps, best.warmdown_steps)]
+    points = [*sweep.points, _point(study, sweep, best.steps, best.warmdown_steps)]
     return [Step(why, launch(sweep.argv, f"points={json.dumps(points)}", "--plan"))]
 
 
-def _point(study: Study, steps: int, warmdown: int) -> dict[str, object]:
-    """A single run of a sweep file, in the setting that the forecast is of."""
+def _point(study: Study, sweep: SweepFile, steps: int, warmdown: int) -> dict[str, object]:
+    """A run as a sweep file states it, in the forecast's setting: a point takes no value from the grid."""
     assert study.forecast is not None
     point: dict[str, object] = {"steps": steps, "warmdown_steps": warmdown}
     if study.forecast.schedule != "linear":
         point["schedule"] = study.forecast.schedule
-    setting = dict(study.forecast.ensemble.table.runs[0].group)
-    wanted = {axis: setting.get(axis) for axis in varying_axes(study.table) if "." in axis}
+    longest = max(study.forecast.ensemble.table.runs, key=lambda run: run.peak_steps)
+    values = {**dict(longest.group), "seed": longest.seed}
+    wanted = {axis: values.get(axis) for axis in (*sweep.grid, *varying_axes(study.table))}
     return point | {axis: plain(value) for axis, value in wanted.items() if value is not None}
 
 

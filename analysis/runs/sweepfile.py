@@ -22,6 +22,7 @@ class SweepFile:
     machine: str | None = None
     versions: tuple[tuple[str, str], ...] = ()
     price_per_gpu_hour: float | None = None
+    grid: tuple[str, ...] = ()  # names of its axes
     points: tuple[Mapping[str, object], ...] = ()  # single runs that the sweep file asks for
     compressor_bpb: tuple[tuple[str, float], ...] = ()  # (compressor, bits per byte of the validation text)
 
@@ -39,7 +40,8 @@ def read_sweep_file(folder: Path | None) -> SweepFile:
         content = {}
     if not isinstance(content, dict):
         return SweepFile()
-    argv, points = content.get("argv"), _mapping(content.get("document")).get("points")
+    argv, document = content.get("argv"), _mapping(content.get("document"))
+    points = document.get("points")
     price = _mapping(content.get("resources")).get("price_per_gpu_hour")
     versions = _mapping(content.get("versions"))
     return SweepFile(
@@ -49,6 +51,7 @@ def read_sweep_file(folder: Path | None) -> SweepFile:
         machine=_machine(content),
         versions=tuple((name, value) for name, value in versions.items() if isinstance(value, str)),
         price_per_gpu_hour=float(price) if isinstance(price, int | float) and price > 0 else None,
+        grid=tuple(_mapping(document.get("grid"))),
         points=tuple(p for p in points if isinstance(p, dict)) if isinstance(points, list) else (),
         compressor_bpb=_compressors(content),
     )

@@ -1,5 +1,6 @@
 """The first screen: how long, how much warmdown, what a doubling brings; what is not said without proof."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -225,6 +226,20 @@ def test_next_steps_name_the_run_that_tells_most(grid: Study) -> None:
         f"python -m analysis predict table.csv --steps 16000 --warmdown {ahead.warmdown} --metric val_bpb"
     )
     assert predict in commands
+
+
+def test_the_next_run_names_a_value_for_every_axis(grid: Study) -> None:
+    """A point takes nothing from the grid: pasted without the seed, its trunk would be another one."""
+    assert grid.advice is not None
+    telling = Candidate(steps=9000, warmdown_steps=900, predicted=2.0, settles=0.5, new_steps=2700)
+    runs = [replace(run, seed=7, group=(("lr", 0.05), ("env.WD", 0.1))) for run in grid.table.runs]
+    of_a_script = study(replace(grid.table, runs=tuple(runs), origin="script"))
+    assert of_a_script.advice is not None
+    advised = replace(of_a_script, advice=replace(of_a_script.advice, candidates=(telling,)))
+    sweep = SweepFile(argv=("launch.py", "s.yaml"), grid=("steps", "warmdown_ratio", "seed", "lr", "env.WD"))
+    (command,) = [step.command for step in next_steps(advised, sweep) if "points=" in step.command]
+    (point,) = json.loads(shlex.split(command)[-2].removeprefix("points="))
+    assert point == {"steps": 9000, "warmdown_steps": 900, "seed": 7, "lr": 0.05, "env.WD": 0.1}
 
 
 WEIRD = "<script>alert(1)</script> $\\frac{a$ 日本"
