@@ -174,7 +174,10 @@ def _spans(records: Sequence[Record]) -> str:
 
 
 def _name(logs: Sequence[Log]) -> None:
-    """run_ids: the file's name with as many folders as tell it apart, and of several runs in it the seed."""
+    """run_ids: the file's name with as many folders as tell it apart, and of several runs in it the seed.
+
+    Runs of a table have names of their own.
+    """
     parts = {id(log): _parts(log.path) for log in logs}
     depth = dict.fromkeys(parts, 1)
     for _ in range(max(map(len, parts.values()))):
@@ -186,9 +189,12 @@ def _name(logs: Sequence[Log]) -> None:
     names = {key: "/".join(parts[key][-depth[key] :]) for key in parts}
     for log in logs:
         seeds = [record.row["seed"] for record in log.records]
+        own = [record.name for record in log.records]
         for i, one in enumerate(log.records):
             name = names[id(log)]
-            if len(log.records) > 1:
+            if all(own) and len(set(own)) == len(own):
+                name = own[i] if len(logs) == 1 else f"{name}/{own[i]}"
+            elif len(log.records) > 1:
                 told = None not in seeds and len(set(seeds)) == len(seeds)
                 name += f"-seed{seeds[i]}" if told else f"-run{i + 1}"
             one.row["run_id"], one.row["source"] = name, f"{log.path}:{one.lines[0]}-{one.lines[1]}"

@@ -6,7 +6,10 @@ import ast
 import json
 import re
 
-_STEP = ("step", "_step", "global_step", "iter", "iteration", "train/step", "train/global_step")
+_STEPS = (
+    "step", "_step", "global_step", "iter", "iteration", "train/step", "train/global_step",
+    "trainer/global_step", "steps", "iterations", "optimizer_step",
+)  # fmt: skip
 _TOTAL = ("total_steps", "max_steps", "num_iterations", "iterations")
 _NAMES = {"bpb": "val_bpb", "eval_bpb": "val_bpb", "eval_loss": "val_loss"}
 _LABELS = ("label", "stage", "name", "event", "phase", "split", "tag", "type")
@@ -29,7 +32,7 @@ def worded(text: str) -> str:
     numbers = {
         _name(k): v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)
     }
-    step = next((numbers.pop(key) for key in map(_name, _STEP) if key in numbers), None)
+    step = next((numbers.pop(key) for key in STEPS if key in numbers), None)
     words = [*labels, *(f"{key}:{value}" for key, value in numbers.items())]
     if step is None or named:  # what has a name is a figure of its own, not a point of the curve
         return " ".join([*named, *(word for word in words if word not in named)])
@@ -49,6 +52,15 @@ def _record(line: str) -> dict[object, object] | None:
     return None
 
 
+def plain(key: str) -> str:
+    """`Val/Loss` as `val_loss`."""
+    return re.sub(r"[/ .-]+", "_", key.strip().lower())
+
+
+STEPS = tuple(dict.fromkeys(map(plain, _STEPS)))
+"""What loggers call the step, in plain words."""
+
+
 def _name(key: str) -> str:
-    name = re.sub(r"[/ .-]+", "_", key.strip().lower())
+    name = plain(key)
     return _NAMES.get(name, name)

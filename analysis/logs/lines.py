@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from math import isfinite
 
 from analysis.logs.events import Event, Fact, Figure, Loose, Mark, Step
+from analysis.logs.structured import RUN_NAME
 from analysis.logs.text import Line
 
 NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
@@ -97,6 +98,7 @@ _BAR = re.compile(r"\|\s*(?P<step>\d+)/(?P<total>\d+)\s*\[[^\]]*?,(?P<rest>[^\]]
 _ALONE = re.compile(
     rf"\W{{0,3}}(?:(?:val(?:idation)?[_ ]?(?:loss|bpb))\s*[:=]?\s*{NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
 )
+_RUN_NAME = re.compile(rf"\s*{RUN_NAME}\s*(\S.*)")
 _NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>)")
 
 _FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb(?:\s*[:=]\s*|\s+)({NUMBER})(?![\w.%])", re.IGNORECASE)
@@ -168,7 +170,7 @@ def events(line: Line) -> Iterator[Event]:
         if (default := _default(line)) is not None:
             yield default
         return
-    if not _RELEVANT.search(text) or _NOT_LOG.match(text):
+    if not (_RELEVANT.search(text) or text.startswith(RUN_NAME)) or _NOT_LOG.match(text):
         return
     if (step := _step(line)) is not None:
         yield step
@@ -176,6 +178,8 @@ def events(line: Line) -> Iterator[Event]:
     if (found := _figure(line) or _loose(line)) is not None:
         yield found
         return
+    if name := _RUN_NAME.fullmatch(text):
+        yield Fact(line.number, "name", name[1].strip())
     yield from _marks(line)
     for match in _FACT.finditer(text):
         yield from _fact(line, match)

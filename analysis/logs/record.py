@@ -33,6 +33,7 @@ class Record:
     why_not: dict[str, str] = field(default_factory=dict)  # column -> why it has no figure
     unfiled: list[str] = field(default_factory=list)  # figures that are of no column
     lines: tuple[int, int] = (0, 0)
+    name: str = ""  # that the file gives the run
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
         "source": None,
         "notes": "; ".join(note for note in [*notes, *about] if note),
     }
-    return Record(row, _curve(run), why_not, finals.unfiled, (run.first_line, run.last_line))
+    name, lines = str(run.facts.get("name", "")), (run.first_line, run.last_line)
+    return Record(row, _curve(run), why_not, finals.unfiled, lines, name)
 
 
 def _last(run: Training, end: _End) -> dict[str, float]:

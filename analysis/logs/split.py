@@ -78,7 +78,7 @@ def trainings(found: Iterable[Event]) -> list[Training]:
         if isinstance(event, Step) and run.points and _begins(run, event, waiting):
             runs.append(run)
             run = Training()
-        elif not isinstance(event, Step) and _other_seed(run, waiting):
+        elif not isinstance(event, Step) and _another(run, waiting):
             if isinstance(event, Figure):
                 run.notes.append(f"line {event.line}: {event.label} is below another seed's header, left out")
             continue
@@ -122,9 +122,10 @@ def _value(facts: list[Fact], name: str) -> float | str | None:
     return next((fact.value for fact in reversed(facts) if fact.name == name), None)
 
 
-def _other_seed(run: Training, waiting: list[Fact]) -> bool:
-    seed, mine = _value(waiting, "seed"), run.facts.get("seed")
-    return seed is not None and mine is not None and seed != mine
+def _another(run: Training, waiting: list[Fact]) -> bool:
+    """Whether the header since is of another seed, or of a run with another name."""
+    found = ((_value(waiting, fact), run.facts.get(fact)) for fact in ("seed", "name"))
+    return any(new is not None and mine is not None and new != mine for new, mine in found)
 
 
 def _of_what_follows(run: Training, step: Step, waiting: list[Fact]) -> bool:
@@ -138,7 +139,7 @@ def _of_what_follows(run: Training, step: Step, waiting: list[Fact]) -> bool:
 
 def _begins(run: Training, step: Step, waiting: list[Fact]) -> bool:
     """Whether this step is of a new run, rather than a repeated or resumed one of the present run."""
-    if _other_seed(run, waiting):
+    if _another(run, waiting):
         return True
     if step.step >= run.last:
         return False
@@ -166,7 +167,7 @@ def _once(runs: list[Training]) -> list[Training]:
 def _same(a: Training, b: Training) -> bool:
     """Curves that agree in every value and time of a step cannot be of two trainings."""
     common = [s for s in a.measured if s in b.points]
-    if not common or a.facts.get("seed") != b.facts.get("seed"):
+    if not common or any(a.facts.get(fact) != b.facts.get(fact) for fact in ("seed", "name")):
         return False
     both = [s for s in a.points if s in b.points and s > 0]
     timed = any("seconds" in a.points[s] for s in both)

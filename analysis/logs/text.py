@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from analysis.logs.keyed import worded
 from analysis.logs.prefix import common_prefix, unprefixed
+from analysis.logs.structured import as_log
 from analysis.runs.errors import AnalysisError
 
 LIMIT = 512 * 2**20
@@ -45,7 +46,14 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         AnalysisError: the file is missing, too long, or not text.
     """
-    lines = list(_clean(_decoded(_content(path), path)))
+    text = _decoded(_content(path), path)
+    try:
+        rows = as_log(text)
+    except AnalysisError as error:
+        raise AnalysisError(f"{path}: {error}") from None
+    if rows is not None:
+        return [Line(number, row) for number, row in enumerate(rows, start=1)]
+    lines = list(_clean(text))
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     return without_source([line._replace(text=worded(line.text)) for line in lines])

@@ -1,0 +1,109 @@
+"""Curves that are in no log, but in a table or a record: read as they are, or a line says why not."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.logs.importing import import_logs, read_runs
+from analysis.runs.errors import AnalysisError
+
+STEPS = range(0, 1001, 100)
+
+
+def loss(step: int, more: float = 0.0) -> float:
+    return round(2 + more + 3 / (1 + step / 50), 4)
+
+
+def lightning() -> str:
+    rows = [f"0,0.001,{s},{loss(s, -0.1)},\n0,,{s},,{loss(s)}\n" for s in STEPS]
+    return "epoch,lr-AdamW,step,train_loss,val_loss\n" + "".join(rows)
+
+
+def wandb() -> str:
+    names = [
+        f"{run} - val/loss{band}" for run in ("warm-wave-3", "calm-sea-7") for band in ("", "__MIN", "__MAX")
+    ]
+    rows = [[s, *[loss(s)] * 3, *[loss(s, 0.1)] * 3] for s in STEPS]
+    table = [["Step", *names], *rows, [1100, *[""] * 3, *[2.2] * 3]]
+    return "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in table)
+
+
+def spreadsheet() -> str:
+    return "\ufeffSteps;Val Loss\r\n" + "".join(f"{s};{loss(s)}\r\n".replace(".", ",") for s in STEPS)
+
+
+def transformers() -> str:
+    history = [
+        record
+        for s in STEPS
+        for record in (
+            {"loss": loss(s, -0.1), "step": s},
+            {"eval_loss": loss(s), "eval_runtime": 3.0, "step": s},
+        )
+    ]
+    return json.dumps({"max_steps": 1000, "global_step": 1000, "log_history": history}, indent=2)
+
+
+FORMS = {
+    "metrics.csv": lightning(),
+    "sheet.csv": spreadsheet(),
+    "trainer_state.json": transformers(),
+    "records.json": json.dumps([{"_step": s, "val/loss": loss(s)} for s in STEPS]),
+    "metrics.jsonl": "".join(json.dumps({"step": s, "val/loss": loss(s)}) + "\n" for s in STEPS),
+    "curve.tsv": "iter\tvalidation loss\n" + "".join(f"{s}\t{loss(s)}\n" for s in STEPS),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_curve_in_another_form_is_the_same_curve(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(FORMS[name], encoding="utf-8", newline="")
+    (record,) = read_runs(tmp_path / name, warmdown_steps=200)
+    assert [(row["step"], row["val_loss"]) for row in record.curve] == [(s, loss(s)) for s in STEPS]
+    assert (record.row["status"], record.row["steps"], record.row["warmdown_steps"]) == ("done", 1000, 200)
+
+
+def test_runs_of_a_table_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "chart.csv").write_text(wandb())
+    rows = [f"{s},{run},{loss(s, more)}\n" for s in STEPS for run, more in (("x", 0.0), ("y", 0.2))]
+    (tmp_path / "long.csv").write_text("step,run,val_loss\n" + "".join(rows))
+    import_logs([tmp_path / "chart.csv"], tmp_path / "one.csv", [200])
+    assert pd.read_csv(tmp_path / "one_runs.csv")["run_id"].tolist() == ["warm-wave-3", "calm-sea-7"]
+    assert pd.read_csv(tmp_path / "one_runs.csv")["steps"].tolist() == [1000, 1100]
+    import_logs([tmp_path / "chart.csv", tmp_path / "long.csv"], tmp_path / "two.csv", [200])
+    curves = pd.read_csv(tmp_path / "two.csv").groupby("run_id")["val_loss"].last()
+    assert curves.to_dict() == {
+        "chart/warm-wave-3": loss(1000),
+        "chart/calm-sea-7": 2.2,
+        "long/x": loss(1000),
+        "long/y": loss(1000, 0.2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "Wall time,Step,Value\n17.0,100,2.1\n",
+            "columns are Wall time, Step, Value; none is named as a loss",
+        ),
+        ("step,loss\n100,2.1\n200,2.0\n", "no validation after step 0"),
+        ("step,val_loss\n", "no line like"),
+        ("step,val_loss\n100\n,2\nx,y\n-5,2.0\n1e300,2.0\n200,nan\n", "no line like"),
+        ("name,price\napple,3\n", "no line like"),
+        ("[1, 2]", "no line like"),
+        ("[" * 100_000, "no line like"),
+        ('{"log_history": 3}', "no line like"),
+    ],
+)
+def test_a_table_without_a_curve_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(AnalysisError, match=why):
+        read_runs(tmp_path / "table.csv")
+
+
+def test_a_log_that_begins_like_a_table_is_a_log(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("step, losses\nstep 100, val_loss 2.1\nstep 200, val_loss 2.0\n")
+    (record,) = read_runs(tmp_path / "train.log")
+    assert [row["step"] for row in record.curve] == [100, 200]
