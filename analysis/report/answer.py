@@ -6,6 +6,7 @@ A prediction is only named with its interval; where there is none the sentence s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def _share(study: Study) -> str:
     if best is None or not _narrows(best, tried) or _misfits(study):
         if (measured := measured_ratios(study)) is None:
             return undetermined
-        _, _, low, high, _ = measured
+        low, high = measured.low, measured.high
         within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
         return f"{within} of them as warmdown{_open_end(low, high, tried)}"
     return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{_open_end(best.low, best.high, tried)}"
@@ -133,9 +134,18 @@ def _misfits(study: Study) -> bool:
     return any(text.startswith("The laws miss") for text in study.findings)
 
 
-def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | None:
-    """(steps, best ratio, low, high, noise): at the best run's length, the range of measured ratios that are
-    as good as the best one. Noise is one run's SD, in the metric's unit.
+class MeasuredRatios(NamedTuple):
+    """Of the warmdown ratios that were run at one length, the best, and the range of those as good as it."""
+
+    steps: int
+    best: float
+    low: float
+    high: float
+    noise: float  # one run's SD, in the metric's unit
+
+
+def measured_ratios(study: Study) -> MeasuredRatios | None:
+    """The ratios that are as good as the best one at the best run's length, by the runs alone.
 
     None where fewer than two ratios were run there, where none of them is clearly worse than the best, or
     where the trunk is unstable, so that the noise is unknown.
@@ -160,9 +170,9 @@ def measured_ratios(study: Study) -> tuple[int, float, float, float, float] | No
         first -= 1
     while last + 1 < len(ratios) and alike[last + 1]:
         last += 1
-    return (
-        None if last - first + 1 == len(ratios) else (best.steps, lowest, ratios[first], ratios[last], noise)
-    )
+    if last - first + 1 == len(ratios):
+        return None
+    return MeasuredRatios(best.steps, lowest, ratios[first], ratios[last], noise)
 
 
 def best_run(study: Study) -> str:
@@ -193,11 +203,11 @@ def warmdown_share(study: Study) -> str:
                 f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be "
                 "told apart."
             )
-        steps, lowest, low, high, noise = measured
-        alike = "no other ratio" if low == high else f"{low:.2f} to {high:.2f}"
+        only = measured.low == measured.high
+        alike = "no other ratio" if only else f"{measured.low:.2f} to {measured.high:.2f}"
         return (
-            f"Measured at {steps:,} steps: {lowest:.2f} of the run was best, {alike} within the noise of two "
-            f"runs ({noise:.4f} {unit(study.final_metric)} each)."
+            f"Measured at {measured.steps:,} steps: {measured.best:.2f} of the run was best, {alike} within "
+            f"the noise of two runs ({measured.noise:.4f} {unit(study.final_metric)} each)."
         )
     where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
     text = (

@@ -2,6 +2,4 @@
 
 
 class AnalysisError(Exception):
-    """Bad or insufficient data. The message says what is wrong, where (file, run or column), and what to
-    do.
-    """
+    """Bad or insufficient data. The message says what is wrong, where (file, run, column), and what to do."""

@@ -36,17 +36,15 @@ _SAME_MODEL = 1e-3  # relative difference in parameters
 
 
 def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
-    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV
-    with optional trajectories CSV.
+    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV and one of their curves.
 
     Args:
         schedules: leave runs of an unknown warmdown out, with a note. Otherwise their schedule is
             'unknown' and only their steps and finals are of use.
 
     Raises:
-        AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, a
-        schedule is
-            unknown, units are mixed, or no finished run is left.
+        AnalysisError: a file is missing, a column is missing or not numeric, a run appears twice, units are
+            mixed, or no finished run is left.
     """
     source = Path(path)
     if source.is_dir():

@@ -7,18 +7,18 @@ it is taken for one of the published recipe.
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gepa_core.commands.ending import exit_code
 from gepa_core.commands.load import data_paths, open_model
 from gepa_core.commands.train import torchrun_group
 from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.data.text import Text, open_text
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ConfigError, DivergedError, UserError, about_name
+from gepa_core.errors import ConfigError
 from gepa_core.evaluation.stages import measure
 from gepa_core.model.gepa import GEPA
 from gepa_core.training.segment import prepare
@@ -89,22 +89,16 @@ def _command(
 ) -> int:
     """Exit codes: 0 done, 2 bad input, 3 the model's scores are not finite."""
     args = parser.parse_args(argv)
-    try:
-        with torchrun_group():
-            subject = open_subject(args)
-            names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
-            figures = names | _figures(way(args), subject)
-            if rank_and_world()[0] == 0:
-                print(json.dumps(figures) if args.json else _line(figures))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(about_name(error), file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"{args.path}: {error}", file=sys.stderr)
-        return 3
+    return exit_code(lambda: _scored(args, way(args)), args.path)
+
+
+def _scored(args: argparse.Namespace, way: str) -> int:
+    with torchrun_group():
+        subject = open_subject(args)
+        names = {"path": str(args.path), "weights": subject.weights, "step": subject.step}
+        figures = names | _figures(way, subject)
+        if rank_and_world()[0] == 0:
+            print(json.dumps(figures) if args.json else _line(figures))
     return 0
 
 

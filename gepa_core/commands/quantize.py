@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from gepa_core.commands.ending import exit_code
 from gepa_core.config import CAP_BYTES, ExecConfig, RunConfig
 from gepa_core.data.folder import open_folder
-from gepa_core.errors import ConfigError, UserError, about_name
+from gepa_core.errors import ConfigError
 from gepa_core.sections import QuantConfig
 from gepa_core.submission.compress import compress
 from gepa_core.training.segment import prepare
@@ -31,14 +31,11 @@ def quantize_command(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: model.int6 beside the checkpoint)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     args = parser.parse_args(argv)
-    try:
-        figures = _run(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(about_name(error), file=sys.stderr)
-        return 2
+    return exit_code(lambda: _written(args), args.path)
+
+
+def _written(args: argparse.Namespace) -> int:
+    figures = _run(args)
     print(json.dumps(figures) if args.json else _lines(figures))
     return 0
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from gepa_core import files
+from gepa_core.commands.ending import exit_code
 from gepa_core.device import rank_and_world
-from gepa_core.errors import ConfigError, DivergedError, UserError, about_name
+from gepa_core.errors import ConfigError
 from gepa_core.training.segment import train_segment
 from gepa_core.training.trained import JOB, open_run, read_job
 from gepa_core.training.watch import StepReport
@@ -30,21 +30,15 @@ def train_command(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="output folder (default: runs/RUN_ID); continued if it exists"
     )
     args = parser.parse_args(argv)
-    try:
-        with torchrun_group():
-            return _run_job(args.job, args.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(about_name(error), file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(error, file=sys.stderr)
-        return 3
+    return exit_code(lambda: _run_job(args.job, args.out), args.job)
 
 
 def _run_job(path: Path, out: Path | None) -> int:
+    with torchrun_group():
+        return _in_group(path, out)
+
+
+def _in_group(path: Path, out: Path | None) -> int:
     job = read_job(path)
     out = out or Path("runs") / job.run.run_id
     rank, world = rank_and_world()

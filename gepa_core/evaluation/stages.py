@@ -20,8 +20,10 @@ def measure(way: str, model: Any, text: Text, eval_cfg: Any, ttt_cfg: Any, exec_
     `plain` takes non-overlapping sequences of eval_cfg.seq_len tokens; `sliding` takes windows of that length
     every eval_cfg.stride tokens; `ttt` (test-time training) takes the same windows, and trains on each chunk
     once it is scored, which changes the model in place. Raises DataError where the text does not fit the
-    model, DivergedError where a score is not finite.
+    model, DivergedError where a score is not finite, ValueError for any other way.
     """
+    if way not in WAYS:
+        raise ValueError(f"{way!r} is not one of {', '.join(WAYS)}")
     check_text(model, text, eval_cfg.seq_len)
     if way == "plain":
         windows = plain_windows(text.num_targets, eval_cfg.seq_len)
