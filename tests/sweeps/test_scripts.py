@@ -357,7 +357,7 @@ def test_figures_from_a_file_and_from_lines(tmp_path: Path) -> None:
     source = """
     curve()
     print("final_int8_zlib_roundtrip_exact val_loss:1.5 val_bpb:0.75")
-    open("figures.json", "w").write('{"ttt_bpb": 0.25, "code_bytes": 12, "mood": "good"}')
+    open("figures.json", "w").write('{"ttt_bpb": 0.25, "code_bytes": 12, "mood": "good", "float_bpb": "x"}')
     """
     folder = write_script(tmp_path / "work", source)
     figures = {"file": "figures.json", "lines": {"int6_bpb": "final_int8_zlib_roundtrip_exact"}}
@@ -365,7 +365,9 @@ def test_figures_from_a_file_and_from_lines(tmp_path: Path) -> None:
     (row,) = rows(tmp_path / "out")
     assert [row[f"{name}_bpb"] for name in ("float", "int6", "ttt", "ema")] == [0.5, 0.75, 0.25, None]
     assert row["code_bytes"] == 12
-    assert "figures.json: mood: no columns" in result(tmp_path / "out").result["notes"]
+    assert (
+        "figures.json: mood is no column, float_bpb is no number" in result(tmp_path / "out").result["notes"]
+    )
 
 
 def test_an_output_that_is_missing_is_said_at_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +172,17 @@ def read_figures(data: bytes, name: str) -> tuple[dict[str, float], list[str]]:
     if not isinstance(found, dict):
         raise UserError(f"{name}: not a JSON object of columns and numbers")
     figures: dict[str, float] = {}
-    others = []
+    unread = []
     for key, value in found.items():
-        if key in _FIGURES and isinstance(value, (int, float)) and not isinstance(value, bool):
-            if value != value or value in (float("inf"), float("-inf")):
-                raise UserError(f"{name}: {key} is {value}, not a finite number")
-            figures[key] = int(value) if str(RUNS.field(key).type) == "int64" else float(value)
+        if key not in _FIGURES:
+            unread.append(f"{key} is no column")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            unread.append(f"{key} is no number")
+        elif not isfinite(value):
+            raise UserError(f"{name}: {key} is {value}, not a finite number")
         else:
-            others.append(key)
-    return figures, [f"{name}: {', '.join(others)}: no columns"] if others else []
+            figures[key] = int(value) if str(RUNS.field(key).type) == "int64" else float(value)
+    return figures, [f"{name}: {', '.join(unread)}"] if unread else []
 
 
 def _result(
