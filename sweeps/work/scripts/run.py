@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ _FIGURES = {kind.name + "_bpb" for kind in MEASURED} | {
     "eval_seconds", "ttt_seconds", "quantized_fraction",
 }  # fmt: skip
 """Columns that a script's own JSON file may fill."""
+_ENDLESS = 1e18
+"""No figure is as large, and no NaN is smaller."""
 
 
 def execution(at: Attempt) -> dict[str, Any]:
@@ -178,8 +179,8 @@ def read_figures(data: bytes, name: str) -> tuple[dict[str, float], list[str]]:
             unread.append(f"{key} is no column")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             unread.append(f"{key} is no number")
-        elif not isfinite(value):
-            raise UserError(f"{name}: {key} is {value}, not a finite number")
+        elif not abs(value) < _ENDLESS:
+            raise UserError(f"{name}: {key} is {str(value)[:20]}, not a finite number")
         else:
             figures[key] = int(value) if str(RUNS.field(key).type) == "int64" else float(value)
     return figures, [f"{name}: {', '.join(unread)}"] if unread else []
