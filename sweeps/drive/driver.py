@@ -82,9 +82,9 @@ class Recorder(Protocol):
     def give_up(self, node: str, status: str, error: str) -> None:
         """The runs through this node are `failed` or `diverged`."""
 
-    def set_aside(self, node: str) -> str | None:
+    def set_aside(self, node: str, told: str) -> str | None:
         """Look whether what this node starts from still is what was committed, and if not, count it as not
-        done; what is wrong with it."""
+        done; what is wrong with it. `told`: what the worker found."""
 
     def note(self, what: str, node: str, **facts: Any) -> None:
         """Something worth showing: started, finished, retried, ..."""
@@ -408,7 +408,7 @@ class Driver:
         history = self._history.setdefault(node, [])
         history.append(Failure(observed, self.recorder.progress_step(node), micro_batch))
         decision = decide(history, self.limits)
-        if observed is Observed.DAMAGED and (fault := self.recorder.set_aside(node)):
+        if observed is Observed.DAMAGED and (fault := self.recorder.set_aside(node, error)):
             self._stop_for(Ending.DAMAGED, fault)
             return
         self.recorder.note(decision.action.value, node, observed=observed.value, error=error)

@@ -235,9 +235,9 @@ class SweepRecorder:
             self.given_up.setdefault(run_id, (status, error))
         self._dirty = True
 
-    def set_aside(self, node: str) -> str | None:
+    def set_aside(self, node: str, told: str) -> str | None:
         after = self.plan.nodes[node].after
-        return self.store.set_aside(self.done[after]) if after in self.done else None
+        return self.store.set_aside(self.done[after], told) if after in self.done else None
 
     def note(self, what: str, node: str, **facts: Any) -> None:
         if node:

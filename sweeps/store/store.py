@@ -202,16 +202,23 @@ class Store:
             return path, None
         return None, f"{where}: cut short or incomplete" if wanted.keys() & there.keys() else None
 
-    def set_aside(self, done: Outcome) -> str | None:
+    def set_aside(self, done: Outcome, told: str | None = None) -> str | None:
         """Looks whether what is done still is what was committed; if not, it does not count any more.
 
         Returns what is wrong, None where nothing is. Nothing is deleted: an altered state stays where it is,
         under a note; of anything else the records stay, under other names.
+
+        `told`: what a worker found wrong with its state. Where that is as it was committed, it was altered
+        before, and the worker's word is taken: once for each segment, lest a reader at fault train for ever.
         """
         base = self.attempt_path(done.id, done.attempt)
         altered = [name for name in done.files if not self._is_as_committed(done, name)]
         if not altered:
-            return None
+            is_state = any(name.startswith(f"{FINAL_STATE}/") for name in done.files)
+            if told is None or not is_state or self._has_damaged_state(done.id):
+                return None
+            self.files.put(f"{base}/{FINAL_STATE}/{DAMAGED}", f"{told}\n".encode())
+            return told
         where = self.files.describe(f"{base}/{altered[0]}")
         what = f"{where}: gone, cut short or altered since it was committed"
         if all(name.startswith(f"{FINAL_STATE}/") for name in altered):
@@ -222,6 +229,11 @@ class Store:
                 self.files.put(f"{record}.{new_attempt()}.damaged", data)
                 self.files.delete(record)
         return what
+
+    def _has_damaged_state(self, id_: str) -> bool:
+        """Whether a state of the segment was set aside before."""
+        notes = (f"{self.attempt_path(id_, name)}/{FINAL_STATE}/{DAMAGED}" for name in self.attempts(id_))
+        return any(self.files.exists(note) for note in notes)
 
     def _is_as_committed(self, done: Outcome, name: str) -> bool:
         path = f"{self.attempt_path(done.id, done.attempt)}/{name}"

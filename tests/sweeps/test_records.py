@@ -12,7 +12,7 @@ import pytest
 
 import launch
 from sweeps.store.records import RecordError
-from sweeps.store.store import Store
+from sweeps.store.store import Store, sha256
 from tests.tiny_sweep import InThisProcess, launch_here, make_data, rows, sweep_text
 
 MANY = 10**5
@@ -240,7 +240,16 @@ def alter(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", ["altered", "cut short"])
+def vouch_for(state: Path) -> None:
+    """As if the state had been altered before its attempt told its checksums, and was committed so."""
+    segment, attempt = state.parents[3], state.parents[1]
+    for record in (segment / "DONE.json", attempt / "outcome.json"):
+        told = json.loads(record.read_bytes())
+        told["files"]["checkpoint/state.safetensors"]["sha256"] = sha256(state.read_bytes())
+        record.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("damage", ["altered", "altered before", "cut short"])
 def test_a_damaged_state_is_set_aside_and_the_sweep_goes_on_from_an_earlier_one(
     data: Path,
     tmp_path: Path,
@@ -255,9 +264,11 @@ def test_a_damaged_state_is_set_aside_and_the_sweep_goes_on_from_an_earlier_one(
     assert launch_here(text, tmp_path / "out").exit_code == 0
     shutil.copytree(tmp_path / "out", tmp_path / "whole")
     state = next((tmp_path / "out").glob("segments/2-6-*/attempts/*/checkpoint/state.safetensors"))
-    if damage == "altered":
+    if damage.startswith("altered"):
         alter(state)
-    else:
+    if damage == "altered before":
+        vouch_for(state)
+    elif damage == "cut short":
         os.truncate(state, 100)
     monkeypatch.setattr("sweeps.drive.launch.run_sweep.__defaults__", (None, InThisProcess()))
     for output in ("out", "whole"):
@@ -265,9 +276,11 @@ def test_a_damaged_state_is_set_aside_and_the_sweep_goes_on_from_an_earlier_one(
         capsys.readouterr()
         assert launch.main([str(file), *longer]) == 0
         told = capsys.readouterr().err
-        said = (
-            "altered since it was committed: set aside" if damage == "altered" else "cut short or incomplete"
-        )
+        said = {
+            "altered": "altered since it was committed: set aside",
+            "altered before": "(its checksum differs); use an earlier checkpoint: set aside",
+            "cut short": "cut short or incomplete",
+        }[damage]
         assert (said in told) == (output == "out"), told
         assert ("2 → 10 " in told) == (output == "out"), told
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
