@@ -10,6 +10,8 @@ import functools
 import logging
 import os
 import socket
+import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,7 @@ from sweeps.work.worker import Worker  # noqa: E402
 _OBJECT_STORE_BYTES = 100 << 20  # outcomes are all that passes through it
 _PROBE_SECONDS = 10.0
 _START_SECONDS = 300.0  # for workers to import and join; they take 5 to 20
+_NOTICED_SECONDS = 10.0  # for a call to Ray to come back once a server is gone
 _GRACE_SECONDS = 10.0  # for the other ranks to tell what happened, once one has failed
 # What most explains a failed group comes first: the other ranks only see a connection break.
 _TELLING = (
@@ -110,6 +113,7 @@ class RayCluster:
         self._before: dict[str, str | None] = {}
         """The environment, while that of a local Ray is in its place."""
         self._servers: dict[str, Any] = {}
+        self._left = threading.Event()
         """A local Ray's processes without which it is none, by name."""
         if address is None:
             self._ray = self._start_local()
@@ -129,6 +133,7 @@ class RayCluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._left.set()
         if self._lost() is None:
             for lease in list(self._leases):
                 self.close(lease)
@@ -152,7 +157,27 @@ class RayCluster:
         for name, started in node.all_processes.items():
             if name in (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET):
                 self._servers[name] = started[0].process
+        threading.Thread(target=self._watch, args=(thread,), name="watch", daemon=True).start()
         return thread
+
+    def _watch(self, service: ServiceThread) -> None:
+        """Ends this process where a server of the local Ray is gone and a call to Ray hangs because of it.
+
+        Most calls come back and `_check` tells; those that ask the GCS end the process after a minute, in
+        Ray's own words.
+        """
+        while not self._left.wait(1.0):
+            if (lost := self._lost_words()) and not self._left.wait(_NOTICED_SECONDS):
+                print(f"{lost}; what was finished is kept, the same command continues", file=sys.stderr)
+                service.end_now()
+
+    def _lost_words(self) -> str | None:
+        if name := self._lost():
+            return (
+                f"the local Ray is lost: its process {name} was killed or crashed "
+                "(short of memory, the system does that)"
+            )
+        return None
 
     def _lost(self) -> str | None:
         """Which of a local Ray's servers is gone; no call to Ray returns then."""
@@ -178,11 +203,8 @@ class RayCluster:
 
     def _check(self) -> None:
         """Raises ClusterError where the local Ray is gone."""
-        if name := self._lost():
-            raise ClusterError(
-                f"the local Ray is lost: its process {name} was killed or crashed "
-                "(short of memory, the system does that)"
-            )
+        if lost := self._lost_words():
+            raise ClusterError(lost)
 
     def open(self) -> str:
         self._opened += 1

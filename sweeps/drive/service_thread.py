@@ -74,6 +74,13 @@ class ServiceThread(threading.Thread):
             shutil.rmtree(self.folder, ignore_errors=True)
         atexit.register(_end_at_once)
 
+    def end_now(self) -> None:
+        """`kill`, and the end of this process with it, from whatever thread."""
+        _kill_children(f"self/task/{self.native_id}")
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        _end_at_once()
+
     def abandon(self) -> None:
         """Ends this process where the service is half up: nothing but the kernel can undo that."""
         for stream in (sys.stdout, sys.stderr):
