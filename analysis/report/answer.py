@@ -96,15 +96,18 @@ def _share(study: Study) -> str:
             return undetermined
         low, high = measured.low, measured.high
         within = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
-        return f"{within} of them as warmdown{_open_end(low, high, tried)}"
-    return f"{best.low:.2f} to {best.high:.2f} of them as warmdown{_open_end(best.low, best.high, tried)}"
+        steps, end = measured.steps, _open_end(low, high, tried)
+    else:
+        within = f"{best.low:.2f} to {best.high:.2f}"
+        steps, end = best.steps, _open_end(best.low, best.high, tried)
+    return f"at {steps:,} steps {within} of the run as warmdown is best{end}"
 
 
 def _open_end(low: float, high: float, tried: list[float]) -> str:
     """A warning, where the best ratios (low to high) reach an end of the ratios that were run."""
     if high >= tried[-1] - 0.005:
-        return ", and no longer one was run"
-    return ", and no shorter one was run" if low <= tried[0] + 0.005 else ""
+        return f", and {tried[-1]:.2f} is the largest that was run"
+    return f", and {tried[0]:.2f} is the smallest that was run" if low <= tried[0] + 0.005 else ""
 
 
 def ratios_run(study: Study) -> list[float]:
@@ -215,8 +218,8 @@ def warmdown_share(study: Study) -> str:
         f"{best.prediction.schedule}{where}."
     )
     if best.at_edge:
-        word = "longest" if best.ratio > np.mean(tried) else "shortest"
-        text += f" It is the {word} that was run: the optimum may lie beyond."
+        word = "largest" if best.ratio > np.mean(tried) else "smallest"
+        text += f" It is the {word} ratio that was run: the optimum may lie beyond."
     return text
 
 

@@ -81,7 +81,9 @@ def test_the_headline_says_how_long_and_how_much_warmdown(grid: Study) -> None:
     assert gain is not None and gain.low is not None and gain.low > 0
     assert found.headline.startswith("Train longer than 8,000 steps: twice as many are predicted to gain ")
     assert f"[{gain.low:.4f}, {gain.high:.4f}] BPB" in found.headline
-    assert found.headline.endswith("0.40 of them as warmdown, and no longer one was run.")
+    assert "; at 8,000 steps 0." in found.headline
+    end = " to 0.40 of the run as warmdown is best, and 0.40 is the largest that was run."
+    assert found.headline.endswith(end)
     facts = dict(found.facts)
     assert facts["Best run"].startswith("8000-0.4, best of 12: ")
     ahead = doubled(grid)
