@@ -58,6 +58,10 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     """
     end = _end(run, given is not None, planned)
     notes = [*run.notes, *end.notes]
+    if run.conflicts > 1:
+        notes.append(
+            f"{run.conflicts} steps have two values, of several runs or models? the later ones count"
+        )
     finals = stages(run)
     if end.status != DONE:
         finals = Stages(unfiled=finals.unfiled, why_not=dict.fromkeys(FINALS, f"the run is {end.status}"))

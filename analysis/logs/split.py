@@ -23,6 +23,7 @@ class Training:
     totals: list[int] = field(default_factory=list)
     broken: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    conflicts: int = 0  # validations of a step that was validated before, with another value
     last: int = 0
     first_line: int = 0
     last_line: int = 0
@@ -46,7 +47,14 @@ class Training:
             if not self.points or event.step > self.last:
                 self.end_line = event.line
             self.last = max(self.last, event.step)
-            self.points.setdefault(event.step, {}).update(event.values)
+            point = self.points.setdefault(event.step, {})
+            other = (
+                k in point and point[k] != event.values[k]
+                for k in ("val_loss", "val_bpb")
+                if k in event.values
+            )
+            self.conflicts += any(other)
+            point.update(event.values)
             if "seconds" in event.values:
                 self.coarse[event.step] = event.coarse
             if event.total:

@@ -19,6 +19,11 @@ _RUN = {"run", "run_id", "run_name", "name", "experiment", "model"}
 _OF_A_RUN = re.compile(r"(?P<run>.+?) - (?P<metric>[^ ].*?)(?P<band>__(?:MIN|MAX))?")
 """W&B's name of a column: run, metric, and the band that it draws around it."""
 _VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|evaluation|dev)(?![a-z])")
+_WORDS = {
+    "val", "valid", "validation", "eval", "evaluation", "dev", "train", "training", "trainer", "loss", "bpb",
+    "ema", "lm", "ce", "step", "epoch", "mean", "avg", "per", "byte", "bits", "",
+}  # fmt: skip
+"""Words that the name of a curve may have."""
 _LONGEST = 64 << 20
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 RUN_NAME = "run_name:"
@@ -57,7 +62,9 @@ def _table(text: str) -> list[str] | None:
     try:
         header = [name.strip() for name in next(csv.reader([head], delimiter=delimiter))]
         steps = [i for i, name in enumerate(header) if plain(name) in STEPS]
-        curves = {i: named for i, name in enumerate(header) if (named := _curve(name)) is not None}
+        named = {i: curve for i, name in enumerate(header) if (curve := _curve(name)) is not None}
+        # Of two columns of one name, as of a step and an epoch, the first.
+        curves = {i: curve for i, curve in named.items() if curve not in [named[j] for j in named if j < i]}
         if not steps:
             return None
         if not curves:
@@ -94,8 +101,14 @@ def _lines(
             continue
         of_row = row[run_column].strip() if run_column is not None and run_column < len(row) else ""
         for column, (run, name) in curves.items():
-            if (value := _number(row, column)) is not None:
-                runs.setdefault(run or of_row, {}).setdefault(int(step), {})[name] = value
+            if (value := _number(row, column)) is None:
+                continue
+            point = runs.setdefault(run or of_row, {}).setdefault(int(step), {})
+            if point.setdefault(name, value) != value:
+                raise AnalysisError(
+                    f"a table with two values of {name} at step {int(step):,}, {point[name]:g} and "
+                    f"{value:g}: of several runs? name them in a column called run"
+                )
     for run, points in runs.items():
         if run:
             yield f"{RUN_NAME} {run}"
@@ -110,6 +123,8 @@ def _curve(header: str) -> tuple[str, str] | None:
         return None
     run, metric = (match["run"], match["metric"]) if match else ("", header)
     words = plain(metric)
+    if set(words.split("_")) - _WORDS:  # of another model, of quantized weights, of a part of the loss
+        return None
     what = next((kind for kind in ("bpb", "loss") if re.search(rf"(?<![a-z]){kind}(?![a-z])", words)), None)
     if what is None:
         return None

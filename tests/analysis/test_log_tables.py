@@ -89,6 +89,9 @@ def test_runs_of_a_table_keep_their_names(tmp_path: Path) -> None:
             "columns are Wall time, Step, Value; none is named as a loss",
         ),
         ("step,loss\n100,2.1\n200,2.0\n", "no validation after step 0"),
+        ("step,seed,val_loss\n100,1,2.1\n100,2,2.2\n", "two values of val_loss at step 100, 2.1 and 2.2"),
+        ("step,val_loss\n100,2.1\n200,2.0\n100,2.2\n200,2.1\n", "of several runs. name them in a column"),
+        ("step,int6_val_bpb,teacher_val_loss\n100,1.1,2.0\n", "none is named as a loss"),
         ("step,val_loss\n", "no line like"),
         ("step,val_loss\n100\n,2\nx,y\n-5,2.0\n1e300,2.0\n200,nan\n", "no line like"),
         ("name,price\napple,3\n", "no line like"),
@@ -101,6 +104,20 @@ def test_a_table_without_a_curve_is_refused(text: str, why: str, tmp_path: Path)
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(AnalysisError, match=why):
         read_runs(tmp_path / "table.csv")
+
+
+def test_columns_of_other_weights_are_not_the_curve(tmp_path: Path) -> None:
+    table = "step,val_bpb,int6_val_bpb,ema_val_bpb\n" + "".join(f"{s},1.2,1.3,1.1\n" for s in (100, 200))
+    (tmp_path / "table.csv").write_text(table)
+    (record,) = read_runs(tmp_path / "table.csv", warmdown_steps=50)
+    assert (record.row["float_bpb"], record.row["ema_bpb"], record.row["int6_bpb"]) == (1.2, 1.1, None)
+
+
+def test_two_curves_in_one_are_said(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": s, "model": m, "val_loss": 2.0 + m}) for s in (1, 2, 3) for m in (0, 1)]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    (record,) = read_runs(tmp_path / "two.jsonl", warmdown_steps=1)
+    assert "3 steps have two values" in str(record.row["notes"])
 
 
 def test_a_log_that_begins_like_a_table_is_a_log(tmp_path: Path) -> None:
