@@ -79,6 +79,12 @@ _VALUE = re.compile(
     rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
+_OTHERS = re.compile(
+    r"(?<![a-z])(?:ema|swa|sliding|windowed|int\d|quant\w*|fake\w*|draft|teacher|best|prev(?:ious)?"
+    r"|min(?:imum)?)[\s_:|(\[]*$",
+    re.IGNORECASE,
+)
+"""Before a value: it is of other weights, another model or another step than the line's."""
 _BARE = re.compile(rf"(?<![\w.])(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
 _VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval)(?![a-z])", re.IGNORECASE)
 _STEP = re.compile(
@@ -213,8 +219,13 @@ def _values(text: str) -> tuple[dict[str, float], float, bool]:
     """Named values of a line, by how much its seconds were rounded, and whether a loss is not finite."""
     found: dict[str, float] = {}
     coarse, broken = 0.0, False
-    for name, digits, unit in _VALUE.findall(text):
+    for match in _VALUE.finditer(text):
+        name, digits, unit = match.groups()
         key = _VALUES[name.lower().replace(" ", "_")]
+        if key in ("val_bpb", "val_loss") and _OTHERS.search(
+            text[max(0, match.start() - 40) : match.start()]
+        ):
+            continue
         value = number(digits)
         if not isfinite(value):
             broken = broken or key in ("val_bpb", "val_loss", "train_loss")

@@ -71,6 +71,14 @@ def test_what_stands_before_every_line_is_taken_off(prefix: Callable[[int], str]
     assert figures(read(tmp_path, "\n".join(lines))) == WHOLE
 
 
+@pytest.mark.parametrize("word", ["best", "prev", "EMA", "draft", "teacher", "sliding", "int6"])
+def test_values_of_something_else_in_a_steps_line_are_not_its_own(word: str, tmp_path: Path) -> None:
+    log = LOG.replace(" val_loss:", f" {word} val_loss:1.0 val_loss:", 4)
+    log = log.replace("DIAGNOSTIC", f"step:9000/9000 {word} val_loss:1.0\nDIAGNOSTIC")
+    (record,) = read(tmp_path, log)
+    assert [point["val_loss"] for point in record.curve] == [6.9357, 2.05, 1.917]
+
+
 def test_what_stands_before_a_few_lines_is_not(tmp_path: Path) -> None:
     """Training on the validation text prints steps of its own: they are no points of the curve."""
     other = "".join(f"dttt: step:{i}/20 val_loss:1.9 val_bpb:1.1{i}\n" for i in range(1, 6))
