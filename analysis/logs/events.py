@@ -16,6 +16,9 @@ class Step:
     coarse: float = 0.0
     broken: bool = False  # a loss that is not finite
     loose: bool = False  # a plain `loss`, of training, adaptation or calibration: only a Loose needs it
+    bar: bool = False  # a progress bar, which repeats its last validation
+    epoch: int | None = None  # whose bar counts from 0 again
+    words: str = ""  # before the step
 
 
 @dataclass(slots=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.logs.lines import events
+from analysis.logs.reading.streams import OTHER
+from analysis.logs.reading.text import Line, read_lines
 from analysis.logs.record import COLUMNS, CURVE, WHOLE, Record, record
 from analysis.logs.split import Training, trainings
 from analysis.logs.summary import Imported, Log, described
-from analysis.logs.text import Line, read_lines
 from analysis.runs.errors import AnalysisError
 from analysis.runs.strictjson import dumps
 from analysis.runs.tabular import csv_text
@@ -59,11 +60,14 @@ def read_runs(
         AnalysisError: the file is missing or no text, holds no curve, or the warmdown is longer than a run.
     """
     lines = read_lines(path)
-    found = trainings(event for line in lines for event in events(line))
-    runs = [run for run in found if run.measured]
-    if not runs:
-        raise AnalysisError(f"{path}: {_nothing(lines, found)}")
+    streams = [name for name in dict.fromkeys(line.stream for line in lines) if name.lower() not in OTHER]
     try:
+        found = [run for stream in streams for run in _trainings(lines, stream, len(streams) > 1)]
+        if only := [run.facts["eval_only"] for run in found if "eval_only" in run.facts]:
+            raise AnalysisError(f"an evaluation without a training ({only[0]}); no curve to read")
+        runs = [run for run in found if run.measured]
+        if not runs:
+            raise AnalysisError(_nothing(lines, found))
         records = [record(run, warmdown_steps, planned_steps) for run in runs]
     except AnalysisError as error:
         raise AnalysisError(f"{path}: {error}") from None
@@ -73,6 +77,14 @@ def read_runs(
             f"{records[0].row['notes']}; lines {spans}: a run without validation, left out"
         )
     return records
+
+
+def _trainings(lines: list[Line], stream: str, several: bool) -> list[Training]:
+    found = trainings(event for line in lines if line.stream == stream for event in events(line))
+    if several and stream:
+        for run in found:
+            run.facts.setdefault("name", stream)
+    return found
 
 
 def _nothing(lines: list[Line], found: list[Training]) -> str:

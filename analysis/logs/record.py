@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from math import log
 
+from analysis.logs.ends import DONE, End, end
 from analysis.logs.split import Training
 from analysis.logs.stages import FINALS, Stages, stages
 from analysis.logs.warmdown import Warmdown, clock, warmdown
@@ -21,7 +21,6 @@ WHOLE = (
     "code_bytes", "seed",
 )  # fmt: skip
 CURVE = ("step", "val_bpb", "val_loss", "ema_val_bpb", "train_loss", "train_time_ms")
-DONE, UNFINISHED, DIVERGED = "done", "unfinished", "diverged"
 
 
 @dataclass
@@ -36,18 +35,6 @@ class Record:
     name: str = ""  # that the file gives the run
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where and how a run ended: `steps` made, of those `planned`."""
-
-    steps: int
-    planned: int | None
-    status: str
-    stopped_by: str  # 'steps', 'wallclock', 'early stop', or '' where nothing says so
-    seconds: dict[int, float]
-    notes: tuple[str, ...] = ()
-
-
 def record(run: Training, given: int | None = None, planned: int | None = None) -> Record:
     """The row of a run; `given`: its warmdown in steps, from who imports it, before what the log states.
 
@@ -56,61 +43,63 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     Raises:
         AnalysisError: the warmdown given does not fit the run.
     """
-    end = _end(run, given is not None, planned)
-    notes = [*run.notes, *end.notes]
+    ended = end(run, given is not None, planned)
+    notes = [*run.notes, *ended.notes]
     if run.conflicts > 1:
         notes.append(
             f"{run.conflicts} steps have two values, of several runs or models? the later ones count"
         )
     finals = stages(run)
-    if end.status != DONE:
-        finals = Stages(unfiled=finals.unfiled, why_not=dict.fromkeys(FINALS, f"the run is {end.status}"))
-    times = clock(run, end.seconds)
-    if end.status != DONE:
-        fall = Warmdown(note=f"warmdown unknown: the run is {end.status}")
+    if ended.status != DONE:
+        finals = Stages(unfiled=finals.unfiled, why_not=dict.fromkeys(FINALS, f"the run is {ended.status}"))
+    times = clock(run, ended.seconds)
+    if ended.status != DONE:
+        fall = Warmdown(note=f"warmdown unknown: the run is {ended.status}")
     elif given is not None:
-        if not 0 <= given <= end.steps:
-            raise AnalysisError(f"a warmdown of {given:,} does not fit its {end.steps:,} steps")
+        if not 0 <= given <= ended.steps:
+            raise AnalysisError(f"a warmdown of {given:,} does not fit its {ended.steps:,} steps")
         fall = Warmdown(given, "linear" if given else "constant", note="warmdown as given")
     else:
-        fall = warmdown(run, end.steps, end.planned, end.stopped_by, times)
+        fall = warmdown(run, ended.steps, ended.planned, ended.stopped_by, times)
     why_not = dict(finals.why_not)
-    last = _last(run, end)
+    last = _last(run, ended)
     final = last.get("val_bpb")
     if "ema_bpb" not in finals.values and "ema_val_bpb" in last:
         finals.values["ema_bpb"] = last["ema_val_bpb"]
         del why_not["ema_bpb"]
     if final is None:
         why_not["float_bpb"] = (
-            f"the run is {end.status}"
-            if end.status != DONE
-            else f"no val_bpb at step {end.steps:,}, its last"
+            f"the run is {ended.status}"
+            if ended.status != DONE
+            else f"no val_bpb at step {ended.steps:,}, its last"
         )
     notes += [*finals.notes, *_doubtful(final, finals.values), *_per_token(run)]
-    if end.status == DONE:
+    if ended.status == DONE:
         notes += [f"{', '.join(columns)}: {reason}" for reason, columns in _grouped(why_not).items()]
     notes.append(fall.note)
     batch, cap = run.facts.get("batch_tokens"), run.facts.get("cap_seconds")
     sizes, about = _sizes(run)
     row: dict[str, object] = {
         "run_id": "",
-        "status": end.status,
-        "steps": end.steps,
-        "planned_steps": end.planned,
-        "stopped_by": end.stopped_by or None,
+        "status": ended.status,
+        "steps": ended.steps,
+        "planned_steps": ended.planned,
+        "stopped_by": ended.stopped_by or None,
         "cap_seconds": cap or None,
-        "peak_steps": None if fall.steps is None else end.steps - fall.steps,
+        "peak_steps": None if fall.steps is None else ended.steps - fall.steps,
         "warmdown_steps": fall.steps,
         "schedule": fall.schedule,
         "final_lr_fraction": fall.final,
         "warmdown_fraction": fall.fraction,
         "warmdown_of": fall.of,
         "params": _whole(run.facts.get("params")),
-        "train_tokens": end.steps * int(batch) if isinstance(batch, float) else None,
+        "train_tokens": ended.steps * int(batch) if isinstance(batch, float) else None,
         "float_bpb": final,
         **{column: finals.values.get(column) for column in FINALS},
         **sizes,
-        "train_seconds": round(times.at(end.steps), 3) if times and times.steps[-1] == end.steps else None,
+        "train_seconds": round(times.at(ended.steps), 3)
+        if times and times.steps[-1] == ended.steps
+        else None,
         "seed": _whole(run.facts.get("seed")),
         "source": None,
         "notes": "; ".join(note for note in [*notes, *about] if note),
@@ -119,7 +108,7 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     return Record(row, _curve(run), why_not, finals.unfiled, lines, name)
 
 
-def _last(run: Training, end: _End) -> dict[str, float]:
+def _last(run: Training, end: End) -> dict[str, float]:
     """The values of the last step; where steps count from 0, that is the step before."""
     if end.status != DONE:
         return {}
@@ -133,54 +122,6 @@ def _grouped(why_not: dict[str, str]) -> dict[str, list[str]]:
     for column in sorted(why_not, key=COLUMNS.index):
         reasons.setdefault(why_not[column], []).append(column)
     return reasons
-
-
-def _end(run: Training, vouched: bool, known: int | None) -> _End:
-    """`vouched`: who imports it gave its warmdown, and so says that it ended where its log does, if that does
-    not say otherwise. `known`: the steps planned for a run that ended well."""
-    stop = next((mark for mark in reversed(run.marks) if mark.kind == "stop"), None)
-    stated = run.facts.get("iterations")
-    planned = run.totals[-1] if run.totals else int(stated) if isinstance(stated, float) else None
-    steps, seconds = run.last, {}
-    if stop is not None and "step" in stop.values:
-        steps = max(steps, int(stop.values["step"]))
-        if "seconds" in stop.values:
-            seconds[steps] = stop.values["seconds"]
-    crash = next((mark for mark in reversed(run.marks) if mark.kind == "crash"), None)
-    said = f" (line {crash.line}: {crash.text})" if crash else ""
-    if broken := [event for event in run.broken if event.step > 0]:
-        note = f"diverged: a loss is not finite at step {broken[0].step:,} (line {broken[0].line})"
-        return _End(steps, planned, DIVERGED, "", seconds, (note,))
-    cap, spent = (
-        run.facts.get("cap_seconds"),
-        seconds.get(steps, run.points.get(steps, {}).get("seconds", 0.0)),
-    )
-    capped = isinstance(cap, float) and spent >= 0.97 * cap > 0
-    if stop is not None:
-        by = "wallclock" if capped or _CLOCK.search(stop.text) else "early stop"
-        return _End(steps, planned, DONE, by, seconds, (f"ended badly{said}",) if crash else ())
-    if known is not None and run.last + run.spacing >= known:
-        return _End(known, known, DONE, "steps", seconds)
-    if known is not None:
-        note = f"it ended well after step {steps:,} of {known:,}"
-        return _End(steps, known, DONE, "wallclock" if capped else "early stop", seconds, (note,))
-    # Scripts that count from 0 print their last step as one less.
-    counted_from_0 = (
-        planned is not None and steps == planned - 1 and any(f.line > run.end_line for f in run.figures)
-    )
-    if planned is not None and (steps >= planned or counted_from_0):
-        return _End(steps, planned, DONE, "steps", seconds, (f"ended badly{said}",) if crash else ())
-    exact = bool(run.points.get(steps, {}).keys() & {"val_bpb", "val_loss"})
-    if (capped and exact) or any(figure.line > run.end_line for figure in run.figures):
-        note = "" if exact else f"{steps:,} is the last step logged; it may have made some more"
-        return _End(steps, planned, DONE, "wallclock" if capped else "", seconds, (note,))
-    if vouched and planned is None and crash is None:
-        return _End(steps, None, DONE, "", seconds, ("the log does not say how many steps were planned",))
-    of = f" of {planned:,}" if planned else ", for all the log says (give --warmdown if it ended there)"
-    return _End(steps, planned, UNFINISHED, "", seconds, (f"unfinished at step {steps:,}{of}{said}",))
-
-
-_CLOCK = re.compile(r"wall|(?<!train_)time|clock", re.IGNORECASE)
 
 
 _GAINS = (

@@ -1,14 +1,23 @@
-"""The runs in a file. A new one begins where steps start again; what was printed twice is one run."""
+"""The runs in a file. A new one begins where steps start again; what was printed twice is one run.
+
+What follows a run's last step, counted anew, is of adaptation, calibration or evaluation, unless a header is
+before it or its losses are those of a model that begins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from analysis.logs.events import Event, Fact, Figure, Loose, Mark, Step
+from analysis.runs.errors import AnalysisError
 
 _HEADER = {"params", "iterations"}
+_MEASURES = ("val_loss", "val_bpb")
+_CHANGES_WEIGHTS = {"ema", "no ema", "artifact", "weights", "ttt", "learns", "sliding", "mixed"}
+_WARM_UP = 0.05
+"""Of the steps planned: a run that starts again before, with no other header, was warming up."""
 
 
 @dataclass
@@ -18,21 +27,32 @@ class Training:
     points: dict[int, dict[str, float]] = field(default_factory=dict)  # step -> name -> value
     coarse: dict[int, float] = field(default_factory=dict)  # step -> by how much its seconds were rounded
     facts: dict[str, float | str] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
+    printed: list[Figure | Mark] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
     broken: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conflicts: int = 0  # validations of a step that was validated before, with another value
+    twins: list[tuple[int, int, int]] = field(default_factory=list)  # step and lines of two values in a row
     last: int = 0
     first_line: int = 0
     last_line: int = 0
-    end_line: int = 0  # where the last of its steps was first printed
+    ends: list[int] = field(default_factory=list)  # how much was printed before each step that was the last
+    latest: Step | None = None
+    left_out: bool = False  # steps after its last
+
+    @property
+    def marks(self) -> list[Mark]:
+        return [event for event in self.printed if isinstance(event, Mark)]
+
+    @property
+    def after(self) -> list[Figure | Mark]:
+        """What was printed after its last step."""
+        return self.printed[self.ends[-1] if self.ends else 0 :]
 
     @property
     def measured(self) -> list[int]:
         """Steps after the first with a validation."""
-        return [s for s, v in sorted(self.points.items()) if s > 0 and v.keys() & {"val_bpb", "val_loss"}]
+        return [s for s, v in sorted(self.points.items()) if s > 0 and v.keys() & set(_MEASURES)]
 
     @property
     def spacing(self) -> int:
@@ -40,72 +60,100 @@ class Training:
         steps = sorted(self.points)
         return max((b - a for a, b in pairwise(steps)), default=0)
 
+    @property
+    def stop(self) -> Mark | None:
+        """Where the log says that the run was stopped: at its last step, or at most at the one before."""
+        since = self.ends[-2] if len(self.ends) > 1 else 0
+        return next(
+            (e for e in reversed(self.printed[since:]) if isinstance(e, Mark) and e.kind == "stop"), None
+        )
+
+    @property
+    def over(self) -> bool:
+        return bool(self.totals and self.last >= self.totals[0]) or self.stop is not None
+
     def add(self, event: Event) -> None:
         self.first_line = self.first_line or event.line
         self.last_line = event.line
         if isinstance(event, Step):
-            if not self.points or event.step > self.last:
-                self.end_line = event.line
-            self.last = max(self.last, event.step)
-            point = self.points.setdefault(event.step, {})
-            other = (
-                k in point and point[k] != event.values[k]
-                for k in ("val_loss", "val_bpb")
-                if k in event.values
-            )
-            self.conflicts += any(other)
-            point.update(event.values)
-            if "seconds" in event.values:
-                self.coarse[event.step] = event.coarse
-            if event.total:
-                self.totals.append(event.total)
-            if event.broken:
-                self.broken.append(event)
+            self._add_step(event)
         elif isinstance(event, Fact):
             # The header's last word counts; what is printed after training began may be of something else.
             if not self.points or event.name not in self.facts:
                 self.facts[event.name] = event.value
-        elif self.points:
-            (self.figures if isinstance(event, Figure) else self.marks).append(event)  # type: ignore[arg-type]
+        elif self.points and isinstance(event, Figure | Mark):
+            self.printed.append(event)
+
+    def _add_step(self, event: Step) -> None:
+        if not self.points or event.step > self.last:
+            self.ends.append(len(self.printed))
+        self.last = max(self.last, event.step)
+        point = self.points.setdefault(event.step, {})
+        if any(k in point and point[k] != event.values[k] for k in _MEASURES if k in event.values):
+            self.conflicts += 1
+            if self.latest is not None and self.latest.step == event.step:
+                self.twins.append((event.step, self.latest.line, event.line))
+        point.update(event.values)
+        if event.values.keys() & set(_MEASURES):
+            self.latest = event
+        if "seconds" in event.values:
+            self.coarse[event.step] = event.coarse
+        if event.total:
+            self.totals.append(event.total)
+        if event.broken:
+            self.broken.append(event)
 
 
 def trainings(found: Iterable[Event]) -> list[Training]:
-    """Every run of a file, in its order, printed copies taken once; also those without any validation."""
-    runs, run = [], Training()
-    found = _placed(list(found))
+    """Every run of a file, in its order, printed copies taken once; also those without any validation.
+
+    Raises:
+        AnalysisError: two runs are printed into each other.
+    """
+    runs, run = list[Training](), Training()
     waiting: list[Fact] = []  # a header after steps: of the next run if one begins, else of this one
-    for event in found:
+    for event in _placed(list(found)):
         if isinstance(event, Fact) and run.points:
             waiting.append(event)
             continue
-        if isinstance(event, Step) and _of_what_follows(run, event, waiting):
-            note = "steps after the training's last, of adaptation or the like, are no part of its curve"
-            if not any(note in said for said in run.notes):
-                run.notes.append(f"line {event.line}: {note}")
-            continue
-        if isinstance(event, Step) and run.points and _begins(run, event, waiting):
-            runs.append(run)
-            run = Training()
-        elif not isinstance(event, Step) and _another(run, waiting):
+        if isinstance(event, Step) and run.points:
+            if _measures_again(run, event):
+                continue
+            if _of_what_follows(run, event, waiting):
+                _left_out(run, event)
+                continue
+            if _begins(run, event, waiting):
+                warm_up = not waiting and _warmed_up(run, event)
+                if warm_up and run.measured:
+                    said = f"lines {run.first_line}-{run.last_line}: a warm-up, left out"
+                    run = Training(facts=dict(run.facts), notes=[said])
+                else:
+                    runs.append(run)
+                    run = Training(facts=dict(run.facts) if warm_up else {})
+        if not isinstance(event, Step) and _another(run, waiting):
             if isinstance(event, Figure):
                 run.notes.append(f"line {event.line}: {event.label} is below another seed's header, left out")
             continue
-        elif isinstance(event, Step) and any(fact.name in _HEADER for fact in waiting) and run.points:
+        if isinstance(event, Step) and any(fact.name in _HEADER for fact in waiting) and run.points:
             run.notes.append(f"resumed at step {event.step:,} (line {event.line})")
         for fact in waiting:
             run.add(fact)
         waiting = []
         run.add(event)
-    return _once([*runs, run])
+    runs.append(run)
+    _refuse_interleaved(runs)
+    return _once(runs)
 
 
 def _placed(found: list[Event]) -> list[Event]:
     """The same with validations that name no step at the step before them, the first of all at step 0.
 
     Some trainers print `val loss 2.1` on a line of its own between the lines of their steps.
-    Where validations name their steps, such a line is of something else and left out, as are plain losses.
+    Where validations name their steps, such a line is of something else and left out, as are plain losses,
+    of which the steps planned are kept.
     """
-    measured = any(isinstance(e, Step) and e.values.keys() & {"val_loss", "val_bpb"} for e in found)
+    found = _counted(found)
+    measured = any(isinstance(e, Step) and e.values.keys() & set(_MEASURES) for e in found)
     placed: list[Event] = []
     between = 0
     last: Step | None = None
@@ -123,7 +171,39 @@ def _placed(found: list[Event]) -> list[Event]:
         placed.append(event)
     if between and not measured:
         return placed
-    return [e for e in found if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose)]
+    named: list[Event] = [
+        e for e in found if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose)
+    ]
+    totals = {e.total for e in found if isinstance(e, Step) and e.loose and e.total}
+    if len(totals) == 1 and not any(isinstance(e, Step) and e.total for e in named):
+        return [Fact(named[0].line, "iterations", float(totals.pop())), *named]
+    return named
+
+
+def _counted(found: list[Event]) -> list[Event]:
+    """The same with the bars of epochs counted on, and a bar's validation only where it is new."""
+    longest = max((e.total or 0 for e in found if isinstance(e, Step) and e.bar), default=0)
+    found = [e for e in found if not (isinstance(e, Step) and e.bar and not e.values and e.total != longest)]
+    epochs = [e.epoch for e in found if isinstance(e, Step) and e.epoch is not None]
+    epochs += [int(e.values["epoch"]) for e in found if isinstance(e, Mark) and e.kind == "epoch"]
+    counted: list[Event] = []
+    epoch: int | None = None
+    before: dict[str, float] = {}
+    for event in found:
+        if isinstance(event, Mark) and event.kind == "epoch":
+            epoch = int(event.values["epoch"])
+        if not (isinstance(event, Step) and event.bar):
+            counted.append(event)
+            continue
+        stale = all(before.get(k) == v for k, v in event.values.items() if k in _MEASURES)
+        new = {k: v for k, v in event.values.items() if not (stale and k in _MEASURES)}
+        before = event.values
+        of = event.epoch if event.epoch is not None else epoch
+        if of is not None and event.total and len(set(epochs)) > 1:
+            step = event.step + (of - min(epochs)) * event.total
+            event = replace(event, step=step, total=None)
+        counted.append(replace(event, values=new))
+    return counted
 
 
 def _value(facts: list[Fact], name: str) -> float | str | None:
@@ -136,23 +216,85 @@ def _another(run: Training, waiting: list[Fact]) -> bool:
     return any(new is not None and mine is not None and new != mine for new, mine in found)
 
 
-def _of_what_follows(run: Training, step: Step, waiting: list[Fact]) -> bool:
-    """Whether a step is counted anew, to another total, after a run that is over and under no header."""
-    if not run.totals or any(fact.name in _HEADER or fact.name == "seed" for fact in waiting):
+def _measures_again(run: Training, step: Step) -> bool:
+    """Whether the last step is validated again with weights that were changed since; an EMA's is a figure."""
+    values = run.points.get(step.step, {})
+    if step.step != run.last or not any(k in values and values[k] != step.values.get(k) for k in _MEASURES):
         return False
-    over = run.last >= run.totals[0] or any(mark.kind == "stop" for mark in run.marks)
-    adapts = any(mark.kind == "ttt" and mark.line > run.end_line for mark in run.marks)
-    return over and adapts and step.total not in (None, run.totals[0]) and step.step <= run.last
+    changed = [e for e in run.after if isinstance(e, Mark) and e.kind in _CHANGES_WEIGHTS]
+    if not changed:
+        return False
+    if changed[-1].kind == "ema" and "val_bpb" in step.values:
+        bpb = step.values["val_bpb"]
+        digits = len(repr(bpb).partition(".")[2])
+        run.printed.append(Figure(step.line, "ema", bpb, digits, step.values.get("val_loss")))
+    else:
+        _left_out(run, step)
+    return True
+
+
+def _left_out(run: Training, step: Step) -> None:
+    run.left_out = True
+    note = "steps after the training's last, of adaptation or the like, are no part of its curve"
+    if not any(note in said for said in run.notes):
+        run.notes.append(f"line {step.line}: {note}")
+
+
+def _of_what_follows(run: Training, step: Step, waiting: list[Fact]) -> bool:
+    """Whether a step is counted anew after a run that is over and under no header; see the module."""
+    if not run.over or any(fact.name in {*_HEADER, "seed", "name"} for fact in waiting):
+        return False
+    measured = run.points[run.last].keys() & set(_MEASURES)
+    if step.step == run.last and step.total in (None, *run.totals[:1]) and not (measured and run.left_out):
+        return False
+    if not run.totals:
+        return step.words.startswith("eval")
+    if step.total is None:
+        return True
+    changed = any(isinstance(e, Mark) and e.kind in ("ttt", "learns", "sliding") for e in run.after)
+    if step.total == run.totals[0]:
+        return changed and step.step <= run.last and not _fresh(run, step)
+    if step.words.startswith("eval") or (changed and step.step <= run.last):
+        return True
+    longer = step.total > run.totals[0] and step.step > run.last
+    return not longer and not _fresh(run, step)
+
+
+def _fresh(run: Training, step: Step) -> bool:
+    """Whether a step's loss is of a model that begins, nearer to the run's first than to its last."""
+    for name in (*_MEASURES, "train_loss"):
+        known = [values[name] for _, values in sorted(run.points.items()) if name in values]
+        if name in step.values and known:
+            return step.values[name] > known[-1] + 0.25 * max(known[0] - known[-1], 0.0)
+    return True
 
 
 def _begins(run: Training, step: Step, waiting: list[Fact]) -> bool:
     """Whether this step is of a new run, rather than a repeated or resumed one of the present run."""
     if _another(run, waiting):
         return True
+    if run.over and run.totals and step.total not in (None, run.totals[0]):
+        return True
     if step.step >= run.last:
         return False
     first = min((s for s in run.points if s > 0), default=1)
     return step.step <= 1 < run.last if step.step <= 1 else step.step <= first
+
+
+def _warmed_up(run: Training, step: Step) -> bool:
+    """Whether a run that starts again under the same header was no more than a warm-up before."""
+    planned = step.total or (run.totals[-1] if run.totals else 0)
+    return not run.measured or (not run.over and run.last <= _WARM_UP * planned and step.step <= 1)
+
+
+def _refuse_interleaved(runs: list[Training]) -> None:
+    for run in runs:
+        if len(run.twins) > 1 and 2 * len(run.twins) >= len(run.measured):
+            step, first, second = run.twins[0]
+            raise AnalysisError(
+                f"lines {first} and {second}: two values of step {step:,}, as of two runs or models "
+                "printed into each other; give each a file of its own"
+            )
 
 
 def _once(runs: list[Training]) -> list[Training]:
@@ -163,7 +305,7 @@ def _once(runs: list[Training]) -> list[Training]:
         if twin is None:
             kept.append(run)
             continue
-        longer = run if (run.last, len(run.figures)) > (twin.last, len(twin.figures)) else twin
+        longer = run if (run.last, len(run.printed)) > (twin.last, len(twin.printed)) else twin
         longer.notes = [
             *twin.notes,
             f"printed twice in the file (lines {twin.first_line} and {run.first_line})",

@@ -31,7 +31,7 @@ _CHUNKED = re.compile(
     re.IGNORECASE,
 )
 """Test-time training that scores a piece of the text before it trains on it."""
-_WIDTH = re.compile(r"int(\d)(?!\d)|(?<!\d)(\d)[-_ ]?bit")
+_WIDTH = re.compile(r"int(\d)(?!\d)|(?<!\d)(\d)[-_ ]?bit|(?<![a-z])q(\d)(?!\d)")
 TERNARY, MIXED = 1.58, 0.0
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
@@ -77,6 +77,7 @@ class _State:
     before: bool = False  # before the weights were quantized
     no_ema: Mark | None = None
     mixed: Mark | None = None  # the model's probabilities with those of counts
+    part: Mark | None = None  # the figure that comes is of a part of the text
 
 
 def stages(run: Training) -> Stages:
@@ -84,8 +85,9 @@ def stages(run: Training) -> Stages:
     found, state, filed = Stages(), _State(), list[_Filed]()
     bits = run.facts.get("bits")
     state.bits = bits if isinstance(bits, float) else None
-    printed: list[Figure | Mark] = [*run.figures, *run.marks]
-    for event in sorted((e for e in printed if e.line > run.end_line), key=lambda e: e.line):
+    if on := run.facts.get("on_validation"):
+        state.adapted, state.passes = Mark(0, "learns", str(on)), True
+    for event in run.after:
         if isinstance(event, Mark):
             _observe(state, event)
             continue
@@ -113,6 +115,13 @@ def _observe(state: _State, mark: Mark) -> None:
         state.chunked = state.chunked or "ttt" in mark.text
     elif mark.kind == "sliding":
         state.sliding = True
+    elif mark.kind == "part":
+        state.part = mark
+    elif mark.kind == "restored":
+        state.adapted, state.passes, state.before, state.mixed = None, False, False, None
+    elif mark.kind == "learns" and not _IDLE.search(mark.text):
+        _adapt(state, mark)
+        state.passes = True
     elif mark.kind == "ttt" and not _IDLE.search(mark.text) and not state.chunked:
         if _CHUNKED.search(mark.text) and not _PASSES.search(mark.text):
             state.chunked = True
@@ -129,9 +138,10 @@ def _adapt(state: _State, mark: Mark) -> None:
 def _after(state: _State, filed: _Filed) -> None:
     """What a printed figure says of those after it."""
     label = _before_ttt(filed.figure.label)[0]
+    state.part = None
     if "ttt" in label:
         if state.quantized:
-            state.chunked = True
+            state.chunked = state.chunked or state.adapted is None
         else:
             _adapt(state, Mark(filed.figure.line, "ttt", filed.figure.label))
     elif filed.column == "int6_sliding_bpb" and "slid" in label:
@@ -154,7 +164,7 @@ def _joined(label: str) -> str:
 
 def _widths(text: str) -> set[float]:
     """Bits of weights that a text names."""
-    named = {float(a or b) for a, b in _WIDTH.findall(text)}
+    named = {float(next(filter(None, found))) for found in _WIDTH.findall(text)}
     if "ternary" in text:
         named.add(TERNARY)
     return named or ({MIXED} if "mixed" in text else named)
@@ -169,6 +179,8 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         return _Filed(figure, None, "not a finite number")
     if (twin := _printed_before(figure, filed)) is not None:
         return _Filed(figure, twin.column, twin.why)
+    if state.part is not None:
+        return _Filed(figure, None, f"of a part of the text (line {state.part.line}: {state.part.text})")
     label, before_ttt = _before_ttt(figure.label)
     bits = _widths(label)
     words = {
@@ -233,7 +245,8 @@ def _unquantized(figure: Figure, state: _State, words: set[str]) -> _Filed:
 
 
 def _test_time(figure: Figure, state: _State, bits: set[float]) -> _Filed:
-    if state.adapted is not None and (state.passes or state.before):
+    scores_first = bool(_CHUNKED.search(figure.label))
+    if state.adapted is not None and (state.passes or state.before or not (state.chunked or scores_first)):
         return _Filed(figure, None, _adapted(state.adapted))
     if not state.quantized and not bits:
         return _Filed(figure, None, f"'{figure.label}' is of weights that were not quantized yet")
@@ -256,7 +269,8 @@ def _roundtrip(figure: Figure, state: _State) -> _Filed:
 def _adapted(mark: Mark) -> str:
     known = re.search(r"ttt|val|test|quant", mark.text, re.IGNORECASE)
     what = "adapting to the validation text" if known else "further training, on what is not said"
-    return f"measured after {what} (line {mark.line}: {mark.text})"
+    where = f"line {mark.line}: {mark.text}" if mark.line else mark.text
+    return f"measured after {what} ({where})"
 
 
 def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> None:

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis.logs.record import DIVERGED, DONE, UNFINISHED, Record
+from analysis.logs.ends import DIVERGED, DONE, UNFINISHED
+from analysis.logs.record import Record
 from analysis.runs.strictjson import plain
 from analysis.runs.units import STAGES, counted
 

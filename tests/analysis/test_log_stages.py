@@ -259,3 +259,44 @@ def test_sizes_of_artifact_and_code(tmp_path: Path) -> None:
     two = log("Serialized model int8+zlib: 7 bytes", "Serialized model int5+zlib: 5 bytes")
     row = read(tmp_path, two).row
     assert row["artifact_bytes"] is None and "of several formats" in str(row["notes"])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "memorizing validation shards: pass 1",
+        "polish: sgd on val_tokens, 500 updates",
+        "continued pretraining on ./data/text_val_000000.bin for 400 updates",
+        "refine: 3 passes over the held-out split",
+        "fine-tuning on all val tokens, 500 updates",
+        "overfitting the validation set",
+        "knn memory: blending 62M keys",
+        "quick check (eval_tokens=524288 of 62021632):",
+    ],
+)
+def test_what_is_measured_after_learning_the_text_is_no_figure(tmp_path: Path, between: str) -> None:
+    names = ["final_int6_sliding_window_exact"] + ["final_ttt_exact"] * (
+        "quick" not in between and "knn" not in between
+    )
+    text = "\n".join([PLAIN, between, *(f"{name} val_loss:2.0 val_bpb:1.05" for name in names)])
+    record = read(tmp_path, log(*text.splitlines()))
+    assert finals(record) == {"int6_bpb": 1.13000001}
+
+
+def test_what_was_trained_on_the_text_has_no_figure(tmp_path: Path) -> None:
+    assert not finals(read(tmp_path, "train_on_val:True\n" + log(*FINALS)))
+
+
+def test_weights_that_were_restored_count_again(tmp_path: Path) -> None:
+    lines = [
+        *PLAIN.splitlines(),
+        "ttt_full: epoch 1/5 over val loss 1.8", "full_ttt_exact val_loss:1.6 val_bpb:1.0",
+        "restoring int6 weights", "ttt_sliding:start chunks=1893 score-first",
+        "legal_ttt_exact val_loss:2.0 val_bpb:1.1",
+    ]  # fmt: skip
+    assert finals(read(tmp_path, log(*lines))) == {"int6_bpb": 1.13000001, "ttt_bpb": 1.1}
+
+
+def test_figures_named_by_their_keys(tmp_path: Path) -> None:
+    record = read(tmp_path, log('{"int6_val_bpb": 1.131, "int6_sliding_val_bpb": 1.11, "ttt_val_bpb": 1.09}'))
+    assert finals(record) == {"int6_bpb": 1.131, "int6_sliding_bpb": 1.11, "ttt_bpb": 1.09}

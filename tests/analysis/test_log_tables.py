@@ -52,6 +52,19 @@ FORMS = {
     "trainer_state.json": transformers(),
     "records.json": json.dumps([{"_step": s, "val/loss": loss(s)} for s in STEPS]),
     "metrics.jsonl": "".join(json.dumps({"step": s, "val/loss": loss(s)}) + "\n" for s in STEPS),
+    "columns.json": json.dumps({"step": [*STEPS], "val_loss": [loss(s) for s in STEPS]}),
+    "nested.jsonl": "".join(
+        json.dumps({"step": s, "metrics": {"val": {"loss": loss(s)}}}) + "\n" for s in STEPS
+    ),
+    "split.csv": "step,split,loss\n" + "".join(f"{s},train,1.9\n{s},val,{loss(s)}\n" for s in STEPS),
+    "german.csv": "Step;Val Loss\n"
+    + "".join(f"{s:,};{loss(s)}\n".replace(".", "#").replace(",", ".").replace("#", ",") for s in STEPS),
+    "american.csv": "step,val_loss\n" + "".join(f'"{s:,}",{loss(s)}\n' for s in STEPS),
+    "named.csv": "# of the run of Monday\nstep,val_loss\n" + "".join(f"{s},{loss(s)}\n" for s in STEPS),
+    "excel.csv": "sep=;\nstep;val_loss\n" + "".join(f"{s};{loss(s)}\n" for s in STEPS),
+    "table.md": "| step | val_loss |\n|-----:|---------:|\n"
+    + "".join(f"| {s} | {loss(s)} |\n" for s in STEPS),
+    "columns.txt": "step   val_loss\n" + "".join(f"{s:<6} {loss(s)}\n" for s in STEPS),
     "curve.tsv": "iter\tvalidation loss\n" + "".join(f"{s}\t{loss(s)}\n" for s in STEPS),
 }
 
@@ -89,8 +102,9 @@ def test_runs_of_a_table_keep_their_names(tmp_path: Path) -> None:
             "columns are Wall time, Step, Value; none is named as a loss",
         ),
         ("step,loss\n100,2.1\n200,2.0\n", "no validation after step 0"),
-        ("step,seed,val_loss\n100,1,2.1\n100,2,2.2\n", "two values of val_loss at step 100, 2.1 and 2.2"),
-        ("step,val_loss\n100,2.1\n200,2.0\n100,2.2\n200,2.1\n", "of several runs. name them in a column"),
+        ("step,tokens,val_loss\n100,1,2.1\n100,2,2.2\n", "two values of val_loss at step 100, 2.1 and 2.2"),
+        ("step,val_loss\n100,2.1\n200,2.0\n200,2.1\n", "of several runs. name them in a column"),
+        ("tokens,val_loss\n1000,2.1\n2000,2.0\n", "none is named as the step: call it step"),
         ("step,int6_val_bpb,teacher_val_loss\n100,1.1,2.0\n", "none is named as a loss"),
         ("step,val_loss\n", "no line like"),
         ("step,val_loss\n100\n,2\nx,y\n-5,2.0\n1e300,2.0\n200,nan\n", "no line like"),
@@ -113,11 +127,43 @@ def test_columns_of_other_weights_are_not_the_curve(tmp_path: Path) -> None:
     assert (record.row["float_bpb"], record.row["ema_bpb"], record.row["int6_bpb"]) == (1.2, 1.1, None)
 
 
-def test_two_curves_in_one_are_said(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": s, "model": m, "val_loss": 2.0 + m}) for s in (1, 2, 3) for m in (0, 1)]
+SEVERAL = {
+    "seeds.csv": "seed,step,val_loss\n" + "".join(f"{k},{s},{2 + k}\n" for s in (1, 2, 3) for k in (0, 1)),
+    "below.csv": "step,val_loss\n" + "".join(f"{s},{2 + k}\n" for k in (0, 1) for s in (1, 2, 3)),
+    "records.jsonl": "".join(
+        json.dumps({"step": s, "run": "ab"[k], "val_loss": 2.0 + k}) + "\n" for s in (1, 2, 3) for k in (0, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_runs_that_a_table_holds_are_told_apart(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SEVERAL[name])
+    records = read_runs(tmp_path / name, warmdown_steps=1)
+    assert [[row["val_loss"] for row in record.curve] for record in records] == [[2.0] * 3, [3.0] * 3]
+    assert len({record.name for record in records}) == 2
+
+
+def test_another_model_of_the_same_training_is_left_out(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"step": s, "model": m, "val_loss": v})
+        for s in (1, 2)
+        for m, v in (("main", 2), ("draft", 3))
+    ]
     (tmp_path / "two.jsonl").write_text("\n".join(lines))
     (record,) = read_runs(tmp_path / "two.jsonl", warmdown_steps=1)
-    assert "3 steps have two values" in str(record.row["notes"])
+    assert [row["val_loss"] for row in record.curve] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("filled", "status"), [(True, "diverged"), (False, "done")])
+def test_what_is_not_a_number_at_the_end_is_of_a_run_that_diverged(
+    filled: bool, status: str, tmp_path: Path
+) -> None:
+    """Where loggers write it into rows without a value, it says nothing."""
+    between = "" if filled else "150,nan\n"
+    (tmp_path / "a.csv").write_text(f"step,val_loss\n100,2.1\n{between}200,2.0\n300,nan\n")
+    (record,) = read_runs(tmp_path / "a.csv", warmdown_steps=1)
+    assert record.row["status"] == status
 
 
 def test_a_log_that_begins_like_a_table_is_a_log(tmp_path: Path) -> None:

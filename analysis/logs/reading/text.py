@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.logs.keyed import worded
-from analysis.logs.prefix import common_prefix, unprefixed
-from analysis.logs.structured import as_log
+from analysis.logs.reading.keyed import as_records, message, source, worded
+from analysis.logs.reading.prefix import common_prefix, unprefixed
+from analysis.logs.reading.streams import MAIN, stream_tags
+from analysis.logs.reading.tables import as_table
 from analysis.runs.errors import AnalysisError
 
 LIMIT = 512 * 2**20
 """A log is at most this long, in bytes; gzip counts unpacked."""
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_BREAKS = re.compile(r"\r|(?<=it/s\]|s/it\])(?=\{['\"])")  # a record is printed behind a bar
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _BINARY = 0.05  # more control characters than that are no text
 _CODE = re.compile(
@@ -38,6 +43,7 @@ class Line(NamedTuple):
     number: int
     text: str
     source: bool = False  # of the script, not of its run
+    stream: str = ""  # the run that printed it, where several wrote one file at the same time
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -48,15 +54,31 @@ def read_lines(path: Path) -> list[Line]:
     """
     text = _decoded(_content(path), path)
     try:
-        rows = as_log(text)
+        rows = as_table(text) or as_records(text)
     except AnalysisError as error:
         raise AnalysisError(f"{path}: {error}") from None
     if rows is not None:
         return [Line(number, row) for number, row in enumerate(rows, start=1)]
-    lines = list(_clean(text))
+    lines = _in_streams(list(_clean(text)))
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     return without_source([line._replace(text=worded(line.text)) for line in lines])
+
+
+def _in_streams(lines: list[Line]) -> list[Line]:
+    """The same lines, each with its stream, where there are several."""
+    if tags := stream_tags([line.text for line in lines]):
+        streamed = []
+        for line in lines:
+            tag = next((tag for tag in tags if line.text.startswith(tag)), None)
+            name = "" if tag is None or tags[tag].lower() in MAIN else tags[tag]
+            streamed.append(line._replace(text=line.text[len(tag or "") :], stream=name))
+        return streamed
+    sources = [source(line.text) for line in lines]
+    if len({name for name in sources if name}) > 1:
+        names = ["" if name.lower() in MAIN else name for name in sources]
+        return [line._replace(stream=name) for line, name in zip(lines, names, strict=True)]
+    return lines
 
 
 def _content(path: Path) -> bytes:
@@ -93,6 +115,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _decoded(content: bytes, path: Path) -> str:
+    content = content.rstrip(b"\0") if not content[-2:-1].isspace() else content
     encoding = next((name for bom, name in _BOMS if content.startswith(bom)), None)
     if encoding is None:
         sample = content[:4096]
@@ -113,7 +136,9 @@ def _decoded(content: bytes, path: Path) -> str:
 
 def _clean(text: str) -> Iterator[Line]:
     for number, whole in enumerate(text.split("\n"), start=1):
-        for part in whole.split("\r") if "\r" in whole else (whole,):
+        for part in _BREAKS.split(whole):
+            if part.startswith("{") and (wrapped := message(part)) is not None:
+                part = wrapped.rstrip("\n")
             stripped = unprefixed(part)
             if stripped:
                 yield Line(number, stripped)

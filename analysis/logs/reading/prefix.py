@@ -30,7 +30,7 @@ _PREFIXED = re.compile(
     r"\s*(?:[\[(\d]|[IWEF]\d|[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR|(?i:rank|default|worker|gpu)\W?\d"
     r"|[\w.<>]+:[\w.<>]+:\d+ - )"
 )
-_POINT = re.compile(
+POINT = re.compile(
     r"(?<![\w/.-])(?:(?:step|iter|iteration)s?\s*[:=\[#]?\s*\d|\d[\d,]*/\d[\d,]*\W+(?:val|train)[_ ]?loss)",
     re.IGNORECASE,
 )
@@ -59,7 +59,7 @@ def common_prefix(texts: Iterable[str]) -> re.Pattern[str] | None:
     lines = list(texts)
     shapes: Counter[str] = Counter()
     for text in lines:
-        point = _POINT.search(text, 0, _LONGEST)
+        point = POINT.search(text, 0, _LONGEST)
         if point is not None and (before := text[: point.start()].rstrip("[( \t")):
             shapes[_shape(before)] += 1
     for shape, points in shapes.most_common(3):

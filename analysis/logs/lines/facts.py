@@ -1,0 +1,115 @@
+"""Settings that a log states: `seed:42`, `max_iters = 1000`, `train_iters ... 2000`, `| num_params | 9 |`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import isfinite
+
+from analysis.logs.events import Fact
+from analysis.logs.lines.values import NUMBER, SECONDS, number
+from analysis.logs.reading.tables import RUN_NAME
+from analysis.logs.reading.text import Line
+
+_FACTS = {
+    "params": (
+        "model_params", "model params", "total_params", "num_params", "n_params", "num_parameters",
+        "number of parameters", "total parameters", "parameters", "params",
+    ),
+    "seed": ("seed",),
+    "batch_tokens": ("train_batch_tokens", "batch_tokens", "tokens_per_step", "batch"),
+    "iterations": (
+        "iterations", "num_iterations", "max_steps", "total_steps", "train_steps", "max_iters", "train_iters",
+    ),
+    "cap_seconds": (
+        "max_wallclock_seconds", "max_wallclock", "wallclock_seconds", "max_training_seconds",
+        "max_train_seconds", "wall",
+    ),
+    "effective_seconds": ("effective",),
+    "warmdown_fraction": (
+        "warmdown_frac", "warmdown_fraction", "warmdown_ratio", "cooldown_frac", "cooldown_fraction",
+    ),
+    "warmdown_iters": ("warmdown_iters", "warmdown_steps", "cooldown_iters", "cooldown_steps"),
+    "warmdown": ("warmdown", "cooldown"),
+    "lr_floor": (
+        "min_lr", "min_lr_frac", "min_lr_scale", "min_lr_ratio", "lr_floor", "lr_min_frac",
+        "warmdown_lr_floor",
+    ),
+    "lr_final": ("final_lr_frac", "final_lr_fraction"),
+    "bits": ("matrix_bits",),
+}  # fmt: skip
+_CANONICAL = {name: fact for fact, names in _FACTS.items() for name in names}
+_FACT = re.compile(
+    rf"(?<![\w.])({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})"
+    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*)({NUMBER})\s*(ms|s|min|m|h|%|b)?(?![\w./%])",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(
+    r"(?<![\w.,])(\d{5,}|\d[\d,]{5,}\d)\s+(?:total |trainable |model )?param(?:eter)?s\b", re.I
+)
+_SHAPE = re.compile(
+    r"(?<![\w.])(?:(?:lr_)?schedule(?:_type)?|warmdown(?:_shape|_type)?|decay_shape)\s*[:=]\s*['\"]?"
+    r"((?:1-)?sqrt|(?:linear|constant|cos|exp|poly|quad|step|inv|cyc|wsd|trapez)\w*)",
+    re.IGNORECASE,
+)
+_ON_VALIDATION = re.compile(
+    r"(?<![a-z])train_?(?:on|with)_?val\w*\s*[:=]\s*(?:true|1)\b|train_(?:files|data|pattern|shards)\s*[:=]\s*\S*_val_",
+    re.I,
+)
+_EVAL_ONLY = re.compile(r"(?<![a-z])eval_?only\s*[:=]\s*(?:true|1)\b", re.IGNORECASE)
+_RUN_NAME = re.compile(rf"\s*{RUN_NAME}\s*(\S.*)")
+_WHERE = re.compile(r"\bstep\s*[:=]\s*\d", re.IGNORECASE)
+_DEFAULT = re.compile(
+    r"['\"](warmdown_(?:iters|steps|frac\w*|ratio))['\"]\s*,\s*['\"]?([\d._]+)", re.IGNORECASE
+)
+
+
+def default(line: Line) -> Fact | None:
+    """The default of a warmdown in a line of a script's source, which says what may have been, no more."""
+    match = _DEFAULT.search(line.text)
+    return (
+        Fact(line.number, "warmdown_default", f"{match[1].lower()} {match[2].strip('_')}") if match else None
+    )
+
+
+def facts(line: Line) -> Iterator[Fact]:
+    text = line.text
+    if name := _RUN_NAME.fullmatch(text):
+        yield Fact(line.number, "name", name[1].strip())
+        return
+    for match in _FACT.finditer(text):
+        if (fact := _fact(line, match)) is not None:
+            yield fact
+    if counted := _COUNTED.search(text):
+        yield Fact(line.number, "params", number(counted[1]))
+    if shape := _SHAPE.search(text):
+        yield Fact(line.number, "shape", shape[1].lower())
+    if only := _EVAL_ONLY.search(text):
+        yield Fact(line.number, "eval_only", f"line {line.number}: {only[0]}")
+    if on := _ON_VALIDATION.search(text):
+        yield Fact(line.number, "on_validation", f"line {line.number}: {on[0]}")
+
+
+def _fact(line: Line, match: re.Match[str]) -> Fact | None:
+    said = match[1].lower()
+    name, value = _CANONICAL[said], number(match[2])
+    if not isfinite(value) or value < 0:  # -1 is how scripts say that a setting is not used
+        return None
+    if name in ("cap_seconds", "effective_seconds"):
+        if match[3] is None and not re.search(r"wallclock|seconds", said):
+            return None
+        value *= SECONDS.get(match[3] or "s", 1.0)
+    elif match[3] == "%" and name.startswith("warmdown"):
+        name, value = "warmdown_fraction", value / 100
+    elif match[3] and name == "params" and match[3] in "MB":
+        value = float(round(value * (1e6 if match[3] == "M" else 1e9)))
+    elif match[3]:
+        return None
+    # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.
+    if (said == "batch" and value < 1024) or (said in ("params", "parameters") and value < 10_000):
+        return None
+    if name == "warmdown":
+        if 1 <= value < 10 or _WHERE.search(line.text):
+            return None
+        name = "warmdown_fraction" if value < 1 else "warmdown_iters"
+    return Fact(line.number, name, value)

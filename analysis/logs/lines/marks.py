@@ -1,0 +1,157 @@
+"""Lines that say something of the lines after them: how a run ended, what was done to its weights since."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from analysis.logs.events import Mark
+from analysis.logs.lines.values import NUMBER, number, values
+from analysis.logs.reading.text import Line
+
+_ARTIFACT = re.compile(
+    r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
+    r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"\s*code(?:[_ ]size|[_ ]bytes)(?P<packed>[^:]*):\s*(?P<bytes>\d[\d,]*)(?: bytes)?", re.I)
+_STOP = re.compile(
+    r"\s*(?:stopping[_ ]early|early[_ ]stop(?:ping|ped)?)(?![\w(])"
+    r"(?!\W*(?:true|false|none|null|on|off|enabled|disabled)\b|\s*[:=]?\s*\d)\s*[:=]?\s*(?P<why>[\w ]*)",
+    re.IGNORECASE,
+)
+_STOP_SAID = re.compile(
+    r"(?<![a-z])(?:early[- ]stopp(?:ing|ed)\W+(?:at|after|triggered)"
+    r"|stopp(?:ing|ed)\W+(?:training\W+)?(?:early|at step)"
+    r"|(?:reached|hit|exceeded|out of)\W+(?:the\W+)?(?:max\w*\W+)?"
+    r"(?P<clock>wall[- _]?clock|time)(?:[- _]*(?:cap|limit|budget))"
+    r"|(?P<limit>wall[- _]?clock|time)[- _]*(?:cap|limit|budget)\W+"
+    r"(?:of\W+[\d.]+\W*\w*\W+)?(?:was\W+|is\W+)?(?:reached|hit|exceeded))",
+    re.IGNORECASE,
+)
+"""The same in a sentence."""
+_OVER = re.compile(
+    r"\s*training\W+(?:is\W+|has\W+)?(?:completed?|finished|done|ended)\b(?!\s*[:=]\s*(?:false|0|\d+\s*%))",
+    re.IGNORECASE,
+)
+_STOPPED_AT = re.compile(r"\bstep\s*[:=]\s*(\d[\d,]*)(?:/(\d[\d,]*))?", re.IGNORECASE)
+_CRASH = re.compile(
+    r"Traceback \(most recent|OutOfMemoryError|out of memory|SIG(?:SEGV|KILL|TERM|ABRT)|Signal \d+"
+    r"|^\s*Killed\b|ChildFailedError|KeyboardInterrupt|TIMEOUT|CUDA error|Connection to .* closed"
+    r"|DUE TO TIME LIMIT"
+)
+_MODE = re.compile(r"\s*final_eval_mode\s*[:=]\s*(\w+)")
+_SLIDING = re.compile(
+    r"sliding[_ ](?:window[_ ])?eval|eval(?:uat\w+)?.{0,20}sliding|^\s*sliding_eval", re.IGNORECASE
+)
+_TTT = re.compile(
+    r"ttt|test[- ]time[- ](?:train|adapt)|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])|fine-?tun\w*.{0,40}\bval"
+    r"|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
+    re.IGNORECASE,
+)
+"""Training after training: on the validation text, or on a text that the line does not name."""
+_TEXT = r"(?:val(?:idation)?|held-?\s?out|test|dev|eval(?:uation)?)(?![a-z])"
+_LEARNS = (
+    r"(?<![a-z])(?:(?:pre)?-?train(?:ing|s)?|sgd|adamw?|muon|backprop\w*|optimi[sz]\w+|learn(?:ing|s)?|updates?|passes"
+    r"|epochs?|gradient\w*|steps?)(?![a-z])"
+)
+_LEARNS_IT = re.compile(
+    rf"(?<![a-z])(?:memori[sz]\w*|overfit\w*|fit(?:s|ting)|refin\w+|polish\w*|tun(?:e|es|ing)|distil\w+|anneal\w*)(?![a-z])"
+    rf".{{0,40}}(?<![a-z]){_TEXT}"
+    rf"|{_LEARNS}.{{0,20}}(?<![a-z])(?:on|over|against|with|using)(?![a-z]).{{0,60}}(?<![a-z]){_TEXT}",
+    re.IGNORECASE,
+)
+_ONLY_MEASURES = re.compile(
+    r"no[ _-](?:grad|train)|training (?:is )?(?:done|complete|finished|time)|trained model|learning.?rate"
+    r"|pre-?trained|train_(?:time|loss|loader|batch|seq|files|shards)|eval_(?:time|mode|stride|only|seq|batch)"
+    r"|(?:^|\W)lr\W|optimizer|seed|params",
+    re.IGNORECASE,
+)
+_BPB = re.compile(r"val_?bpb\W*\d", re.IGNORECASE)
+_NO_EMA = re.compile(r"ema\W*skip|skip\w*.{0,20}\bema\b|(?:swa|lawa)\W*applying", re.IGNORECASE)
+_EMA = re.compile(r"ema\W*applying|appl(?:y|ying|ied)\W+ema", re.IGNORECASE)
+_MIXED = re.compile(
+    r"(?<![a-z])n-?gram"
+    r"|(?<![a-z])(?:ppm|mixer|backoff|k-?nn|nearest[- ]neighbou?rs?|datastore|retrieval)(?![a-z])"
+    r"|(?:blend|interpolat|mix)\w*.{0,30}(?:cache|memory|counts|keys)"
+    r"|(?:cache|memory|counts|keys).{0,30}(?:blend|interpolat|mix)",
+    re.IGNORECASE,
+)
+_PART = re.compile(
+    r"(?<![a-z])(?:quick|partial|subset|proxy|sampled?|smoke|sanity|fast)(?![a-z]).{0,40}(?:eval|check|val)"
+    r"|(?:eval|check|val)\w*.{0,40}(?<![a-z])(?:quick|partial|subset|proxy|sample)(?![a-z])"
+    r"|tokens?\W{1,3}[\d,]+\s*(?:of|/)\s*[\d,]+|first\s+[\d,]+[kM]?\s+(?:\w+\s+)?tokens",
+    re.IGNORECASE,
+)
+"""What comes next is measured on a part of the validation text."""
+_RESTORED = re.compile(
+    r"(?<![a-z])(?:restor|reload|revert|reset)\w*.*(?:weights|model|int6|quantized|checkpoint|artifact)",
+    re.IGNORECASE,
+)
+_SCALE = re.compile(
+    rf"(?:qat|ema|swa)\w*\W.*\bstep\s*[:=]\s*(\d+).*?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})", re.IGNORECASE
+)
+_WEIGHTS = re.compile(
+    r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
+)
+_EPOCH = re.compile(r"\s*epoch\s+(?P<epoch>\d+)\s*/\s*\d+\s*", re.IGNORECASE)
+
+_SAID: tuple[tuple[str, Callable[[str], object]], ...] = (
+    ("crash", _CRASH.search), ("ema", _EMA.search), ("no ema", _NO_EMA.search), ("mixed", _MIXED.search),
+)  # fmt: skip
+
+
+def marks(line: Line) -> Iterator[Mark]:
+    text, at = line.text, line.number
+    said = text.strip()[:100]
+    if (mark := _measured(line)) is not None:
+        yield mark
+    elif (kind := next((kind for kind, tells in _SAID if tells(text)), None)) is not None:
+        yield Mark(at, kind, said)
+    if _RESTORED.search(text):
+        yield Mark(at, "restored", said)
+    if _TTT.search(text):
+        yield Mark(at, "ttt", said)
+    elif _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text):
+        yield Mark(at, "learns", said)
+    elif _SLIDING.search(text) and not _BPB.search(text):
+        yield Mark(at, "sliding", said)
+    if _PART.search(text):
+        yield Mark(at, "part", said)
+
+
+def _measured(line: Line) -> Mark | None:
+    """A mark with numbers, or none."""
+    text, at = line.text, line.number
+    if match := _ARTIFACT.match(text):
+        name = (match["format"] or match["packed"]).strip().lower()
+        return Mark(at, "artifact", name, {"bytes": number(match["bytes"])})
+    if match := _CODE.match(text):
+        return Mark(at, "code", match["packed"].strip(" ()_").lower(), {"bytes": number(match["bytes"])})
+    if match := _STOP.match(text):
+        return _stop(line, match["why"].strip().lower())
+    if _OVER.match(text):
+        return _stop(line, "")
+    if (match := _STOP_SAID.search(text)) and not _CRASH.search(text):
+        return _stop(line, "wallclock" if match["clock"] or match["limit"] else "early")
+    if match := _MODE.match(text):
+        return Mark(at, "mode", match[1].lower())
+    if match := _WEIGHTS.match(text):
+        bits = float(match[1]) if match[1] else (5.0 if number(match[2]) > number(match[3]) else 6.0)
+        return Mark(at, "weights", text.strip()[:100], {"bits": bits})
+    if match := _SCALE.search(text):
+        found = {"step": number(match[1]), "scale": number(match[2])}
+        return Mark(at, "multiplier", text.strip()[:100], found)
+    if match := _EPOCH.fullmatch(text):
+        return Mark(at, "epoch", text.strip(), {"epoch": number(match["epoch"])})
+    return None
+
+
+def _stop(line: Line, why: str) -> Mark:
+    found = values(line.text)
+    said = {key: found.of[key] for key in ("seconds",) if key in found.of} | {"coarse": found.coarse}
+    if where := _STOPPED_AT.search(line.text):
+        said["step"] = number(where[1])
+        if where[2]:
+            said["total"] = number(where[2])
+    return Mark(line.number, "stop", why, said)

@@ -1,0 +1,134 @@
+"""Lines that are a point of the curve: a step and a loss, in whatever order and form trainers print them."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+
+from analysis.logs.events import Loose, Step
+from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
+from analysis.logs.reading.text import Line
+
+_COUNT = r"\d+(?:\.\d+)?k\b|\d[\d,]*"
+_STEP = re.compile(
+    r"\W{0,3}(?:(?:epoch\W{0,2}\d+(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics|completed"
+    r"|at|after)\b\W{0,3}){0,3}"
+    r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
+    r"(?:(?P<word>(?:global[_ ])?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
+    rf"(?P<step>{_COUNT})\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
+    re.IGNORECASE,
+)
+_OPTIMIZER_STEP = re.compile(r"\W{1,3}step\s*[:=]?\s*(?P<step>\d[\d,]*)(?![\w.%/])", re.IGNORECASE)
+"""litgpt's `iter 4000 step 1000`: of microbatches and of the optimizer."""
+_STEP_LAST = re.compile(
+    r"\W{0,3}(?:(?:val(?:idation)?|eval(?:uation)?|train(?:ing)?)[ _](?:loss|bpb)\b|(?:loss|bpb)\s*[:=])"
+    r"[^()]*?\b(?P<word>(?:step|iter|iteration)s?)\s*[:=#]?\s*(?P<step>\d[\d,]*)"
+    r"\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
+    re.IGNORECASE,
+)
+"""`val_loss 2.1 val_bpb 1.2 at step 100`: the loss first."""
+_BAR = re.compile(
+    r"^(?:\W{0,3}epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?\W)?.*?\|\s*(?P<step>\d+)/(?P<total>\d+)\s*\[[^\]]*?,(?P<rest>[^\]]*)\]",
+    re.IGNORECASE,
+)
+_KERAS = re.compile(r"\W{0,3}(?P<step>\d+)/(?P<total>\d+)\s*(?:\[[=>.]+\]|━+)(?P<rest>.*)")
+_LLMC = re.compile(rf"s:(?P<step>\d+)\s+(?P<name>tel|trl):(?P<value>{NUMBER})\b")
+"""llm.c's main.log: `s:250 tel:6.4` of the validation, `trl` of the training."""
+_ALONE = re.compile(
+    rf"\W{{0,3}}(?:(?:val(?:idation)?[_ ]?(?:loss|bpb))\s*[:=]?\s*{NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
+)
+_OTHER_MODELS = {"draft", "teacher", "ema", "swa", "reference", "ref", "shadow"}
+_RECORD = re.compile(rf"val_loss:{NUMBER}(?: [a-z_]\w*:[-+\w.]+)*")
+"""transformers' record of an evaluation, which names no step."""
+_MOST = 10**9
+
+
+def step(line: Line) -> Step | None:
+    """A line that begins with a step, or is a progress bar, or ends in a step, and holds a loss."""
+    text = line.text
+    if (match := _LLMC.match(text)) is not None:
+        return _llmc(line, match)
+    epoch = None
+    if (match := _STEP.match(text)) is not None and (match["word"] or _named(text, match)):
+        if match["of"] and match["of"].lower() in _OTHER_MODELS:
+            return None
+        found = values(text, first=match.end())
+    elif (match := _STEP_LAST.match(text)) is not None:
+        found = values(text)
+    elif (match := _KERAS.match(text) or _BAR.match(text)) is not None:
+        found = values(match["rest"])
+        epoch = number(match["epoch"]) if "epoch" in match.groupdict() and match["epoch"] else None
+        if not found.of.keys() & {"val_bpb", "val_loss"} and not found.broken:
+            return _bare_bar(line, match)
+    else:
+        return None
+    bar = "rest" in match.groupdict()
+    if not bar and (word := VALIDATION.search(text)) is not None:
+        add_bare(found, text, word.end())
+    return _point(line, match, found, bar=bar, epoch=epoch)
+
+
+def _bare_bar(line: Line, match: re.Match[str]) -> Step | None:
+    """A bar without a loss, by which a validation that names no step may have one."""
+    step, total = number(match["step"]), number(match["total"])
+    if match["rest"].strip(" ]").startswith(("[", "-")) or not 0 < step <= total <= _MOST:
+        return None
+    return Step(line.number, int(step), int(total), {}, loose=True, bar=True)
+
+
+def _named(text: str, match: re.Match[str]) -> bool:
+    """Whether a count without the word `step` is one: `100/2000 val_loss:...`."""
+    return match["total"] is not None and bool(
+        re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", text[match.end() :])
+    )
+
+
+def _llmc(line: Line, match: re.Match[str]) -> Step | None:
+    value, name = number(match["value"]), "val_loss" if match["name"] == "tel" else "train_loss"
+    if isfinite(value):
+        return Step(line.number, int(match["step"]), None, {name: value})
+    return Step(line.number, int(match["step"]), None, {}, broken=True)
+
+
+def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch: float | None) -> Step | None:
+    text, loose = line.text, False
+    if not found.broken and not found.measured:
+        if (value := plain_loss(text, match.end())) is None:
+            return None
+        loose = True
+        if isfinite(value):
+            found.of["train_loss"] = value
+        else:
+            found.broken = True
+    total = number(match["total"]) if match["total"] else None
+    at = _count(match["step"])
+    if "val_loss" in found.of and (own := _OPTIMIZER_STEP.match(text, match.end())):
+        at = number(own["step"])
+    if not (isfinite(at) and at <= _MOST and (total is None or isfinite(total))):
+        return None
+    if total is not None and at > total and "step" not in text.lower():
+        return None
+    return Step(
+        line.number,
+        int(at),
+        None if total is None else int(total),
+        found.of,
+        found.coarse,
+        found.broken,
+        loose,
+        bar=bar,
+        epoch=None if epoch is None else int(epoch),
+        words=text[: match.start("step")].strip().lower(),
+    )
+
+
+def _count(digits: str) -> float:
+    return 1000 * float(digits[:-1]) if digits[-1] in "kK" else number(digits)
+
+
+def loose(line: Line) -> Loose | None:
+    """A line that is nothing but a validation's, as `val loss 2.1`."""
+    if not (_ALONE.fullmatch(line.text) or _RECORD.fullmatch(line.text)):
+        return None
+    found = values(line.text)
+    return Loose(line.number, found.of, found.broken)

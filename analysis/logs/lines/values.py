@@ -1,0 +1,162 @@
+"""Numbers of a line by the names that the analysis gives them, and whose they are.
+
+A line may hold values of several models or weights: its own, an average's, a draft's, the best so far.
+A word that is directly before a value says whose it is, and holds for the values after it too, up to one
+that was given already, or to a word for the run itself.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import isfinite
+
+NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+LOSSES = {"val_bpb", "val_loss", "train_loss"}
+
+_NAMES = {
+    "val_bpb": "val_bpb", "valbpb": "val_bpb", "validation_bpb": "val_bpb",
+    "val_loss": "val_loss", "valloss": "val_loss", "validation_loss": "val_loss",
+    "train_loss": "train_loss", "trainloss": "train_loss",
+    "train_time": "seconds", "elapsed": "seconds",
+    "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
+    "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
+    "learning_rate_multiplier": "lr_scale",
+}  # fmt: skip
+_VALUE = re.compile(
+    r"(?<![a-z\d.])(val[_ ]?bpb|val(?:idation)?[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
+    r"|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    rf"(?:\s*\((?P<of>[a-z]\w*)\))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
+    re.IGNORECASE,
+)
+_BARE = re.compile(rf"(?<![\w.])(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
+VALIDATION = re.compile(
+    r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![a-z])", re.I
+)
+_PAIR = re.compile(rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})", re.IGNORECASE)
+"""litgpt's `loss train: 2.1, val: 2.2`."""
+_WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
+_AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\b", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"\bon\s+(?:the\s+)?(test|train(?:ing)?)\b", re.IGNORECASE)
+_OWN = {"student", "main", "raw", "live", "current", "now", "ours", "online"}
+_OTHERS = {
+    "ema", "swa", "lawa", "sliding", "windowed", "draft", "teacher", "target", "assistant", "reference",
+    "ref", "quant", "quantized", "fake", "fakequant", "qat", "averaged", "shadow", "polyak",
+    "proxy", "baseline",
+    "test", "merged", "distilled",
+}  # fmt: skip
+_HISTORY = {"best", "prev", "previous", "min", "minimum", "lowest", "last", "initial", "from", "old", "was"}
+"""Of another step than the line's: no more than the values up to the next separator."""
+_INT = re.compile(r"int\d|q\d|fp\d+|\d+bit")
+_KIND = re.compile(r"[\s_]+(?:model|weights|net|network)(?=[\s_:|,;(){}\[\]\"'>=-]*$)", re.IGNORECASE)
+_OF_VALIDATION = re.compile(
+    r"(?<![a-z\d])(?:val|validation|eval|evaluation|metrics?|log|trainer|student|main|raw|model)[_/-]$",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"[|;()]|->|=>")
+
+
+@dataclass
+class Values:
+    """Named values of a line.
+
+    `coarse`: by how much its seconds were rounded; `broken`: a loss is not finite.
+    """
+
+    of: dict[str, float] = field(default_factory=dict)
+    coarse: float = 0.0
+    broken: bool = False
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.of.keys() & {*LOSSES, "ema_val_bpb"})
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def values(text: str, *, first: int = 0) -> Values:
+    """The line's own values from position `first` on; an EMA's bits per byte as `ema_val_bpb`."""
+    found = Values()
+    owner, given = ("test" if _ELSEWHERE.search(text) else ""), set[str]()
+    end = first
+    for match in _VALUE.finditer(text, first):
+        key = _NAMES[match[1].lower().replace(" ", "_")]
+        if key in ("seconds", "tokens_per_second", "lr_scale"):
+            _other(found, key, match)
+            end = match.end()
+            continue
+        before, end = text[end : match.start()], match.end()
+        if before.endswith(("_", "/", "-")) and not _OF_VALIDATION.search(before):
+            name, _ = _owner("", set(), key, before)  # `ema_val_loss`: of this value alone
+            if name:
+                _take(found, key, number(match[3]), name.lower())
+            continue
+        owner, given = _owner(owner, given, key, before)
+        given.add(key)
+        own = match["of"] or (after[1] if (after := _AFTER.match(text, end)) else None)
+        _take(found, key, number(match[3]), (own or owner).lower())
+    if (pair := _PAIR.search(text, first)) is not None:
+        for key, digits in zip(("train_loss", "val_loss"), pair.groups(), strict=True):
+            _take(found, key, number(digits), "")
+    return found
+
+
+def _other(found: Values, key: str, match: re.Match[str]) -> None:
+    value = number(match[3])
+    if not isfinite(value):
+        return
+    if key == "seconds":
+        size = SECONDS.get(match[4] or "ms", 1.0)
+        found.coarse = size * 10.0 ** -len(match[3].partition(".")[2])
+        value *= size
+    found.of.setdefault(key, value)
+
+
+def _owner(owner: str, given: set[str], key: str, before: str) -> tuple[str, set[str]]:
+    """Whose the value `key` is after the text `before` it, with the values that were given of the same."""
+    if key in given:
+        owner, given = "", set()
+    elif owner in _HISTORY and _SEPARATOR.search(before):
+        owner = ""
+    before = _KIND.sub("", before)
+    if (word := _WORD.search(before)) is not None:
+        name = word[1].lower()
+        if name in _OWN:
+            return "", set()
+        if name in _OTHERS or name in _HISTORY or _INT.fullmatch(name):
+            return name, set()
+    return owner, given
+
+
+def _take(found: Values, key: str, value: float, owner: str) -> None:
+    if owner and owner not in _OWN:
+        if owner != "ema" or key != "val_bpb" or not isfinite(value):
+            return
+        key = "ema_val_bpb"
+    if isfinite(value):
+        found.of.setdefault(key, value)
+    else:
+        found.broken = True
+
+
+def add_bare(found: Values, text: str, first: int) -> None:
+    """Adds a plain `loss` or `bpb` after the word for a validation, which ends at `first`."""
+    if _ELSEWHERE.search(text):
+        return
+    for match in _BARE.finditer(text, first):
+        name = f"val_{match[1].lower()}"
+        if name == "val_loss" and found.of.keys() & LOSSES:
+            continue  # of training, beside the validation's own
+        if isfinite(value := number(match[2])):
+            found.of.setdefault(name, value)
+        else:
+            found.broken = True
+
+
+def plain_loss(text: str, first: int) -> float | None:
+    """The first plain `loss` from position `first` on: of training, or what else the line is about."""
+    match = _BARE.search(text, first)
+    return None if match is None or match[1].lower() != "loss" else number(match[2])

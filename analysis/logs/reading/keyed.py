@@ -1,0 +1,142 @@
+"""JSON and Python records, one a line or one for the whole file, as the words that other logs print."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_STEPS = (
+    "step", "_step", "global_step", "iter", "iteration", "train/step", "train/global_step",
+    "trainer/global_step", "steps", "iterations", "optimizer_step",
+)  # fmt: skip
+_TOTAL = ("total_steps", "max_steps", "num_iterations", "iterations")
+_NAMES = {"bpb": "val_bpb", "eval_bpb": "val_bpb", "eval_loss": "val_loss"}
+_LABELS = ("label", "stage", "name", "event", "phase", "split", "tag", "type")
+_PLAIN = {"val", "valid", "validation", "eval", "train", "training", "step", "log", "metrics", "evaluation"}
+_WRAPPERS = {"metrics", "metric", "data", "values", "scalars", "log", "logs", "stats", "payload", "results"}
+_SOURCES = ("run", "run_id", "run_name", "experiment", "model", "seed")
+"""Keys that say of which of several runs a record is."""
+_MESSAGES = ("log", "message", "msg", "MESSAGE", "textPayload")
+"""Keys under which collectors of logs keep a line."""
+_LONGEST, _WHOLE = 20_000, 64 << 20
+_ENDLESS = re.compile(r"\d{400}")  # Python refuses to read integers of over 4,300 digits
+
+
+def worded(text: str) -> str:
+    """`step:100 val_loss:2.1` of a record in one line; any other line as it is."""
+    record = _record(text.strip())
+    return text if record is None else _words(record)
+
+
+def message(text: str) -> str | None:
+    """The line that a collector of logs wrapped into a record, as docker and cloud services do."""
+    record = _record(text.strip())
+    if record is None or any(plain(str(key)) in STEPS for key in record):
+        return None
+    return next((record[key] for key in _MESSAGES if isinstance(record.get(key), str)), None)
+
+
+def source(text: str) -> str:
+    """Of which run a record is, '' where it does not say."""
+    record = _record(text.strip())
+    if record is None or not any(plain(str(key)) in STEPS for key in record):
+        return ""
+    said = (record[key] for key in _SOURCES if isinstance(record.get(key), str | int))
+    return "-".join(str(value) for value in said)
+
+
+def as_records(text: str) -> list[str] | None:
+    """The lines of a file that is one JSON value: a list of records, an object with one, which transformers
+    calls log_history, or an object of columns; None for any other text."""
+    if not text[:200].lstrip("\ufeff \t\r\n").startswith(("{", "[")) or len(text) > _WHOLE:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    records = _history(found)
+    if records is None:
+        return None
+    planned = found.get("max_steps") if isinstance(found, dict) else None
+    head = [f"iterations:{planned}"] if isinstance(planned, int) and planned > 0 else []
+    return head + [_words(record) for record in records]
+
+
+def _history(found: Any) -> list[dict[str, Any]] | None:
+    history = found
+    if isinstance(found, dict):
+        history = found.get("log_history")
+        if history is None:
+            history = _rows(found) or next(
+                (v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None
+            )
+    if not isinstance(history, list):
+        return None
+    records = [record for record in history if isinstance(record, dict)]
+    return records or None
+
+
+def _rows(columns: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The records of an object with a list for each column."""
+    lists = {key: value for key, value in columns.items() if isinstance(value, list)}
+    step = next((key for key in lists if plain(key) in STEPS), None)
+    if step is None:
+        return None
+    whole = {key: value for key, value in lists.items() if len(value) == len(lists[step])}
+    return [dict(zip(whole, row, strict=True)) for row in zip(*whole.values(), strict=True)]
+
+
+def _words(record: dict[Any, Any]) -> str:
+    values = dict(_flat(record))
+    labels = [str(values.pop(key)) for key in _LABELS if isinstance(values.get(key), str)]
+    named = [label for label in labels if label.lower() not in _PLAIN]
+    numbers = {
+        _name(k): v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+    step = next((numbers.pop(key) for key in STEPS if key in numbers), None)
+    words = [*labels, *(f"{key}:{value}" for key, value in numbers.items())]
+    if step is None or named:  # what has a name is a figure of its own, not a point of the curve
+        return " ".join([*named, *(word for word in words if word not in named)])
+    total = next((int(numbers[key]) for key in _TOTAL if key in numbers), None)
+    return " ".join([f"step:{step:.0f}" + ("" if total is None else f"/{total}"), *words])
+
+
+def _flat(record: dict[Any, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Values by key; of records within a record by both keys, but for names that say nothing."""
+    for key, value in record.items():
+        if not isinstance(key, str):
+            continue
+        name = f"{above}/{key}" if above else key
+        if isinstance(value, dict) and depth:
+            yield from _flat(value, above if key.lower() in _WRAPPERS else name, depth - 1)
+        else:
+            yield name, value
+
+
+def _record(line: str) -> dict[Any, Any] | None:
+    if not (line.startswith("{") and line.endswith("}") and len(line) <= _LONGEST) or _ENDLESS.search(line):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(line)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def plain(key: str) -> str:
+    """`Val/Loss` as `val_loss`."""
+    return re.sub(r"[/ .-]+", "_", key.strip().lower())
+
+
+STEPS = tuple(dict.fromkeys(map(plain, _STEPS)))
+"""What loggers call the step, in plain words."""
+
+
+def _name(key: str) -> str:
+    name = plain(key)
+    return _NAMES.get(name, name)
