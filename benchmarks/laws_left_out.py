@@ -155,7 +155,8 @@ def left_out(known: list[Case]) -> list[dict[str, Any]]:
 def _scored(case: Case, taught: Experience) -> dict[str, Any]:
     found = weighed(case.found, case.trials, taught)
     error, sd = case.centre(found.weights)
-    half = norm.ppf((1 + LEVEL) / 2) * np.hypot(found.scale * sd, found.replicate_sd)
+    scale = found.scale_ahead if case.split.kind == "lengths" else found.scale
+    half = norm.ppf((1 + LEVEL) / 2) * np.hypot(scale * sd, found.replicate_sd)
     return {
         "study": case.split.study,
         "split": case.split.name,

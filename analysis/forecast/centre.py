@@ -15,7 +15,9 @@ from analysis.forecast.members import Fitted, evaluate
 from analysis.forecast.prefix import measured_prefix
 from analysis.laws.design import Design
 from analysis.laws.plans import last_known
-from analysis.runs.table import Floats, Ints, Run, Table
+from analysis.runs.table import Bools, Floats, Ints, Run, Table
+
+BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Finals:
     centre: Floats  # [plans]
     spread: Floats  # [plans] weighted standard deviation of the corrected laws, relative
     unknown: Floats  # [plans] standard deviation of what no run of the table tells, relative
+    ahead: Bools  # [plans] longer than every run of the table
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Ensemble:
     """Fitted laws, their weights (sum 1), and the errors that the weighted centre makes in inner backtests.
 
     Errors are relative; `scale` turns the standard error that laws and residuals give into the one that was
-    found, here and in other studies. None of it was made with anything but `table` and `experience`.
+    found, here and in other studies, and `scale_ahead` does so for runs longer than any. None of it was made
+    with anything but `table` and `experience`.
     """
 
     table: Table
@@ -44,6 +48,7 @@ class Ensemble:
     scores: dict[str, float]  # RMS relative backtest error of each law, NaN where it could not be tried
     process: Residuals
     scale: float
+    scale_ahead: float
     replicate_sd: float  # relative
     held_out: tuple[tuple[str, str, float], ...] = ()  # (kind, run_id, relative error) of the trials
 
@@ -73,11 +78,14 @@ class Ensemble:
         centre, spread = mix(trust, corrected)
         spread = np.hypot(spread, self.gap_doubt(design) / centre)
         by_law = dict(zip(laws, corrected, strict=True))
-        return Finals(laws, by_law, centre, spread, np.sqrt(variance))
+        longest = max((run.steps for run in self.measured.runs), default=0)
+        ahead = np.array([plan.steps > BEYOND * longest for plan in plans])
+        return Finals(laws, by_law, centre, spread, np.sqrt(variance), ahead)
 
     def standard_error(self, found: Finals) -> Floats:
         """Relative, of predicted finals, [plans]."""
-        return np.hypot(self.scale * np.hypot(found.spread, found.unknown), self.replicate_sd)
+        scale = np.where(found.ahead, self.scale_ahead, self.scale)
+        return np.hypot(scale * np.hypot(found.spread, found.unknown), self.replicate_sd)
 
     def gap_doubt(self, design: Design) -> Floats:
         """What the regressors of a stage's gap disagree about, [plans]; 0 for a metric without a gap."""

@@ -58,6 +58,7 @@ def untried(
         scores=dict.fromkeys(fits, float("nan")),
         process=residuals(table, metric, max(measured, default=1)),
         scale=experience.scaled(one),
+        scale_ahead=experience.scaled(one),
         replicate_sd=replicate_sd(table, metric),
     )
 
@@ -70,14 +71,23 @@ def weighed(found: Ensemble, trials: list[Trial], experience: Experience) -> Ens
     by_law: dict[str, float] = {}
     for name, weight in weights.items():
         by_law[law_of(name)] = by_law.get(law_of(name), 0.0) + weight
-    held_out, standardized = [], []
+    held_out, standardized, ahead = [], [], []
     for t in trials:
         error, variance = t.centre(by_law)
         standardized.append(float(np.mean(error**2 / (variance + found.replicate_sd**2))))
+        ahead += [standardized[-1]] if t.kind == "length" else []
         held_out += [(t.kind, run, float(e)) for run, e in zip(t.runs, error, strict=True)]
     scores = {}
     for name in found.fits:
         own = [trial[law_of(name)] for trial in squares if law_of(name) in trial]
         scores[name] = float(np.sqrt(np.mean(own))) if own else float("nan")
     scale = experience.scaled(one, standardized)
-    return replace(found, weights=weights, scores=scores, scale=scale, held_out=tuple(held_out))
+    return replace(
+        found,
+        weights=weights,
+        scores=scores,
+        scale=scale,
+        # Longer runs are not trusted more than trials at longer runs were, however few they are.
+        scale_ahead=max(scale, float(np.sqrt(np.mean(ahead))) if ahead else 0.0),
+        held_out=tuple(held_out),
+    )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from analysis.forecast.centre import Ensemble
+from analysis.forecast.centre import BEYOND, Ensemble
 from analysis.forecast.ensemble import build
 from analysis.laws.plans import mean_final, same_plan
 from analysis.runs.errors import AnalysisError
@@ -27,7 +27,6 @@ from analysis.runs.strictjson import plain
 from analysis.runs.table import MAX_STEPS, Run, Table
 
 FARTHEST = 10.0  # times the longest run: beyond, errors of other studies (4 times at most) say nothing
-BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
 
 
 @dataclass(frozen=True, kw_only=True)

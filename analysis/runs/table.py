@@ -21,6 +21,7 @@ from analysis.runs.units import STAGES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 MAX_STEPS = 100_000_000
 """Longer runs are a slip of the pen."""
