@@ -13,7 +13,8 @@ from analysis.runs.units import counted, span, unit
 
 def confounds(table: Table, metric: str) -> tuple[str, ...]:
     """Sentences, each with its numbers; none where nothing is known to confound."""
-    found = [_seeds(table, metric), _trunks(table), _rates(table), _epochs(table)]
+    found = [_seeds(table, metric), _one_ratio_a_length(table), _trunks(table), _rates(table)]
+    found += [_epochs(table)]
     found += [_floor(table), _embedding(table), _average(table)]
     return tuple(sentence for sentence in found if sentence)
 
@@ -66,14 +67,29 @@ def _seeds(table: Table, metric: str) -> str:
     noise = replicate_sd(table, metric)
     seeds = len({run.seed for run in table.runs})
     measured = (
-        f" Trainings that should be equal differ by {noise[0]:.4f} {unit(metric)} (SD, {noise[1]} "
-        f"degree{'s' * (noise[1] > 1)} of freedom)."
+        f" Trainings that should be equal differ by {noise[0]:.4f} {unit(metric)} (SD, from "
+        f"{counted(noise[1], 'independent comparison')}{', which is too few to rely on' * (noise[1] < 3)})."
         if noise
         else " Nothing measures the noise between equal trainings."
     )
     if seeds == 1:
         return f"One seed: differences between runs include the noise of that seed.{measured}"
     return f"{seeds} seeds, averaged per configuration before anything is fitted across runs.{measured}"
+
+
+def _one_ratio_a_length(table: Table) -> str:
+    """Longer runs that warmed down for another share: length and share cannot be told apart by comparison."""
+    ratios: dict[tuple[object, ...], set[float]] = {}
+    for run in table.runs:
+        if not run.is_constant:
+            ratios.setdefault((run.group, run.steps), set()).add(round(run.warmdown_ratio, 2))
+    tried = set().union(*ratios.values()) if ratios else set()
+    if len(ratios) < 2 or len(tried) < 2 or any(len(of) > 1 for of in ratios.values()):
+        return ""
+    return (
+        "No number of steps was run with two warmdown ratios: which ratio is best rests on the laws that "
+        "were fitted, not on a comparison."
+    )
 
 
 def _trunks(table: Table) -> str:

@@ -20,6 +20,7 @@ from analysis.runs.units import unit
 Floats = NDArray[np.float64]
 
 
+_VAGUE = 4.0  # an interval of the exponent q as wide as that tells nothing
 CLEARLY = 0.5  # of the other ways' spread: what lines runs up so much better is said to be followed
 
 
@@ -236,6 +237,8 @@ def _steps(runs: Sequence[RunWarmdown], metric: str) -> str:
         f"{answer}: as many at the constant rate would have brought "
         f"{_range([s for _, s, _ in known], '.4f')} {unit(metric)}, {_range(shares, '.0f')} % of the gain"
     )
+    if any(share.above(100) for share in shares):
+        text += "; over 100 %, the constant rate would have gained more over as many steps"
     return text + (f" (extrapolated, not measured, for {_listed(guessed)})." if guessed else ".")
 
 
@@ -267,23 +270,30 @@ def _shares(runs: Sequence[RunWarmdown]) -> list[str]:
 
 def _driver(runs: Sequence[RunWarmdown]) -> str:
     """Which of remaining rate, progress and steps lines the runs up."""
-    exponents = _bounded([r.q for r in runs])
+    known = _bounded([r.q for r in runs])
+    exponents = [q for q in known if q.high is not None and q.low is not None and q.high - q.low < _VAGUE]
     found = collapse(runs)
-    if not exponents or found is None:
+    if not known or found is None:
         few = "With a drop below the constant rate known for fewer than two"
         if len(runs) == 1:
             few = "With one run"
-        elif exponents:
+        elif known:
             few = "With warmdowns of one length"
         return f"{few}, the steps cannot be told from the learning rate."
-    late = {-1: "the gain comes late", 1: "the gain comes early", 0: "not clearly otherwise"}[
-        _direction(exponents)
-    ]
     law = (
-        f"Below the constant rate's continuation, the drop follows D(r) = D_inf (1 - r^q) in the remaining "
-        f"rate r with q = {_range(exponents, '.2f')} "
-        f"(1 would be proportional to the rate removed; {late})."
+        "The drop below what the constant rate would have reached is described by D(r) = D_inf (1 - r^q), "
+        "where r is the remaining part of the learning rate: "
     )
+    if exponents:
+        late = {-1: "the gain comes late", 1: "the gain comes early", 0: "not clearly otherwise"}[
+            _direction(exponents)
+        ]
+        told = (
+            "" if len(exponents) == len(known) else f" in the {len(exponents)} of {len(known)} runs that tell"
+        )
+        law += f"q = {_range(exponents, '.2f')}{told} (1 would be proportional to the rate removed; {late})."
+    else:
+        law += "these runs do not determine q."
     text = (
         f"{law} Lined up by remaining rate, drops differ between runs by {found.remaining:.2f} of their mean "
         f"(SD), by steps since the peak {found.steps:.2f}"
@@ -344,10 +354,10 @@ def _length(law: LengthLaw, metric: str) -> str:
     doubling = law.b.scaled(float(np.log(2)))
     if not doubling.bounded:
         return ""
-    word = "goes with" if law.b.above(0) or law.b.below(0) else "goes with no more than noise,"
+    noise = "" if law.b.above(0) or law.b.below(0) else ", no more than noise"
     text = (
-        f"Doubling a {law.schedule} warmdown {word} {doubling.text('.4f')} {unit(metric)} more of final drop "
-        f"(a + b ln n, {len(law.drop)} lengths)"
+        f"Doubling a {law.schedule} warmdown adds {doubling.text('.4f')} {unit(metric)} to the final "
+        f"drop{noise} (a + b ln n, {len(law.drop)} lengths)"
     )
     if law.confounded:
         text += "; longer warmdowns were longer runs here, so that the two cannot be told apart"
@@ -359,7 +369,10 @@ def _average(runs: Sequence[RunWarmdown]) -> str:
     shares = [100 * r.ema_share for r in runs if r.ema_share is not None and clear_gain(r)]
     if len(shares) < 3:
         return ""
+    mean = mean_of(shares)
+    clear = "" if mean.above(0) or mean.below(0) else "no clear part of the warmdown's gain: "
+    of = "" if clear else " of the warmdown's gain"
     return (
-        f"Averaging weights (EMA) at the peak rate alone shows {mean_of(shares).text('.0f')} % of the "
-        f"warmdown's gain (mean over {len(shares)} runs)."
+        f"Averaging weights (EMA) at the peak rate alone shows {clear}{mean.text('.0f')} %{of} "
+        f"(mean over {len(shares)} runs)."
     )

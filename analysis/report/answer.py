@@ -19,7 +19,7 @@ from analysis.forecast.surface import BestRatio, Forecast
 from analysis.report.study import Study
 from analysis.runs.sweepfile import SweepFile
 from analysis.runs.table import Run
-from analysis.runs.units import axis, unit
+from analysis.runs.units import axis, counted, unit
 
 _NARROWER = 0.9  # of the range of ratios that were run: an interval at least that wide tells nothing
 
@@ -212,15 +212,15 @@ def warmdown_share(study: Study) -> str:
             f"Measured at {measured.steps:,} steps: {measured.best:.2f} of the run was best, {alike} within "
             f"the noise of two runs ({measured.noise:.4f} {unit(study.final_metric)} each)."
         )
-    where = "" if _was_run(study, best) else ", interpolated between ratios that were run"
+    where = "" if _was_run(study, best) else ", which lies between ratios that were run"
     text = (
-        f"At {best.steps:,} steps {best.ratio:.2f} of the run [{best.low:.2f}, {best.high:.2f}], "
-        f"{best.prediction.schedule}{where}."
+        f"At {best.steps:,} steps, {best.ratio:.2f} of the run as {best.prediction.schedule} warmdown{where}"
     )
-    if best.at_edge:
-        word = "largest" if best.ratio > np.mean(tried) else "smallest"
-        text += f" It is the {word} ratio that was run: the optimum may lie beyond."
-    return text
+    if not best.at_edge:
+        return f"{text}; {best.low:.2f} to {best.high:.2f} are as good."
+    if best.ratio > np.mean(tried):
+        return f"{text}; {best.low:.2f} to at least {best.high:.2f} are as good: no larger one was run."
+    return f"{text}; {best.high:.2f} down to at most {best.low:.2f} are as good: no smaller one was run."
 
 
 def _was_run(study: Study, best: BestRatio) -> bool:
@@ -266,7 +266,24 @@ def doubling(study: Study) -> str:
     amount = gain if gain.value >= 0 else Estimate(-gain.value, -gain.high, -gain.low)  # type: ignore[operator]
     return (
         f"{ahead.steps:,} steps with {ahead.warmdown:,} of warmdown: {interval(ahead)}, {word} the best run "
-        f"(by {amount.text('.4f')})."
+        f"(by {amount.text('.4f')}).{_own_misses(study)}"
+    )
+
+
+def _own_misses(study: Study) -> str:
+    """How far off these runs were when they were predicted from shorter ones, as the interval counts it."""
+    assert study.forecast is not None
+    ensemble = study.forecast.ensemble
+    misses = [
+        abs(error) * value
+        for kind, run_id, error in ensemble.held_out
+        if kind == "length" and (value := ensemble.table.run(run_id).final(study.final_metric)) is not None
+    ]
+    if not misses:
+        return ""
+    return (
+        f" Predicted in the same way from shorter runs alone, {counted(len(misses), 'known run')} came out "
+        f"{max(misses):.4f} off at most."
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.effects.sparse import needed_period
 from analysis.forecast.advise import interval
 from analysis.forecast.cost import cost_of
-from analysis.report.answer import doubled
+from analysis.report.answer import doubled, gain_of_doubling
 from analysis.report.study import Study
 from analysis.runs.settings import varying_axes
 from analysis.runs.strictjson import plain
@@ -30,7 +30,8 @@ class Step:
 
 def next_steps(study: Study, sweep: SweepFile, trajectories: str | Path | None = None) -> list[Step]:
     """Finer evaluations where they are missing, the run that tells most, budgets, a prediction, an export."""
-    steps = [*_evaluate_more(study, sweep), *_next_run(study, sweep), *_budgets(study)]
+    steps = [*_evaluate_more(study, sweep), *_best_score(study, sweep), *_next_run(study, sweep)]
+    steps += _budgets(study)
     if (ahead := doubled(study)) is not None:
         words = ["python", "-m", "analysis", "predict", study.table.source]
         words += ["--trajectories", str(trajectories)] if trajectories else []
@@ -76,14 +77,31 @@ def _next_run(study: Study, sweep: SweepFile) -> list[Step]:
     price = f", {cost.text(best.new_steps * cost.per_step + cost.fixed)}" if cost else ""
     new = f"{best.new_steps:,} new steps" + (" from the longest trunk" if best.new_steps < best.steps else "")
     why = (
-        f"Run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown ({new}{price}): of the plans not "
-        f"made, the one that tells the laws apart most for its cost, about {target.steps:,} steps."
+        f"To learn most for its cost, run {best.steps:,} steps with {best.warmdown_steps:,} of warmdown "
+        f"({new}{price}): of the plans not made it narrows the prediction for {target.steps:,} steps most."
     )
+    return [_planned(study, sweep, why, best.steps, best.warmdown_steps)]
+
+
+def _best_score(study: Study, sweep: SweepFile) -> list[Step]:
+    """The plan that is predicted best, where it is clearly better than the best run."""
+    ahead, gain = doubled(study), gain_of_doubling(study)
+    if ahead is None or gain is None or not gain.above(0):
+        return []
+    why = (
+        f"For a better score, run {ahead.steps:,} steps with {ahead.warmdown:,} of warmdown, predicted at "
+        f"{interval(ahead)}."
+    )
+    return [_planned(study, sweep, why, ahead.steps, ahead.warmdown)]
+
+
+def _planned(study: Study, sweep: SweepFile, why: str, steps: int, warmdown: int) -> Step:
+    """A plan with the command that shows it, where the sweep's own is known."""
     if not sweep.argv:
-        return [Step(why)]
-    why += " Look at the plan first; without --plan it runs."
-    points = [*sweep.points, _point(study, sweep, best.steps, best.warmdown_steps)]
-    return [Step(why, launch(sweep.argv, f"points={json.dumps(points)}", "--plan"))]
+        return Step(why)
+    points = [*sweep.points, _point(study, sweep, steps, warmdown)]
+    command = launch(sweep.argv, f"points={json.dumps(points)}", "--plan")
+    return Step(f"{why} The command shows the plan; without --plan it runs.", command)
 
 
 def _point(study: Study, sweep: SweepFile, steps: int, warmdown: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from analysis.runs import strictjson
 from analysis.runs.load import load
 from analysis.runs.sweepfile import SweepFile, read_sweep_file
 from analysis.runs.tabular import ReportTable
+from analysis.runs.units import counted, span
 
 
 def make_report(
@@ -76,10 +77,9 @@ def _page(
     for drawn in figures:
         by_section.setdefault(drawn.section, []).append(drawn)
     lead = next(iter(by_section.pop("answer", [])), None)
-    runs = len(study.table.runs)
     return Page(
         title=name,
-        facts_of=f"{runs} finished run{'s' * (runs != 1)} of {study.table.source}. {words_of(study).line}",
+        facts_of=f"{_trained(study)}. {words_of(study).line}",
         headline=answered.headline,
         findings=study.findings,
         facts=answered.facts,
@@ -90,6 +90,19 @@ def _page(
         best_link=Link("artifact", artifacts[best]) if best in artifacts else None,
         short=short,
     )
+
+
+def _trained(study: Study) -> str:
+    """How many runs, of what size, on what."""
+    runs = study.table.runs
+    parts = [f"{counted(len(runs), 'finished run')} of {study.table.source}"]
+    sizes = {run.metrics["params"] for run in runs if "params" in run.metrics}
+    if sizes:
+        parts.append(f"{span(sizes, ',.0f')} parameters")
+    devices = sorted({str(of) for run in runs if isinstance(of := run.columns.get("device"), str)})
+    if devices:
+        parts.append(f"trained on {' and '.join(devices)}")
+    return ", ".join(parts)
 
 
 def _name(source: Path) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.effects.slopes import Estimate
 from analysis.forecast.cost import device_of, run_hours
+from analysis.forecast.experience import EXPERIENCE, law_of
 from analysis.forecast.gaps import StageGap
+from analysis.forecast.members import known_lengths
 from analysis.laws.fit import Fit
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
+from analysis.runs.table import Run
 from analysis.runs.tabular import Column, ReportTable
 from analysis.runs.units import BESIDE, LABELS, STAGES, axis, unit
 
@@ -64,8 +67,10 @@ def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _text(estimate: Estimate | None, digits: str) -> str | None:
-    """The estimate with its interval; nothing without one."""
-    return estimate.text(digits) if estimate is not None and estimate.bounded else None
+    """The estimate with its interval, which may be too wide to be one; nothing without an estimate."""
+    if estimate is None:
+        return None
+    return estimate.text(digits) if estimate.bounded else "within noise"
 
 
 def warmdowns(study: Study) -> ReportTable | None:
@@ -233,7 +238,7 @@ def best_ratios(study: Study) -> ReportTable | None:
     """Best warmdown ratio and predicted result, per number of steps."""
     if study.forecast is None or not study.forecast.knows_ratios:
         return None
-    run_ratios = [r.warmdown_ratio for r in study.forecast.ensemble.measured.runs if not r.is_constant]
+    known = [r for r in study.forecast.ensemble.measured.runs if not r.is_constant]
     rows = [
         {
             "steps": best.steps,
@@ -241,8 +246,8 @@ def best_ratios(study: Study) -> ReportTable | None:
             "ratio": best.ratio,
             "ratio_low": best.low,
             "ratio_high": best.high,
-            "ratio_is": "run" if any(abs(best.ratio - r) < 0.005 for r in run_ratios) else "interpolated",
-            "at_edge": "end of the range run" if best.at_edge else "",
+            "ratio_is": _where_run(best.ratio, best.steps, known),
+            "at_edge": "may lie beyond" if best.at_edge else "",
             "value": best.prediction.value,
             "low": best.prediction.low,
             "high": best.prediction.high,
@@ -257,7 +262,7 @@ def best_ratios(study: Study) -> ReportTable | None:
         "ratio": Column("best ratio", ".2f"),
         "ratio_low": Column("as good from", ".2f"),
         "ratio_high": Column("to", ".2f"),
-        "ratio_is": Column("this ratio was"),
+        "ratio_is": Column("that ratio was run"),
         "at_edge": Column("optimum"),
         "value": Column(f"predicted [{u}]", ".4f"),
         "low": Column("low", ".4f"),
@@ -267,11 +272,18 @@ def best_ratios(study: Study) -> ReportTable | None:
     return ReportTable("advice", title, pd.DataFrame(rows), columns)
 
 
+def _where_run(ratio: float, steps: int, runs: Sequence[Run]) -> str:
+    lengths = {run.steps for run in runs if abs(ratio - run.warmdown_ratio) < 0.005}
+    return "at this length" if steps in lengths else "at other lengths" if lengths else "no"
+
+
 def laws(study: Study) -> ReportTable | None:
     """The laws that were fitted: weight, error in backtests, parameters."""
     if study.forecast is None:
         return None
     ensemble = study.forecast.ensemble
+    one = len(known_lengths(ensemble.table, ensemble.metric)) < 2
+    errors = EXPERIENCE.law_error_one if one else EXPERIENCE.law_error
     rows = []
     for name, fitted in ensemble.fits.items():
         fit = fitted.base if isinstance(fitted, StageGap) else fitted
@@ -281,6 +293,7 @@ def laws(study: Study) -> ReportTable | None:
                 "law": name,
                 "weight": ensemble.weights[name],
                 "backtest_error": ensemble.scores[name],
+                "studies_error": errors.get(law_of(name)),
                 "parameters": ", ".join(parameters),
                 "warnings": "; ".join(fitted.warnings),
                 "source": fit.law.source,
@@ -289,13 +302,18 @@ def laws(study: Study) -> ReportTable | None:
     columns = {
         "law": Column("law"),
         "weight": Column("weight", ".3f"),
-        "backtest_error": Column("relative error held out (RMS)", ".5f"),
+        "backtest_error": Column("error on these runs, held out", ".5f"),
+        "studies_error": Column("error in public studies, held out", ".5f"),
         "parameters": Column("parameters"),
         "warnings": Column("warnings"),
         "source": Column("source"),
     }
     frame = pd.DataFrame(rows).sort_values("weight", ascending=False, kind="stable")
-    return ReportTable("laws", "Laws, weighted by their errors on runs held out", frame, columns)
+    title = (
+        "Laws. Each weighs by its relative errors (RMS) on runs held out, of this table and of public "
+        "studies; where a law could not be tried it counts as the middle of the others"
+    )
+    return ReportTable("laws", title, frame, columns)
 
 
 def law_parameters(fitted: Fit | StageGap) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analysis.forecast.cost import device_of
 from analysis.report.study import Study
 
 _MEANINGS = {
@@ -39,6 +40,11 @@ _MEANINGS = {
         "Test-time training on the validation text that breaks no rule: each part is scored before the "
         "model learns from it, in one pass.",
     ),
+    "machine": (
+        "Machine-hours",
+        "Hours of whatever trained a run. This table says how long its runs took, not on how many devices.",
+    ),
+    "worker": ("CPU-worker-minutes", "Minutes of one worker process on a CPU, whatever its threads."),
     "gepa": (
         "GEPA",
         "The architecture and recipe of openai/parameter-golf, pull request 644. Not the prompt optimizer of "
@@ -74,6 +80,8 @@ def words_of(study: Study) -> Words:
         words.append("sliding")
     if "ttt_bpb" in known:
         words.append("ttt")
+    device = device_of(study.table)
+    words += ["machine"] * (device == "machine") + ["worker"] * (device == "CPU-worker")
     if any("gepa" in str(run.run_id).lower() or run.columns.get("config_json") for run in study.table.runs):
         words.append("gepa")
     return Words(line, tuple(_MEANINGS[word] for word in words))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
 from analysis.forecast.surface import FARTHEST, evaluate
+from analysis.report.answer import doubled
 from analysis.report.plots.errors import UnavailableError
 from analysis.report.plots.style import (
     GREY,
@@ -59,14 +60,14 @@ def data(study: Study) -> pd.DataFrame:
 
 
 def _predicted(study: Study) -> list[dict[str, object]]:
-    """Lines at up to five of the ratios that were run, from the shortest run to twice the longest; the one
-    nearest to the best run's has an interval.
+    """Lines at up to five of the ratios that were run, from the shortest run to twice the longest, and one
+    with an interval at the ratio that the page predicts twice the longest run at.
     """
-    assert study.forecast is not None and study.best is not None
+    ahead = doubled(study)
+    assert study.forecast is not None and ahead is not None
     runs = [run for run in study.forecast.ensemble.measured.runs if not run.is_constant]
-    ratios = sorted({round(run.warmdown_ratio, 2) for run in runs})
-    best = study.best[0].warmdown_ratio
-    banded = min(ratios, key=lambda ratio: abs(ratio - best))
+    banded = round(ahead.warmdown / ahead.steps, 2)
+    ratios = sorted({round(run.warmdown_ratio, 2) for run in runs} | {banded})
     if len(ratios) > _LINES:
         others = [ratio for ratio in ratios if ratio != banded]
         spread = {others[round(i)] for i in np.linspace(0, len(others) - 1, _LINES - 1)}
