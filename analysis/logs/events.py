@@ -28,6 +28,7 @@ class Loose:
     line: int
     values: dict[str, float]
     broken: bool = False
+    label: str = ""  # of which text, where it says
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ A log that cannot be read is refused with one line and does not stop the others.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ def _nothing(lines: list[Line], found: list[Training]) -> str:
     for line in lines:
         if "val_bpb" in line.text and any(letter.isdigit() for letter in line.text):
             return f"line {line.number}: {line.text.strip()[:80]!r} is no line of a step; no curve to read"
+    epochs = re.compile(r"\bepoch\W{0,2}\d+.*\bval\w*[_ ]loss", re.IGNORECASE)
+    for line in lines:
+        if epochs.search(line.text):
+            return f"line {line.number}: {line.text.strip()[:80]!r} counts epochs; steps are needed"
     return "no line like `step:N/M val_loss:... val_bpb:...`; is it a training log?"
 
 

@@ -153,6 +153,8 @@ def _placed(found: list[Event]) -> list[Event]:
     of which the steps planned are kept.
     """
     found = _counted(found)
+    if len({e.label for e in found if isinstance(e, Loose)}) > 1:  # of several texts
+        found = [e for e in found if not isinstance(e, Loose)]
     measured = any(isinstance(e, Step) and e.values.keys() & set(_MEASURES) for e in found)
     placed: list[Event] = []
     between = 0
@@ -175,7 +177,7 @@ def _placed(found: list[Event]) -> list[Event]:
         e for e in found if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose)
     ]
     totals = {e.total for e in found if isinstance(e, Step) and e.loose and e.total}
-    if len(totals) == 1 and not any(isinstance(e, Step) and e.total for e in named):
+    if named and len(totals) == 1 and not any(isinstance(e, Step) and e.total for e in named):
         return [Fact(named[0].line, "iterations", float(totals.pop())), *named]
     return named
 
@@ -186,6 +188,7 @@ def _counted(found: list[Event]) -> list[Event]:
     found = [e for e in found if not (isinstance(e, Step) and e.bar and not e.values and e.total != longest)]
     epochs = [e.epoch for e in found if isinstance(e, Step) and e.epoch is not None]
     epochs += [int(e.values["epoch"]) for e in found if isinstance(e, Mark) and e.kind == "epoch"]
+    _refuse_epochs(found)
     counted: list[Event] = []
     epoch: int | None = None
     before: dict[str, float] = {}
@@ -214,6 +217,20 @@ def _another(run: Training, waiting: list[Fact]) -> bool:
     """Whether the header since is of another seed, or of a run with another name."""
     found = ((_value(waiting, fact), run.facts.get(fact)) for fact in ("seed", "name"))
     return any(new is not None and mine is not None and new != mine for new, mine in found)
+
+
+def _refuse_epochs(found: list[Event]) -> None:
+    """Steps that begin again with each epoch, of a length that is not said, cannot be counted on."""
+    epoch, last = None, 0
+    for event in found:
+        if not isinstance(event, Step) or event.epoch is None or event.bar:
+            continue
+        if epoch is not None and event.epoch == epoch + 1 and event.step <= last:
+            raise AnalysisError(
+                f"line {event.line}: steps begin again with epoch {event.epoch}, whose length is not said; "
+                "count them through"
+            )
+        epoch, last = event.epoch, event.step
 
 
 def _measures_again(run: Training, step: Step) -> bool:

@@ -376,6 +376,24 @@ TRAINERS = {
     "transformers": "{{'loss': 2.1, 'epoch': 0.5}}\n 10%|#  | {0}/900 [10:00<10:00, 1.2it/s]"
     "{{'eval_loss': 2.4, 'eval_runtime': 12.1, 'epoch': 0.5}}\n100%|###| 63/63 [00:01<00:00]\n",
     "Lightning": "Epoch {1}: 100%|##| 100/100 [01:40<00:00, 9.9it/s, train_loss=2.3, val_loss={1}.4]",
+    "OLMo": "[step={0}/300,epoch=0]\n    train/CrossEntropyLoss=2.1\n"
+    "[step={0}/300,epoch=0]\n    eval/validation/CrossEntropyLoss=2.4\n    eval/validation/Perplexity=11.0",
+    "Composer": "[batch={0}/300]:\n\t Train loss/train/total: 2.1\n"
+    "\t Eval metrics/eval/LanguageCrossEntropy: 2.4",
+    "gpt-neox": " iteration {0}/ 300 | lm_loss: 2.1E+00 | loss scale: 1.0 |\n"
+    " validation results at iteration {0} | lm_loss value: 2.4E+00 | lm_loss_ppl value: 1.5E+01 |",
+    "a checkpoint of Lightning": "Epoch 0, global step {0}: 'val_loss' reached 2.4 (best 2.4), saving model",
+    "DeepSpeed": "step: {0} loss: 2.1 samples/sec: 9\n"
+    "Evaluation at step {0}: eval_loss = 2.4, perplexity = 11.0",
+    "Levanter": "2024-06-01T10:00:00 - 0 - levanter.callbacks - INFO - Step {0}: train loss = 2.1\n"
+    "2024-06-01T10:00:10 - 0 - levanter.eval - INFO - validation loss: 2.4",
+    "build-nanogpt": "{0} val 2.4\n{0} hella 0.29\n{0} train 2.1",
+    "Optuna": "[I 2024-06-01 10:00:00,123] Trial 3 step {0}: val_loss 2.4",
+    "metric loggers": "[{0}/300] eta: 0:10:00 loss: 2.1 (2.2) val_loss: 2.4 time: 0.3",
+    "scientific": "step {1}.0e+02 val_loss 2.4000e+00",
+    "decimal commas": "step {0}: val loss 2,4",
+    "tokens first": "tokens: 524,288,000 | step {0} | val_loss: 2.4",
+    "smoothed before": "step {0} smoothed val_loss 2.9 val_loss 2.4",
     "Keras": "Epoch {1}/3\n100/100 [=====] - 10s 10ms/step - loss: 2.3 - val_loss: {1}.4",
 }
 
@@ -388,6 +406,20 @@ def test_trainers_of_others(tmp_path: Path, form: str) -> None:
     steps = [1100, 1200, 1300] if "1.{0}k" in form else [100, 200, 300]
     losses = [1.4, 2.4, 3.4] if "{1}.4" in form else [2.4] * 3
     assert [(p["step"], p["val_loss"]) for p in record.curve] == list(zip(steps, losses, strict=True))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step {0} | c4 val_loss 2.8 | wiki val_loss 3.1", "step {0} val_loss/c4 2.8 val_loss/wiki 3.1",
+        "step {0} | val_loss (bits) 4.1", "step {0} | val ppl 9.1", "Epoch {0}/3 - loss: 2.7 - val_loss: 2.8",
+        "[step={0}/3]\n    eval/c4/CrossEntropyLoss=2.8\n    eval/pile/CrossEntropyLoss=2.9",
+        "epoch {1} step 100 val_loss 2.8\nepoch {1} step 200 val_loss 2.7",
+    ],
+)  # fmt: skip
+def test_what_is_not_one_loss_a_step_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(AnalysisError):
+        read(tmp_path, "\n".join(line.format(i, i) for i in (1, 2, 3)))
 
 
 def test_a_bar_that_repeats_its_validation_measured_it_once(tmp_path: Path) -> None:

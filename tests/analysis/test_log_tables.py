@@ -64,6 +64,14 @@ FORMS = {
     "excel.csv": "sep=;\nstep;val_loss\n" + "".join(f"{s};{loss(s)}\n" for s in STEPS),
     "table.md": "| step | val_loss |\n|-----:|---------:|\n"
     + "".join(f"| {s} | {loss(s)} |\n" for s in STEPS),
+    "rich.txt": "┏━━━━━━┳━━━━━━━━━━┓\n┃ step ┃ val_loss ┃\n┡━━━━━━╇━━━━━━━━━━┩\n"
+    + "".join(f"│ {s} │ {loss(s)} │\n" for s in STEPS)
+    + "└──────┴──────────┘\n",
+    "tags.jsonl": "".join(json.dumps({"tag": "val/loss", "step": s, "value": loss(s)}) + "\n" for s in STEPS),
+    "strings.jsonl": "".join(json.dumps({"step": f"{s}", "val_loss": f"{loss(s)}"}) + "\n" for s in STEPS),
+    "by_step.json": json.dumps({"val_loss": {f"{s}": loss(s) for s in STEPS}}),
+    "pairs.json": json.dumps({"val_loss": [[s, loss(s)] for s in STEPS]}),
+    "thousands.csv": "step,val_loss\n" + "".join(f"{s / 1000:g}k,{loss(s)}\n" for s in STEPS),
     "columns.txt": "step   val_loss\n" + "".join(f"{s:<6} {loss(s)}\n" for s in STEPS),
     "curve.tsv": "iter\tvalidation loss\n" + "".join(f"{s}\t{loss(s)}\n" for s in STEPS),
 }
@@ -129,6 +137,7 @@ def test_columns_of_other_weights_are_not_the_curve(tmp_path: Path) -> None:
 
 SEVERAL = {
     "seeds.csv": "seed,step,val_loss\n" + "".join(f"{k},{s},{2 + k}\n" for s in (1, 2, 3) for k in (0, 1)),
+    "wide.csv": "step,val_loss_seed1,val_loss_seed2\n" + "".join(f"{s},2,3\n" for s in (1, 2, 3)),
     "below.csv": "step,val_loss\n" + "".join(f"{s},{2 + k}\n" for k in (0, 1) for s in (1, 2, 3)),
     "records.jsonl": "".join(
         json.dumps({"step": s, "run": "ab"[k], "val_loss": 2.0 + k}) + "\n" for s in (1, 2, 3) for k in (0, 1)

@@ -9,10 +9,10 @@ from analysis.logs.events import Loose, Step
 from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
 from analysis.logs.reading.text import Line
 
-_COUNT = r"\d+(?:\.\d+)?k\b|\d[\d,]*"
+_COUNT = r"\d+(?:\.\d+)?k\b|\d(?:\.\d+)?e\+?\d{1,2}\b|\d[\d,]*"
 _STEP = re.compile(
-    r"\W{0,3}(?:(?:epoch\W{0,2}\d+(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics|completed"
-    r"|at|after)\b\W{0,3}){0,3}"
+    r"\W{0,3}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
+    r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|at|after)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
     r"(?:(?P<word>(?:global[_ ])?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
     rf"(?P<step>{_COUNT})\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
@@ -34,6 +34,15 @@ _BAR = re.compile(
 _KERAS = re.compile(r"\W{0,3}(?P<step>\d+)/(?P<total>\d+)\s*(?:\[[=>.]+\]|━+)(?P<rest>.*)")
 _LLMC = re.compile(rf"s:(?P<step>\d+)\s+(?P<name>tel|trl):(?P<value>{NUMBER})\b")
 """llm.c's main.log: `s:250 tel:6.4` of the validation, `trl` of the training."""
+_TERSE = re.compile(rf"(?P<step>\d+)\s+(?P<name>val|train)\s+(?P<value>{NUMBER})")
+"""build-nanogpt's log.txt: `250 val 6.4`."""
+_HEADED = re.compile(r"\[(?:step|batch)=(?P<step>\d[\d,]*)/(?P<total>\d[\d,]*)(?:,\s*\w+=\S+?)?\]:?")
+"""The head of a block of metrics, as OLMo and Composer print them."""
+_METRIC = re.compile(
+    r"(?:eval metrics/)?(?P<label>(?:eval|val)\w*(?:/[\w.-]+)*/(?:\w*cross_?entropy(?:loss)?|loss))"
+    rf"\s*[=:]\s*(?P<value>{NUMBER})",
+    re.IGNORECASE,
+)
 _ALONE = re.compile(
     rf"\W{{0,3}}(?:(?:val(?:idation)?[_ ]?(?:loss|bpb))\s*[:=]?\s*{NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
 )
@@ -46,9 +55,12 @@ _MOST = 10**9
 def step(line: Line) -> Step | None:
     """A line that begins with a step, or is a progress bar, or ends in a step, and holds a loss."""
     text = line.text
-    if (match := _LLMC.match(text)) is not None:
-        return _llmc(line, match)
-    epoch = None
+    if (match := _LLMC.match(text) or _TERSE.fullmatch(text)) is not None:
+        return _terse(line, match)
+    if (match := _HEADED.fullmatch(text)) is not None:
+        return Step(
+            line.number, int(number(match["step"])), int(number(match["total"])), {}, loose=True, bar=True
+        )
     if (match := _STEP.match(text)) is not None and (match["word"] or _named(text, match)):
         if match["of"] and match["of"].lower() in _OTHER_MODELS:
             return None
@@ -57,12 +69,12 @@ def step(line: Line) -> Step | None:
         found = values(text)
     elif (match := _KERAS.match(text) or _BAR.match(text)) is not None:
         found = values(match["rest"])
-        epoch = number(match["epoch"]) if "epoch" in match.groupdict() and match["epoch"] else None
         if not found.of.keys() & {"val_bpb", "val_loss"} and not found.broken:
             return _bare_bar(line, match)
     else:
         return None
     bar = "rest" in match.groupdict()
+    epoch = number(match["epoch"]) if match.groupdict().get("epoch") else None
     if not bar and (word := VALIDATION.search(text)) is not None:
         add_bare(found, text, word.end())
     return _point(line, match, found, bar=bar, epoch=epoch)
@@ -78,13 +90,14 @@ def _bare_bar(line: Line, match: re.Match[str]) -> Step | None:
 
 def _named(text: str, match: re.Match[str]) -> bool:
     """Whether a count without the word `step` is one: `100/2000 val_loss:...`."""
-    return match["total"] is not None and bool(
-        re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", text[match.end() :])
-    )
+    rest = text[match.end() :]
+    if text[: match.start("step")].rstrip().endswith("[") and rest.startswith("]"):
+        return "val" in rest
+    return match["total"] is not None and bool(re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", rest))
 
 
-def _llmc(line: Line, match: re.Match[str]) -> Step | None:
-    value, name = number(match["value"]), "val_loss" if match["name"] == "tel" else "train_loss"
+def _terse(line: Line, match: re.Match[str]) -> Step | None:
+    value, name = number(match["value"]), "val_loss" if match["name"] in ("tel", "val") else "train_loss"
     if isfinite(value):
         return Step(line.number, int(match["step"]), None, {name: value})
     return Step(line.number, int(match["step"]), None, {}, broken=True)
@@ -128,6 +141,10 @@ def _count(digits: str) -> float:
 
 def loose(line: Line) -> Loose | None:
     """A line that is nothing but a validation's, as `val loss 2.1`."""
+    if (match := _METRIC.fullmatch(line.text.strip())) is not None and isfinite(
+        value := number(match["value"])
+    ):
+        return Loose(line.number, {"val_loss": value}, label=match["label"])
     if not (_ALONE.fullmatch(line.text) or _RECORD.fullmatch(line.text)):
         return None
     found = values(line.text)

@@ -18,6 +18,7 @@ LOSSES = {"val_bpb", "val_loss", "train_loss"}
 _NAMES = {
     "val_bpb": "val_bpb", "valbpb": "val_bpb", "validation_bpb": "val_bpb",
     "val_loss": "val_loss", "valloss": "val_loss", "validation_loss": "val_loss",
+    "eval_loss": "val_loss", "evaluation_loss": "val_loss", "eval_bpb": "val_bpb",
     "train_loss": "train_loss", "trainloss": "train_loss",
     "train_time": "seconds", "elapsed": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
@@ -25,29 +26,39 @@ _NAMES = {
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
-    r"(?<![a-z\d.])(val[_ ]?bpb|val(?:idation)?[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
+    r"(?<![a-z\d.])(val[_ ]?bpb|(?:val(?:idation)?|eval(?:uation)?)[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
     r"|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
-    rf"(?:\s*\((?P<of>[a-z]\w*)\))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
+    rf"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
-_BARE = re.compile(rf"(?<![\w.])(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE)
+_BARE = re.compile(
+    rf"(?<![\w.])(?:lm_)?(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE
+)
 VALIDATION = re.compile(
     r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![a-z])", re.I
 )
 _PAIR = re.compile(rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})", re.IGNORECASE)
 """litgpt's `loss train: 2.1, val: 2.2`."""
 _WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
-_AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\b", re.IGNORECASE)
+_DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)
+_AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\)", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"\bon\s+(?:the\s+)?(test|train(?:ing)?)\b", re.IGNORECASE)
 _OWN = {"student", "main", "raw", "live", "current", "now", "ours", "online"}
 _OTHERS = {
     "ema", "swa", "lawa", "sliding", "windowed", "draft", "teacher", "target", "assistant", "reference",
     "ref", "quant", "quantized", "fake", "fakequant", "qat", "averaged", "shadow", "polyak",
     "proxy", "baseline",
-    "test", "merged", "distilled",
+    "test", "merged", "distilled", "smoothed", "smooth", "delta", "goal", "expected", "predicted",
 }  # fmt: skip
 _HISTORY = {"best", "prev", "previous", "min", "minimum", "lowest", "last", "initial", "from", "old", "was"}
 """Of another step than the line's: no more than the values up to the next separator."""
+_NEUTRAL = {
+    "step", "and", "with", "has", "the", "is", "of", "at", "new", "final", "full", "mean", "avg", "average",
+    "train", "training", "loss", "bpb", "eval", "evaluation", "val", "valid", "validation", "metrics",
+    "metric", "total", "ms", "s", "sec", "improved", "to", "time", "epoch", "iter", "info", "results", "result",
+    "log", "lr", "n/a", "global",
+}  # fmt: skip
+"""Words before a value that do not say whose it is."""
 _INT = re.compile(r"int\d|q\d|fp\d+|\d+bit")
 _KIND = re.compile(r"[\s_]+(?:model|weights|net|network)(?=[\s_:|,;(){}\[\]\"'>=-]*$)", re.IGNORECASE)
 _OF_VALIDATION = re.compile(
@@ -78,33 +89,54 @@ def number(text: str) -> float:
 
 
 def values(text: str, *, first: int = 0) -> Values:
-    """The line's own values from position `first` on; an EMA's bits per byte as `ema_val_bpb`."""
+    """The line's own values from position `first` on; an EMA's bits per byte as `ema_val_bpb`.
+
+    Of several, the one without a name before it is the line's; of several with names none is.
+    """
     found = Values()
+    named: dict[str, list[tuple[str, float]]] = {}
     owner, given = ("test" if _ELSEWHERE.search(text) else ""), set[str]()
     end = first
     for match in _VALUE.finditer(text, first):
         key = _NAMES[match[1].lower().replace(" ", "_")]
         if key in ("seconds", "tokens_per_second", "lr_scale"):
-            _other(found, key, match)
+            _take_other(found, key, match)
             end = match.end()
             continue
         before, end = text[end : match.start()], match.end()
         if before.endswith(("_", "/", "-")) and not _OF_VALIDATION.search(before):
             name, _ = _owner("", set(), key, before)  # `ema_val_loss`: of this value alone
             if name:
-                _take(found, key, number(match[3]), name.lower())
+                _take(found, key, _loss(match[3]), name.lower())
             continue
         owner, given = _owner(owner, given, key, before)
         given.add(key)
         own = match["of"] or (after[1] if (after := _AFTER.match(text, end)) else None)
-        _take(found, key, number(match[3]), (own or owner).lower())
+        if not (own or owner) and (name := _name(before)):
+            named.setdefault(key, []).append((name, _loss(match[3])))
+        else:
+            _take(found, key, _loss(match[3]), (own or owner).lower())
+    for key, of in named.items():
+        if len({name for name, _ in of}) == 1:
+            _take(found, key, of[0][1], "")
     if (pair := _PAIR.search(text, first)) is not None:
         for key, digits in zip(("train_loss", "val_loss"), pair.groups(), strict=True):
-            _take(found, key, number(digits), "")
+            _take(found, key, _loss(digits), "")
     return found
 
 
-def _other(found: Values, key: str, match: re.Match[str]) -> None:
+def _name(before: str) -> str:
+    """A word that stands directly before a value and is not of the line's usual ones, '' for none."""
+    match = _DIRECTLY.search(before)
+    return match[1].lower() if match is not None and match[1].lower() not in _NEUTRAL else ""
+
+
+def _loss(digits: str) -> float:
+    """A loss is below 1,000: its comma is that of decimals."""
+    return number(digits.replace(",", ".") if digits.count(",") == 1 and "." not in digits else digits)
+
+
+def _take_other(found: Values, key: str, match: re.Match[str]) -> None:
     value = number(match[3])
     if not isfinite(value):
         return
@@ -150,7 +182,7 @@ def add_bare(found: Values, text: str, first: int) -> None:
         name = f"val_{match[1].lower()}"
         if name == "val_loss" and found.of.keys() & LOSSES:
             continue  # of training, beside the validation's own
-        if isfinite(value := number(match[2])):
+        if isfinite(value := _loss(match[2])):
             found.of.setdefault(name, value)
         else:
             found.broken = True
@@ -159,4 +191,4 @@ def add_bare(found: Values, text: str, first: int) -> None:
 def plain_loss(text: str, first: int) -> float | None:
     """The first plain `loss` from position `first` on: of training, or what else the line is about."""
     match = _BARE.search(text, first)
-    return None if match is None or match[1].lower() != "loss" else number(match[2])
+    return None if match is None or match[1].lower() != "loss" else _loss(match[2])

@@ -80,7 +80,14 @@ def _history(found: Any) -> list[dict[str, Any]] | None:
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The records of an object with a list for each column."""
+    """The records of an object with a list for each column, or with the values of each by step."""
+    pairs = [
+        {"step": _as_number(step), name: value}
+        for name, of in columns.items()
+        for step, value in _by_step(of)
+    ]
+    if pairs:
+        return pairs
     lists = {key: value for key, value in columns.items() if isinstance(value, list)}
     step = next((key for key in lists if plain(key) in STEPS), None)
     if step is None:
@@ -89,8 +96,22 @@ def _rows(columns: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [dict(zip(whole, row, strict=True)) for row in zip(*whole.values(), strict=True)]
 
 
+def _by_step(values: Any) -> list[tuple[Any, Any]]:
+    """(step, value) of {"100": 2.1} and of [[100, 2.1]]; nothing for anything else."""
+    items = list(values.items()) if isinstance(values, dict) else values if isinstance(values, list) else []
+    if not items or not all(isinstance(item, list | tuple) and len(item) == 2 for item in items):
+        return []
+    numbers = (int, float)
+    told = all(isinstance(_as_number(a), numbers) and isinstance(b, numbers) for a, b in items)
+    return [(a, b) for a, b in items] if told else []
+
+
 def _words(record: dict[Any, Any]) -> str:
-    values = dict(_flat(record))
+    values = {key: _as_number(value) for key, value in _flat(record)}
+    for key in ("tag", "metric", "name"):  # {"tag": "val/loss", "step": 9, "value": 2.1}
+        if isinstance(values.get(key), str) and "value" in values:
+            values[values.pop(key)] = values.pop("value")
+            break
     labels = [str(values.pop(key)) for key in _LABELS if isinstance(values.get(key), str)]
     named = [label for label in labels if label.lower() not in _PLAIN]
     numbers = {
@@ -102,6 +123,13 @@ def _words(record: dict[Any, Any]) -> str:
         return " ".join([*named, *(word for word in words if word not in named)])
     total = next((int(numbers[key]) for key in _TOTAL if key in numbers), None)
     return " ".join([f"step:{step:.0f}" + ("" if total is None else f"/{total}"), *words])
+
+
+def _as_number(value: Any) -> Any:
+    """Numbers that were written as text."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", value):
+        return float(value)
+    return value
 
 
 def _flat(record: dict[Any, Any], above: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:

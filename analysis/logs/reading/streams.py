@@ -39,7 +39,10 @@ def stream_tags(texts: Sequence[str]) -> dict[str, str]:
     others = Counter(tag for text in texts for tag in tags if text.startswith(tag))
     names = {tag: tag.strip(" \t|:[]-") for tag in tags}
     models = {name.lower() for name in names.values()} <= MAIN | OTHER
-    if not models and any(others[t] <= len(at) and not _SERVICE.fullmatch(t) for t, at in tags.items()):
+    numbered = len({re.sub(r"\d+", "#", tag) for tag in tags}) == 1
+    if not (models or numbered) and any(
+        others[t] <= len(at) and not _SERVICE.fullmatch(t) for t, at in tags.items()
+    ):
         return {}
     spans = [(at[0][0], at[-1][0]) for at in tags.values()]
     in_turns = max(first for first, _ in spans) < min(last for _, last in spans)

@@ -20,6 +20,7 @@ RUN_NAME = "run_name:"
 
 _RUN = {"run", "run_id", "run_name", "name", "experiment", "model"}
 _SPLIT = {"split", "phase", "set", "mode", "stage"}
+_OF_A_SEED = re.compile(r"(?P<metric>.+?)[_ -]?(?P<run>(?:seed|run)[_ -]?\d+)", re.IGNORECASE)
 _OF_A_RUN = re.compile(r"(?P<run>.+?) - (?P<metric>[^ ].*?)(?P<band>__(?:MIN|MAX))?")
 """W&B's name of a column: run, metric, and the band that it draws around it."""
 _VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|evaluation|dev)(?![a-z])")
@@ -31,6 +32,8 @@ _WORDS = {
 _LONGEST = 64 << 20
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _RULE = re.compile(r"[\s|:+=-]+")
+_BOX = ("┏", "┌", "╭", "+-", "╔")
+_BORDERS = {ord(c): "|" for c in "│┃║"} | {ord(c): "-" for c in "━─═┏┓┗┛┡┩┳┻╇┌┐└┘├┤┬┴┼╭╮╰╯╔╗╚╝╠╣╦╩╬╞╡╪"}
 _MOST_COMMENTS = 50
 
 
@@ -71,6 +74,9 @@ def as_table(text: str) -> list[str] | None:
 def _cells(text: str) -> tuple[list[str] | None, Iterable[list[str]]]:
     """The header's cells and the rows', after lines of comment; None where the first line is no header."""
     rest = text.lstrip("\ufeff\r\n")
+    if rest.startswith(_BOX):
+        rest = rest.translate(_BORDERS).lstrip("\r\n -+|")
+        rest = f"|{rest}"
     for _ in range(_MOST_COMMENTS):
         head, _, rest = rest.partition("\n")
         if said := re.fullmatch(r"sep=(.)\s*", head):
@@ -208,6 +214,7 @@ def _curve(header: str, by_split: bool) -> tuple[str, str] | None:
     match = _OF_A_RUN.fullmatch(header)
     if match is not None and match["band"]:
         return None
+    match = match or _OF_A_SEED.fullmatch(header)
     run, metric = (match["run"], match["metric"]) if match else ("", header)
     words = plain(metric)
     if set(words.split("_")) - _WORDS:  # of another model, of quantized weights, of a part of the loss
@@ -232,7 +239,8 @@ def _step(cell: str, commas: bool) -> int | None:
     apart = r"[., '_]" if commas else "[, '_]"
     if re.fullmatch(rf"\d{{1,3}}(?:{apart}\d{{3}})+", cell):
         cell = re.sub(apart, "", cell)
-    value = _number(cell)
+    thousands = re.fullmatch(r"\d+(?:\.\d+)?[kK]", cell)
+    value = 1000 * float(cell[:-1]) if thousands else _number(cell)
     if value is None or not isfinite(value) or not value.is_integer() or value < 0:
         return None
     return int(value)
