@@ -55,8 +55,8 @@ _HISTORY = {"best", "prev", "previous", "min", "minimum", "lowest", "last", "ini
 _NEUTRAL = {
     "step", "and", "with", "has", "the", "is", "of", "at", "new", "final", "full", "mean", "avg", "average",
     "train", "training", "loss", "bpb", "eval", "evaluation", "val", "valid", "validation", "metrics",
-    "metric", "total", "ms", "s", "sec", "improved", "to", "time", "epoch", "iter", "info", "results", "result",
-    "log", "lr", "n/a", "global",
+    "metric", "total", "ms", "s", "sec", "improved", "to", "time", "epoch", "iter", "info", "results",
+    "result", "log", "lr", "n/a", "global",
 }  # fmt: skip
 """Words before a value that do not say whose it is."""
 _INT = re.compile(r"int\d|q\d|fp\d+|\d+bit")

@@ -14,7 +14,7 @@ _PREFIX = re.compile(
     r"""\s*(?:
       \[?\d{4}[-/]\d\d[-/]\d\d\]?(?=\ +[a-zA-Z\[])                                      # a date
     | (?:\d+\ -\ )?[\w.]+\ -\ (?:DEBUG|INFO|WARNING|ERROR)\ -                          # a logger and a level
-    | \[?(?:[IWEF]\ )?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?  # and time
+    | \[?(?:[IWEF]\ )?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?
     | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
     | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d(?:\ [\w.-]+\ [\w./-]+\[\d+\]:)?   # syslog
     | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
