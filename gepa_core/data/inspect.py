@@ -57,7 +57,10 @@ def _inspect_folder(folder: str, *, rehash: bool) -> dict[str, Any]:
 
 def _in_both(dataset: folders.Dataset) -> dict[str, Any]:
     overlap = overlap_of(dataset)
-    return {"in training and validation": "unknown" if overlap is None else asdict(overlap)}
+    if overlap is None:
+        return {"in training and validation": "unknown"}
+    told = {name if "repeated" in name else f"validation_{name}": n for name, n in asdict(overlap).items()}
+    return {"in training and validation": told}
 
 
 @dataclass(frozen=True)

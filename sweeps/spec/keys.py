@@ -103,7 +103,7 @@ class _SweepOnly(BaseModel):
     warmdown_ratio: float = Field(0.0, ge=0, le=1)
     adam_warmdown_ratio: float = Field(0.0, ge=0, le=1)
     dir: str = Field("", max_length=MAX_TEXT)
-    corpus: Literal["docstrings"] = "docstrings"
+    corpus: Literal["docstrings"] | None = None
 
 
 @dataclass(frozen=True)

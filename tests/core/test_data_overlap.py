@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def test_inspect_says_how_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["in training and validation"]
-    assert (told["documents"], told["repeated_documents"]) == (45, 15)
+    assert (told["validation_documents"], told["repeated_documents"]) == (45, 15)
     assert main(["inspect", str(folder)]) == 0
     assert "repeated_documents 15" in " ".join(capsys.readouterr().out.split())
     pattern, val, model = (str(folder / name) for name in ("train_*.bin", "val_*.bin", "tokenizer.model"))
