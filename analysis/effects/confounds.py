@@ -33,11 +33,14 @@ def replicate_sd(table: Table, metric: str) -> tuple[float, int] | None:
             plan = (run.group, run.steps, run.warmdown_steps, run.schedule)
             plans.setdefault(plan, {}).setdefault(run.trunk or run.run_id, []).append(final)
     compared: set[frozenset[str]] = set()
+    by_trunks: dict[frozenset[str], list[float]] = {}  # plans off the same trunks repeat one comparison
     for trunks in plans.values():
         means = np.array([np.mean(finals) for finals in trunks.values()])
-        square += float(np.sum((means - means.mean()) ** 2))
-        freedom += len(means) - 1
+        by_trunks.setdefault(frozenset(trunks), []).append(float(np.sum((means - means.mean()) ** 2)))
         compared |= {frozenset(pair) for pair in combinations(trunks, 2)}
+    for trunks, squares in by_trunks.items():
+        square += float(np.mean(squares))
+        freedom += len(trunks) - 1
     retrained: dict[frozenset[str], float] = {}
     for a, b in combinations(table.runs, 2):
         pair = frozenset((a.trunk or a.run_id, b.trunk or b.run_id))
@@ -97,8 +100,8 @@ def _trunks(table: Table) -> str:
     if len(trunks) == len(table.runs):
         return ""
     return (
-        f"{len(table.runs)} runs branch off {counted(len(trunks), 'trunk')}: branches share "
-        "their trunk's noise, so they agree with one another better than fresh runs would."
+        f"{len(table.runs)} runs have {counted(len(trunks), 'trunk')}, shared or repeated to the last digit: "
+        "they share its noise, and agree with one another better than fresh runs would."
     )
 
 

@@ -221,9 +221,15 @@ def _check_trajectory_ids(
     known = set(curves["run_id"]) & set(frame["run_id"])
     if not known:
         raise AnalysisError(f"{source}: no trajectory belongs to any of the runs; do the run_ids match?")
-    without = [run_id for run_id in frame["run_id"] if run_id not in known]
-    if without:
-        notes.append(f"runs without a trajectory, used by their final values: {', '.join(without)}")
+    without = frame[~frame["run_id"].isin(known)]
+    finals = [name for name in METRICS if name.endswith(("bpb", "_loss")) and name in frame]
+    told = without[finals].notna().any(axis=1)
+    if told.any():
+        ids = ", ".join(without.loc[told, "run_id"])
+        notes.append(f"runs without a trajectory, used by their final values: {ids}")
+    if not told.all():
+        ids = ", ".join(without.loc[~told, "run_id"])
+        notes.append(f"runs of which no figure is known, so that nothing is told by them: {ids}")
 
 
 def _one_model(runs: list[Run]) -> list[Run]:

@@ -16,7 +16,7 @@ from sweeps.store.requests import ask_to_stop
 from sweeps.store.status import locate, status_lines, sweep_status
 from sweeps.store.store import Store
 
-FINALS = ("ttt_bpb", "int6_sliding_bpb", "int6_bpb", "ema_bpb", "float_bpb")
+FINALS = ("ttt_bpb", "int6_sliding_bpb", "int6_bpb", "ema_bpb", "float_bpb", "val_loss")
 """Best known first: the last stage of the job."""
 _ROW = ("run_id", "status", "steps", "warmdown_steps", "schedule", "seed", "artifact_bytes")
 
@@ -32,7 +32,8 @@ def status_command(args: argparse.Namespace) -> int:
         first, *others = status_lines(status)
         print(first)
         if best := status["best"]:
-            print(f"  best so far {best['value']:.4f} BPB ({best['metric']})  {best['run_id']}")
+            of = "nats/token" if best["metric"] == "val_loss" else "BPB"
+            print(f"  best so far {best['value']:.4f} {of} ({best['metric']})  {best['run_id']}")
         print("\n".join(line for line in others), end="\n" if others else "")
         if (left := status["left_device_seconds"]) and status["working"]:
             workers = len(status["working"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sweeps.drive.tally import Tally
+from sweeps.drive.tally import VAL_LOSS, Tally
 from sweeps.plan.tree import Plan
 from sweeps.store.journal import reports
 from sweeps.store.records import RecordError
@@ -142,6 +142,7 @@ class Watched:
         note = f"; bit identity ends here ({'; '.join(breaks)})" if breaks else ""
         if self.plan.nodes[node].trains or note:
             lines.append(f"done     {self.name(node)}: {segment_text(outcome)}{note}")
+        lines += [f"note     {said}" for said in outcome.result.get("said") or ()]
         return lines + [self.run_text(run_id) for run_id in complete]
 
     def name(self, node: str, short: bool = False) -> str:
@@ -152,7 +153,10 @@ class Watched:
         finals = self.tally.finals[run_id]
         figures = [f"{name} {finals[kind]:.4f}" for kind, name in STAGE_NAMES.items() if kind in finals]
         counted = f"run {self.tally.runs_done} of {self.tally.runs_all}"
-        return f"{counted:8} {run_id}" + (f": {', '.join(figures)} BPB" if figures else "")
+        told = f"{', '.join(figures)} BPB" if figures else ""
+        if not figures and VAL_LOSS in finals:
+            told = f"val loss {finals[VAL_LOSS]:.4f}"
+        return f"{counted:8} {run_id}" + (f": {told}" if told else "")
 
     def read_reports(self) -> None:
         now = self.tally.clock()
@@ -181,6 +185,8 @@ class Watched:
         if self.tally.best is None:
             return ""
         value, run_id, stage = self.tally.best
+        if stage == VAL_LOSS:
+            return f"best so far {value:.4f} nats/token  {run_id}"
         return f"best so far {value:.4f} BPB ({STAGE_NAMES[stage]})  {run_id}"
 
 

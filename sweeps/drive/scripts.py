@@ -25,6 +25,7 @@ OUTPUT_PREFIX = "output."
 """Of columns with the sizes of files that a script leaves; they are no axes."""
 _FIGURES = (
     *(f"{kind.name}_bpb" for kind in MEASURED),
+    "val_loss",
     *("artifact_bytes", "code_bytes", "params", "train_tokens"),
     *("eval_seconds", "ttt_seconds", "quantized_fraction"),
 )
@@ -76,16 +77,25 @@ def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) 
         found = read_log(store.read_file(outcome, SCRIPT_LOG), node.config.steps)
     except ValueError as error:
         rows = from_parquet(store.read_file(outcome, TRAJECTORY), COLUMNS)
-        last = {row["step"]: row["val_bpb"] for row in rows}.get(node.config.steps)
-        found = {"float_bpb": last, "notes": [f"figures: {error}"]}
-    found.pop("curve", None)
+        last = {row["step"]: row for row in rows}.get(node.config.steps, {})
+        found = {"float_bpb": last.get("val_bpb"), "notes": [f"figures: {error}"], "curve": [last]}
+    ended = found.get("steps", node.config.steps)
+    curve = [point for point in found.pop("curve") if any(point.get(key) is not None for key in _EVALUATIONS)]
+    last = next((point for point in curve if point["step"] == ended), {})
+    found["val_loss"] = last.get("val_loss")
+    said = [*outcome.result.get("said", ())]
+    if curve and not last and not any(found.get(key) for key in ("float_bpb", "val_loss")):
+        said.append(
+            f"no validation at step {ended:,}, its last, but at {max(p['step'] for p in curve):,}: its final "
+            "value is not known; let the script validate at the end"
+        )
     notes = [*outcome.result.get("notes", ()), *found.pop("notes", ())]
     if outcome.result.get("exit_code"):
         notes.append(f"it ended with exit code {outcome.result['exit_code']} after it was complete")
     if left := outcome.result.get("left_behind"):
         notes.append(f"it left {left} processes behind, which were ended")
     known = {key: value for key, value in outcome.result.items() if value is not None}
-    return replace(outcome, result={**outcome.result, **found, **known, "notes": notes})
+    return replace(outcome, result={**outcome.result, **found, **known, "notes": notes, "said": said})
 
 
 def with_curve(

@@ -7,14 +7,27 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps.kinds.table import KINDS
+from sweeps.kinds.stages import MEASURED
+from sweeps.kinds.table import KINDS, SCRIPT
 from sweeps.plan.tree import Plan
 from sweeps.store.store import Outcome
 
+VAL_LOSS = "val_loss"
+"""Of a script that tells no bits per byte."""
 _LAST_STAGES = ("ttt", "int6_sliding", "int6", "ema", "float")
 """What a run is judged by: the first of these that is measured."""
 _SIMULATED_NODES = 3000
 """Above that, time left is bounded by the work and the longest path, not played through."""
+
+
+def _figures(outcome: Outcome) -> dict[str, float]:
+    """What it measured, by stage, and a script's validation loss."""
+    result = outcome.result
+    if outcome.kind != SCRIPT:
+        columns = {outcome.kind: KINDS[outcome.kind].column or ""}
+    else:
+        columns = {kind.name: f"{kind.name}_bpb" for kind in MEASURED} | {VAL_LOSS: VAL_LOSS}
+    return {stage: result[column] for stage, column in columns.items() if result.get(column) is not None}
 
 
 @dataclass
@@ -113,15 +126,21 @@ class Tally:
         return [run_id for run_id in self.runs_of[node] if not self._open[run_id]]
 
     def measured(self, outcome: Outcome) -> None:
-        """A stage's figure, of this launch or an earlier one."""
-        value = outcome.result.get(KINDS[outcome.kind].column or "")
-        runs = self.runs_of.get(outcome.id)
-        if value is None or not runs:
+        """A stage's figure, or all of a script's, of this launch or an earlier one."""
+        figures, runs = _figures(outcome), self.runs_of.get(outcome.id)
+        if not figures or not runs or self.plan.nodes[outcome.id].trunk:
             return
         for run_id in runs:
-            self.finals[run_id][outcome.kind] = value
-        if outcome.kind == self.final_stage and (self.best is None or value < self.best[0]):
-            self.best = value, runs[0], outcome.kind
+            self.finals[run_id] |= figures
+        last = self.final_stage or next(stage for stage in (*_LAST_STAGES, VAL_LOSS) if stage in figures)
+        if last in figures and (self.best is None or self._better(figures[last], last)):
+            self.best = figures[last], runs[0], last
+
+    def _better(self, value: float, stage: str) -> bool:
+        """Than the best so far, which may be of an earlier stage."""
+        assert self.best is not None
+        order = (*_LAST_STAGES, VAL_LOSS)
+        return (order.index(stage), value) < (order.index(self.best[2]), self.best[0])
 
     def gave_up(self, node: str) -> None:
         self.ended(node)

@@ -51,7 +51,8 @@ class Key:
 
     def typed(self, value: Any) -> Any:
         """The value in this key's type. Raises KeyRefusedError."""
-        whole = int in (self.info.annotation, *get_args(self.info.annotation))
+        kinds = {self.info.annotation, *get_args(self.info.annotation)}
+        whole = int in kinds and float not in kinds  # a script's own 1.0 is no 1
         if isinstance(value, float) and value.is_integer() and whole:
             value = int(value)  # 9e3 steps
         if isinstance(value, int) and whole and abs(value) > MAX_INT:

@@ -45,6 +45,7 @@ RUNS = _schema(
         _field("train_tokens", _int, "tokens", "tokens trained on, repeats counted"),
         _field("epochs", _real, "passes", "train_tokens / tokens of the training shards"),
         *(_field(f"{kind.name}_bpb", _real, "bits/byte", kind.what) for kind in MEASURED),
+        _field("val_loss", _real, "nats/token", "raw weights, last validation, where a script tells it"),
         _field("artifact_bytes", _int, "bytes", "the compressed model"),
         _field("code_bytes", _int, "bytes", "smallest standalone bundle that decodes and evaluates it"),
         _field("quant_rows_at_floor", _int, "rows", "rows whose scale was raised to the floor"),

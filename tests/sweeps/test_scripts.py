@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launch import main
 from sweeps.store.gc import find_waste
 from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
@@ -368,6 +369,49 @@ def test_figures_from_a_file_and_from_lines(tmp_path: Path) -> None:
     assert (
         "figures.json: mood is no column, float_bpb is no number" in result(tmp_path / "out").result["notes"]
     )
+
+
+def test_a_script_without_bits_per_byte_is_judged_by_its_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = """
+    for step in range(2, steps + 1, 2):
+        print(f"step {step}: train loss {5 / step:.4f}, val loss {4 / step + down / 100:.4f}")
+    """
+    folder = write_script(tmp_path / "work", source)
+    text = sweep_text(folder, grid={"steps": [4], "warmdown_steps": [1, 2]})
+    assert launch(text, tmp_path / "out").exit_code == 0
+    assert [row["val_loss"] for row in rows(tmp_path / "out")] == [1.01, 1.02]
+    assert re.search(r"run 1 of 2 \S+: val loss 1.0", capsys.readouterr().err)
+    assert main(["best", str(tmp_path / "out")]) == 0
+    assert "val_loss 1.0100" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert "best so far 1.0100 nats/token (val_loss)" in capsys.readouterr().out
+
+
+def test_validation_figures_of_a_file_and_their_absence_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = 'open("f.json", "w").write(\'{"val_loss": 1.5, "val_bpb": 0.7, "artefact_bytes": 3}\')'
+    folder = write_script(tmp_path / "work", f"print('done'); {own}")
+    assert launch(sweep_text(folder, {"figures": {"file": "f.json"}}), tmp_path / "out").exit_code == 0
+    (row,) = rows(tmp_path / "out")
+    assert (row["val_loss"], row["float_bpb"]) == (1.5, 0.7)
+    told = "note     f.json: artefact_bytes is no column; did you mean artifact_bytes?"
+    assert told in capsys.readouterr().err
+    odd = write_script(tmp_path / "odd", 'curve(last=4); print("step:5/5 train_loss:1.0")')
+    assert (
+        launch(sweep_text(odd, grid={"steps": [5], "warmdown_ratio": [0.2]}), tmp_path / "two").exit_code == 0
+    )
+    assert "no validation at step 5, its last, but at 4" in capsys.readouterr().err
+
+
+def test_numbers_reach_a_script_as_the_sweep_file_writes_them(tmp_path: Path) -> None:
+    folder = write_script(tmp_path / "work", "curve(); print(sys.argv)")
+    script = {"command": ["python", "train.py", "--lr={lr}"]}
+    grid = {"steps": [4], "warmdown_steps": [2], "lr": [1.0, 2]}
+    assert launch(sweep_text(folder, script, grid=grid), tmp_path / "out").exit_code == 0
+    assert "--lr=1.0'" in log(tmp_path / "out") and "--lr=2'" in log(tmp_path / "out")
 
 
 def test_an_output_that_is_missing_is_said_at_once(tmp_path: Path) -> None:

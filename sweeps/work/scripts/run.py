@@ -18,6 +18,7 @@ from gepa_core.errors import UserError
 from sweeps.kinds.kind import FINAL_STATE, OUTPUTS, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.script import ScriptRun, fill
 from sweeps.kinds.stages import MEASURED
+from sweeps.spec.keys import near_miss
 from sweeps.store.journal import emit
 from sweeps.store.schema import RUNS, to_parquet
 from sweeps.store.schema import TRAJECTORY as COLUMNS
@@ -30,10 +31,11 @@ from sweeps.work.scripts.stretches import forget, furthest, save, stops
 from sweeps.work.scripts.verdict import verdict
 
 _FIGURES = {kind.name + "_bpb" for kind in MEASURED} | {
-    "artifact_bytes", "code_bytes", "params", "train_tokens", "train_loss_final", "train_seconds",
+    "val_loss", "artifact_bytes", "code_bytes", "params", "train_tokens", "train_loss_final", "train_seconds",
     "eval_seconds", "ttt_seconds", "quantized_fraction",
 }  # fmt: skip
 """Columns that a script's own JSON file may fill."""
+_SYNONYMS = {"val_bpb": "float_bpb", "val_loss": "val_loss"}
 _ENDLESS = 1e18
 """No figure is as large, and no NaN is smaller."""
 
@@ -160,7 +162,7 @@ def _outputs(how: ScriptHow, place: Place, attempt: Path) -> dict[str, Any]:
         folder, path = found(place, own)[0]
         figures, notes = read_figures((folder / path).read_bytes(), own)
         result |= figures
-        result["notes"] = notes
+        result["notes"] = result["said"] = notes
     return result
 
 
@@ -174,9 +176,12 @@ def read_figures(data: bytes, name: str) -> tuple[dict[str, float], list[str]]:
         raise UserError(f"{name}: not a JSON object of columns and numbers")
     figures: dict[str, float] = {}
     unread = []
-    for key, value in found.items():
+    for said, value in found.items():
+        key = _SYNONYMS.get(str(said), str(said))
+        if key != said and key in found:
+            continue
         if key not in _FIGURES:
-            unread.append(f"{key} is no column")
+            unread.append(f"{key} is no column{near_miss(key, _FIGURES)}")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             unread.append(f"{key} is no number")
         elif not abs(value) < _ENDLESS:
