@@ -1,5 +1,6 @@
 """What scripts of others print, and how it is read: as they run, and from their whole log."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,13 @@ def test_how_far_a_run_came_that_ended_well(
     (row,) = rows(tmp_path / "out")
     assert (row["status"], row["steps"], row["float_bpb"]) == ("done", *final)
     assert row["warmdown_steps"] == (20 if final[0] == STEPS else None)
+
+
+def test_a_history_in_one_line_is_the_importers_to_read(tmp_path: Path) -> None:
+    history = json.dumps({"history": [{"step": s, "train_loss": 3.0, "val_loss": 4 / s} for s in (1, 2, 4)]})
+    (tmp_path / "a.log").write_text(f"starting\n{history}\n")
+    (record,) = read_runs(tmp_path / "a.log", planned_steps=4)
+    assert [(row["step"], row["val_loss"]) for row in record.curve] == [(1, 4.0), (2, 2.0), (4, 1.0)]
+    live = Curve()
+    live.read(history)
+    assert not live.reports

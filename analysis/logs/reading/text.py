@@ -59,10 +59,17 @@ def read_lines(path: Path) -> list[Line]:
         raise AnalysisError(f"{path}: {error}") from None
     if rows is not None:
         return [Line(number, row) for number, row in enumerate(rows, start=1)]
-    lines = _in_streams(list(_clean(text)))
+    lines = _in_streams([each for line in _clean(text) for each in _records(line)])
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     return without_source([line._replace(text=worded(line.text)) for line in lines])
+
+
+def _records(line: Line) -> list[Line]:
+    """The line, or those of the records in it, where it is a whole history in one."""
+    if line.text.startswith("{") and "[" in line.text and (rows := as_records(line.text)) is not None:
+        return [line._replace(text=row) for row in rows]
+    return [line]
 
 
 def _in_streams(lines: list[Line]) -> list[Line]:

@@ -40,6 +40,7 @@ _OTHER_NAMES = {
     "tokens/sec": "tokens_per_second",
 }  # fmt: skip
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
+_HISTORY = re.compile(r":\s*\[\s*[\[{\d]")
 _BPB = re.compile(rf"(?<![\w.])val_bpb(?:\s*[:=]\s*|\s+)({_NUMBER})(?![\w.])", re.IGNORECASE)
 _AFTER = re.compile(r"(?<![a-z])(?:ttt|adapt\w*|chunk|window\w*)(?![a-z])")
 """Words of what is done after the training: its steps are not the run's."""
@@ -71,6 +72,8 @@ class Curve:
         line = _COLOURS.sub("", line)
         if "loss" not in (lower := line.lower()) and "bpb" not in lower:
             return
+        if line.lstrip().startswith("{") and _HISTORY.search(line):
+            return  # of many steps: the importer's to read
         values = _values(line)
         step = None if _AFTER.search(lower) else _STEP.search(line)
         if step is not None:
