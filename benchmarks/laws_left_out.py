@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
-from analysis.forecast.centre import Ensemble, mix
+from analysis.forecast.centre import BEYOND, Ensemble, mix
 from analysis.forecast.ensemble import untried, weighed
 from analysis.forecast.experience import EXPERIENCE, Experience, law_of
 from analysis.forecast.folds import folds
@@ -33,6 +33,7 @@ class Case:
     split: Split
     found: Ensemble
     trials: list[Trial]
+    truth: Floats  # [test runs]
     ratios: Floats  # [members, test runs], corrected
     speaks: Floats  # [members, test runs]
     doubt: Floats  # [test runs], relative: of a stage's gap
@@ -83,7 +84,7 @@ def _case(split: Split) -> Case | None:
     by_law["last value"] = _last_value(split.train, split.metric) / truth
     design = Design([(run, np.array([run.steps])) for run in split.test])
     doubt = found.gap_doubt(design) / finals.centre
-    return Case(split, found, trials, ratios, found.speaks(split.test), doubt, finals.unknown, by_law)
+    return Case(split, found, trials, truth, ratios, found.speaks(split.test), doubt, finals.unknown, by_law)
 
 
 def _last_value(table: Table, metric: str) -> float:
@@ -156,7 +157,10 @@ def _scored(case: Case, taught: Experience) -> dict[str, Any]:
     found = weighed(case.found, case.trials, taught)
     error, sd = case.centre(found.weights)
     scale = found.scale_ahead if case.split.kind == "lengths" else found.scale
-    half = norm.ppf((1 + LEVEL) / 2) * np.hypot(scale * sd, found.replicate_sd)
+    longest = max(run.steps for run in found.measured.runs)
+    ahead = np.array([run.steps > BEYOND * longest for run in case.split.test])
+    least = found.least_error((1 + error) * case.truth, ahead)
+    half = norm.ppf((1 + LEVEL) / 2) * np.hypot(np.maximum(scale * sd, least), found.replicate_sd)
     return {
         "study": case.split.study,
         "split": case.split.name,

@@ -38,9 +38,9 @@ def replicate_sd(table: Table, metric: str) -> tuple[float, int] | None:
         means = np.array([np.mean(finals) for finals in trunks.values()])
         by_trunks.setdefault(frozenset(trunks), []).append(float(np.sum((means - means.mean()) ** 2)))
         compared |= {frozenset(pair) for pair in combinations(trunks, 2)}
-    for trunks, squares in by_trunks.items():
+    for of, squares in by_trunks.items():
         square += float(np.mean(squares))
-        freedom += len(trunks) - 1
+        freedom += len(of) - 1
     retrained: dict[frozenset[str], float] = {}
     for a, b in combinations(table.runs, 2):
         pair = frozenset((a.trunk or a.run_id, b.trunk or b.run_id))
