@@ -127,11 +127,15 @@ def read_log(data: bytes, steps: int) -> dict[str, object]:
         except AnalysisError as error:
             raise ValueError(str(error).replace(f"{path}: ", "")) from None
     row = log.run
-    lengths = ("steps", "peak_steps", "warmdown_steps", "schedule") if log.run["steps"] != steps else ()
     figures = {key: value for key, value in row.items() if value is not None and key not in NOT_OF_A_LOG}
+    lengths = {}
+    if row["steps"] != steps:  # another plan than the one that was made, as far as the log tells it
+        lengths = {key: row[key] for key in ("steps", "peak_steps", "warmdown_steps", "schedule")}
+        down, made = row["warmdown_steps"], row["steps"]
+        lengths["warmdown_ratio"] = down / made if isinstance(down, int) and isinstance(made, int) else None
     return {
         **figures,
-        **{key: row[key] for key in lengths},
+        **lengths,
         "curve": log.trajectory.to_dict("records"),
         "notes": [row["notes"]] if row.get("notes") else [],
     }

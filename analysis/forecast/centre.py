@@ -20,9 +20,9 @@ from analysis.runs.table import Bools, Floats, Ints, Run, Table
 BEYOND = 1.05  # a run longer than this times the longest one is an extrapolation
 GAIN_DOUBT, STUDIED, MOST_DOUBT = 0.05, 7500, 0.5
 """The least standard error of what a longer run is predicted to gain: a twentieth of it, as in public
-studies, whose runs have 7,500 steps or more, and more in proportion to 1 / sqrt(steps) where runs are shorter,
-which laws describe less well. The first was chosen on all of these studies; the growth on six sweeps of 100
-to 400 steps, which missed by 8 to 83 % of the gain."""
+studies, whose runs have 7,500 steps or more, and more in proportion to 1 / sqrt(steps) where runs are
+shorter, which laws describe less well. The first was chosen on all of these studies; the growth on six sweeps
+of 100 to 400 steps, which missed by 8 to 83 % of the gain."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,9 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
         seconds.get(steps, run.points.get(steps, {}).get("seconds", 0.0)),
     )
     capped = isinstance(cap, float) and spent >= _CAPPED * cap > 0
+    if known is not None and run.last > known + 1:
+        note = f"it made {run.last:,} steps, where {known:,} were planned"
+        return End(run.last, known, DONE, "", seconds, (note,))
     if known is not None and run.last + run.spacing >= known:
         return End(known, known, DONE, "steps", seconds)
     # Scripts that count from 0 print their last step as one less.

@@ -66,7 +66,8 @@ def node_name(plan: Mapping[str, Any], id_: str, runs: Sequence[str], row: Mappi
         steps = f"{segment['start']:,} → {segment['stop']:,}"
         if segment["trunk"]:
             return f"{steps}  trunk ({seed})" if seed else f"{steps}  trunk"
-        shape = f"{row['schedule']} over {row['warmdown_steps']:,}  " if "schedule" in row else ""
+        known = row.get("schedule") and row.get("warmdown_steps") is not None
+        shape = f"{row['schedule']} over {row['warmdown_steps']:,}  " if known else ""
         return f"{steps}  {shape}{runs[0] if len(runs) == 1 else f'{len(runs)} runs'}"
     kind = plan["stages"].get(id_, {}).get("kind", id_)
     return f"{kind}  {runs[0]}" if runs else str(kind)

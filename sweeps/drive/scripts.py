@@ -73,17 +73,23 @@ def _absolute(root: Path, target: str) -> Path:
 
 def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) -> Outcome:
     """The outcome with what its log says, where the script's own file or lines did not say it."""
+    unread = ""
     try:
         found = read_log(store.read_file(outcome, SCRIPT_LOG), node.config.steps)
     except ValueError as error:
         rows = from_parquet(store.read_file(outcome, TRAJECTORY), COLUMNS)
         last = {row["step"]: row for row in rows}.get(node.config.steps, {})
         found = {"float_bpb": last.get("val_bpb"), "notes": [f"figures: {error}"], "curve": [last]}
+        unread = f"its log gives no figures: {error}"
     ended = found.get("steps", node.config.steps)
     curve = [point for point in found.pop("curve") if any(point.get(key) is not None for key in _EVALUATIONS)]
     last = next((point for point in curve if point["step"] == ended), {})
     found["val_loss"] = last.get("val_loss")
-    said = [*outcome.result.get("said", ())]
+    said = [*outcome.result.get("said", ()), *([unread] if unread else [])]
+    if ended > node.config.steps:
+        said.append(
+            f"it made {ended:,} steps, where {node.config.steps:,} were planned: does it use {{steps}}?"
+        )
     if curve and not last and not any(found.get(key) for key in ("float_bpb", "val_loss")):
         said.append(
             f"no validation at step {ended:,}, its last, but at {max(p['step'] for p in curve):,}: its final "
@@ -126,7 +132,7 @@ def script_row(store: Store, last: Outcome) -> dict[str, Any]:
     row |= {key: size for key, size in result.items() if key.startswith(OUTPUT_PREFIX)}
     if any(name.startswith(f"{OUTPUTS}/") for name in last.files):
         row[f"{OUTPUT_PREFIX}folder"] = f"{store.attempt_path(last.id, last.attempt)}/{OUTPUTS}"
-    for key in ("steps", "peak_steps", "warmdown_steps", "warmdown_ratio"):
+    for key in ("steps", "peak_steps", "warmdown_steps", "warmdown_ratio", "schedule"):
         if key in result:  # the run ended before its last step
             row[key] = result[key]
     return row

@@ -342,6 +342,7 @@ OWN = {
     "best so far": "best val_loss:2.0 val_bpb:1.0",
     "the last one's": "(prev val_loss 2.6)",
     "by an underscore": "ema_val_loss:2.0 int6_val_bpb:1.3",
+    "of averaged weights": "ema val loss 3.0",
     "the test's": "| test val_loss:2.9 val_bpb:1.9",
 }
 
@@ -354,7 +355,7 @@ def test_values_of_others_are_not_the_runs(tmp_path: Path, other: str) -> None:
             f"step:{i}000/2000 teacher val_loss:1.9 val_bpb:0.9 | student val_loss:2.{i} val_bpb:1.{i}"
             for i in (1, 2)
         ]
-    again = [f"step:{s}/2000 {other}" for s in (1000, 2000) if "draft" in other]
+    again = [f"step:{s}/2000 {other}" for s in (1000, 2000) if "draft" in other or "ema val loss" in other]
     (record,) = read(tmp_path, "\n".join([*lines, *again]))
     assert [(p["val_loss"], p["val_bpb"]) for p in record.curve] == [(2.1, 1.1), (2.2, 1.2)]
 
@@ -392,6 +393,7 @@ TRAINERS = {
     "metric loggers": "[{0}/300] eta: 0:10:00 loss: 2.1 (2.2) val_loss: 2.4 time: 0.3",
     "scientific": "step {1}.0e+02 val_loss 2.4000e+00",
     "decimal commas": "step {0}: val loss 2,4",
+    "slashes": "[  {0}/300] train/loss=2.1 val/loss=2.4",
     "tokens first": "tokens: 524,288,000 | step {0} | val_loss: 2.4",
     "smoothed before": "step {0} smoothed val_loss 2.9 val_loss 2.4",
     "Keras": "Epoch {1}/3\n100/100 [=====] - 10s 10ms/step - loss: 2.3 - val_loss: {1}.4",
@@ -457,3 +459,10 @@ def test_wide_encodings_and_lines_that_collectors_wrap(tmp_path: Path, encoding:
     )
     assert read(tmp_path, wrapped)[0].row["float_bpb"] == 1.2
     assert read(tmp_path, WHOLE.encode() + b"\0" * 4000)[0].row["float_bpb"] == 1.2
+
+
+def test_a_record_printed_over_many_lines_is_read(tmp_path: Path) -> None:
+    history = [{"loss": 2.1, "step": 100}, {"eval_loss": 2.4, "step": 100}]
+    state = json.dumps({"max_steps": 100, "log_history": history}, indent=2)
+    (record,) = read(tmp_path, f"starting\n{state}\nbye\n")
+    assert [(p["step"], p["val_loss"]) for p in record.curve] == [(100, 2.4)]

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from analysis.runs.errors import AnalysisError
+from analysis.runs.load import load
 from launch import main
 from sweeps.store.gc import find_waste
 from sweeps.store.schema import TRAJECTORY, from_parquet
@@ -412,6 +414,38 @@ def test_numbers_reach_a_script_as_the_sweep_file_writes_them(tmp_path: Path) ->
     grid = {"steps": [4], "warmdown_steps": [2], "lr": [1.0, 2]}
     assert launch(sweep_text(folder, script, grid=grid), tmp_path / "out").exit_code == 0
     assert "--lr=1.0'" in log(tmp_path / "out") and "--lr=2'" in log(tmp_path / "out")
+
+
+def test_a_run_that_the_clock_ended_has_no_warmdown_but_what_its_log_tells(tmp_path: Path) -> None:
+    source = 'curve(last=2); print("stopping_early: wallclock_cap train_time:20ms step:2/4")'
+    folder = write_script(tmp_path / "work", source)
+    assert launch(sweep_text(folder), tmp_path / "out").exit_code == 0
+    (row,) = rows(tmp_path / "out")
+    names = ("steps", "peak_steps", "warmdown_steps", "warmdown_ratio", "schedule")
+    assert [row[name] for name in names] == [2, None, None, None, None]
+    assert main(["logs", row["run_id"], "--output", str(tmp_path / "out")]) == 0
+    with pytest.raises(AnalysisError, match="no finished run|warmdown"):
+        load(tmp_path / "out" / "tiny")
+
+
+def test_more_steps_than_planned_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_script(tmp_path / "work", "steps *= 2; curve()")
+    assert launch(sweep_text(folder), tmp_path / "out").exit_code == 0
+    (row,) = rows(tmp_path / "out")
+    assert (row["steps"], row["float_bpb"], row["warmdown_steps"]) == (8, 0.25, None)
+    assert "it made 8 steps, where 4 were planned: does it use {steps}?" in capsys.readouterr().err
+
+
+def test_an_artifact_that_came_with_the_script_is_not_the_runs(tmp_path: Path) -> None:
+    folder = write_script(tmp_path / "work", "curve()")
+    (folder / "model.bin").write_bytes(b"old")
+    script = {"outputs": ["model.bin", "train.py"], "artifact": "model.bin"}
+    assert launch(sweep_text(folder, script), tmp_path / "out").exit_code == 3
+    assert "did not leave a new model.bin" in rows(tmp_path / "out")[0]["error"]
+    anew = write_script(tmp_path / "anew", "curve(); open('model.bin', 'wb').write(b'new')")
+    (anew / "model.bin").write_bytes(b"old")
+    assert launch(sweep_text(anew, script), tmp_path / "two").exit_code == 0
+    assert rows(tmp_path / "two")[0]["artifact_bytes"] == 3
 
 
 def test_an_output_that_is_missing_is_said_at_once(tmp_path: Path) -> None:

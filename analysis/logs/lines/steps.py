@@ -11,7 +11,7 @@ from analysis.logs.reading.text import Line
 
 _COUNT = r"\d+(?:\.\d+)?k\b|\d(?:\.\d+)?e\+?\d{1,2}\b|\d[\d,]*"
 _STEP = re.compile(
-    r"\W{0,3}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
+    r"\W{0,9}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
     r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|at|after)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
     r"(?:(?P<word>(?:global[_ ])?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
@@ -105,6 +105,8 @@ def _terse(line: Line, match: re.Match[str]) -> Step | None:
 
 def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch: float | None) -> Step | None:
     text, loose = line.text, False
+    if found.others and not found.measured:
+        return None
     if not found.broken and not found.measured:
         if (value := plain_loss(text, match.end())) is None:
             return None

@@ -26,8 +26,8 @@ _NAMES = {
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
-    r"(?<![a-z\d.])(val[_ ]?bpb|(?:val(?:idation)?|eval(?:uation)?)[_ ](?:loss|bpb)|val_?loss|train[_ ]?loss"
-    r"|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    r"(?<![a-z\d.])(val[_ /]?bpb|(?:val(?:idation)?|eval(?:uation)?)[_ /](?:loss|bpb)|val_?loss"
+    r"|train[_ /]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
     rf"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
 )
@@ -78,6 +78,7 @@ class Values:
     of: dict[str, float] = field(default_factory=dict)
     coarse: float = 0.0
     broken: bool = False
+    others: bool = False  # some are of other weights, another model or another step
 
     @property
     def measured(self) -> bool:
@@ -98,7 +99,7 @@ def values(text: str, *, first: int = 0) -> Values:
     owner, given = ("test" if _ELSEWHERE.search(text) else ""), set[str]()
     end = first
     for match in _VALUE.finditer(text, first):
-        key = _NAMES[match[1].lower().replace(" ", "_")]
+        key = _NAMES[re.sub("[ /](?!s$)", "_", match[1].lower())]
         if key in ("seconds", "tokens_per_second", "lr_scale"):
             _take_other(found, key, match)
             end = match.end()
@@ -165,6 +166,7 @@ def _owner(owner: str, given: set[str], key: str, before: str) -> tuple[str, set
 
 def _take(found: Values, key: str, value: float, owner: str) -> None:
     if owner and owner not in _OWN:
+        found.others = True
         if owner != "ema" or key != "val_bpb" or not isfinite(value):
             return
         key = "ema_val_bpb"
@@ -176,7 +178,7 @@ def _take(found: Values, key: str, value: float, owner: str) -> None:
 
 def add_bare(found: Values, text: str, first: int) -> None:
     """Adds a plain `loss` or `bpb` after the word for a validation, which ends at `first`."""
-    if _ELSEWHERE.search(text):
+    if found.others or _ELSEWHERE.search(text):
         return
     for match in _BARE.finditer(text, first):
         name = f"val_{match[1].lower()}"

@@ -59,10 +59,24 @@ def read_lines(path: Path) -> list[Line]:
         raise AnalysisError(f"{path}: {error}") from None
     if rows is not None:
         return [Line(number, row) for number, row in enumerate(rows, start=1)]
-    lines = _in_streams([each for line in _clean(text) for each in _records(line)])
+    lines = _in_streams([each for line in _whole(list(_clean(text))) for each in _records(line)])
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     return without_source([line._replace(text=worded(line.text)) for line in lines])
+
+
+def _whole(lines: list[Line]) -> Iterator[Line]:
+    """The same with a record that was printed over many lines, from `{` to `}`, as one."""
+    at = 0
+    while at < len(lines):
+        if lines[at].text == "{":
+            end = next((i for i in range(at, len(lines)) if lines[i].text == "}"), None)
+            if end is not None:
+                yield lines[at]._replace(text=" ".join(line.text.strip() for line in lines[at : end + 1]))
+                at = end + 1
+                continue
+        yield lines[at]
+        at += 1
 
 
 def _records(line: Line) -> list[Line]:

@@ -6,7 +6,7 @@ import socket
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +27,8 @@ class Place:
     out: Path
     state: Path
     """Where its state is, or will be."""
+    before: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Files that came with the script: size and time of modification."""
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def copied(at: Attempt, name: str) -> Iterator[Place]:
                 raise UserError(f"script.links.{link}: {target} is not on {socket.gethostname()}")
             (place.folder / link).parent.mkdir(parents=True, exist_ok=True)
             (place.folder / link).symlink_to(target)
+        place.before.update({str(path): _stamp(path) for path in place.folder.rglob("*") if path.is_file()})
         yield place
     finally:
         shutil.rmtree(base, ignore_errors=True)
@@ -107,8 +110,28 @@ def missing(how: ScriptHow, place: Place, is_trunk: bool) -> list[str]:
     """What the script was to leave and did not."""
     if is_trunk:
         return [] if saved_state(place) else [f"the state {place.state.name}"]
-    wanted = [*how.script.outputs, *([how.script.figures.file] if how.script.figures.file else [])]
-    return [name for name in dict.fromkeys(wanted) if not found(place, name)]
+    own = [how.script.figures.file] if how.script.figures.file else []
+    made = [*own, *([how.script.artifact] if how.script.artifact else [])]
+    lacking = [name for name in dict.fromkeys([*how.script.outputs, *own]) if not found(place, name)]
+    stale = [name for name in made if name not in lacking and _untouched(place, name)]
+    return lacking + [f"a new {name} (the one in its folder is as it was before)" for name in stale]
+
+
+def _untouched(place: Place, pattern: str) -> bool:
+    """Whether what is found is what came with the script's files."""
+    return all(
+        str(path) in place.before and _stamp(path) == place.before[str(path)]
+        for path in _paths(place, pattern)
+    )
+
+
+def _paths(place: Place, pattern: str) -> list[Path]:
+    return [folder / name for folder, name in found(place, pattern)]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def found(place: Place, pattern: str) -> list[tuple[Path, Path]]:
