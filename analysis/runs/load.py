@@ -88,14 +88,21 @@ def _runs(
     schedules: bool,
 ) -> list[Run]:
     runs: list[Run] = []
-    unknown: dict[str, UnknownScheduleError] = {}
+    unknown: dict[str, AnalysisError] = {}
+    odd: dict[str, AnalysisError] = {}
+    anyones = _of_script(frame)
     for row in frame.to_dict("records"):
         try:
             runs.append(run_of(row, groups.get(row["run_id"]), axes, source, notes, schedules))
         except UnknownScheduleError as error:
             unknown[str(row["run_id"])] = error
+        except AnalysisError as error:
+            if not anyones:
+                raise
+            odd[str(row["run_id"])] = error  # a script's slip is that run's, and no damage
     if not runs:
-        raise next(iter(unknown.values()))
+        raise next(iter({**odd, **unknown}.values()))
+    notes += [f"left out: {str(error).removeprefix(f'{source}, ')}" for error in odd.values()]
     if unknown:
         notes.append(f"{counted(len(unknown), 'run')} left out, of unknown warmdown: {', '.join(unknown)}")
     return runs

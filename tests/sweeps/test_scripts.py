@@ -424,7 +424,7 @@ def test_a_run_that_the_clock_ended_has_no_warmdown_but_what_its_log_tells(tmp_p
     names = ("steps", "peak_steps", "warmdown_steps", "warmdown_ratio", "schedule")
     assert [row[name] for name in names] == [2, None, None, None, None]
     assert main(["logs", row["run_id"], "--output", str(tmp_path / "out")]) == 0
-    with pytest.raises(AnalysisError, match="no finished run|warmdown"):
+    with pytest.raises(AnalysisError, match=r"no finished run|warmdown"):
         load(tmp_path / "out" / "tiny")
 
 
