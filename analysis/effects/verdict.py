@@ -227,11 +227,11 @@ def _steps(runs: Sequence[RunWarmdown], metric: str) -> str:
             "or a gain within its noise."
         )
     shares = [_share(brought, gain) for _, brought, gain in known]
-    answer = "The extra steps may explain part of it"
+    answer = "More steps alone may explain part of the warmdown's gain"
     if all(share.below(33) for share in shares):
-        answer = "The extra steps do not explain it"
+        answer = "More steps alone do not explain the warmdown's gain"
     elif all(share.above(33) for share in shares):
-        answer = "The extra steps explain part of it"
+        answer = "More steps alone explain part of the warmdown's gain"
     guessed = [r.run.run_id for r, _, _ in known if r.extrapolated]
     text = (
         f"{answer}: as many at the constant rate would have brought "

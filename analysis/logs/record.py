@@ -73,6 +73,9 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
             if ended.status != DONE
             else f"no val_bpb at step {ended.steps:,}, its last"
         )
+    for column, why in _beyond(finals.values).items():
+        finals.unfiled.append(f"{column} {finals.values.pop(column):g} not filed: {why}")
+        why_not[column] = why
     notes += [*finals.notes, *_doubtful(final, finals.values), *_per_token(run)]
     if ended.status == DONE:
         notes += [f"{', '.join(columns)}: {reason}" for reason, columns in _grouped(why_not).items()]
@@ -136,6 +139,23 @@ _GAINS = (
     ("ttt_bpb", ("int6_sliding_bpb", "int6_bpb", "ema_bpb", "float_bpb"), 0.08, "the figure without it"),
 )
 """Column, those it is measured against (the first there is), its most likely gain, and the other in words."""
+
+
+_MOST = {"int6_sliding_bpb": (("int6_bpb",), 0.06), "ttt_bpb": (("int6_sliding_bpb", "int6_bpb"), 0.08)}
+"""What windows and legal test-time training gain at most on the same weights, several times the usual."""
+
+
+def _beyond(values: dict[str, float]) -> dict[str, str]:
+    """Figures that no such stage makes of the same weights: of a learnt text, or more than a model."""
+    found = {}
+    for column, (others, most) in _MOST.items():
+        other = next((name for name in others if name in values and name not in found), None)
+        if column in values and other is not None and (gain := values[other] - values[column]) > most:
+            found[column] = (
+                f"{values[column]:g} is {gain:.3f} below {other}, more than the stage gives: measured after "
+                "learning the text, or with more than the model"
+            )
+    return found
 
 
 def _doubtful(final: float | None, values: dict[str, float]) -> list[str]:

@@ -31,12 +31,13 @@ _CHUNKED = re.compile(
     re.IGNORECASE,
 )
 """Test-time training that scores a piece of the text before it trains on it."""
-_WIDTH = re.compile(r"int(\d)(?!\d)|(?<!\d)(\d)[-_ ]?bit|(?<![a-z])q(\d)(?!\d)")
+_WIDTH = re.compile(r"u?int(\d+)|(?<!\d)(\d+)[-_ ]?bits?(?![a-z])|(?<![a-z])q(\d)(?!\d)")
 TERNARY, MIXED = 1.58, 0.0
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
-    r"compil|warm|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)|=0\.0s|saved|config"
+    r"compil|warm|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)"
+    r"|not used|[:=]\s*none|epochs\s*[:=]\s*0\b|=0\.0s|saved|config"
     r"|grad_steps|timer|precompute|hints|no val data",
     re.IGNORECASE,
 )
@@ -105,7 +106,7 @@ def _observe(state: _State, mark: Mark) -> None:
         if state.bits is None and (widths := _widths(mark.text)):
             state.bits = min(widths)
     elif mark.kind == "weights":
-        state.bits = mark.values["bits"] if state.bits is None else state.bits
+        state.bits = mark.values["bits"]
     elif mark.kind in ("ema", "no ema"):
         state.no_ema = mark if mark.kind == "no ema" else None
     elif mark.kind == "mixed" and not _IDLE.search(mark.text):
@@ -113,7 +114,7 @@ def _observe(state: _State, mark: Mark) -> None:
     elif mark.kind == "mode":
         state.mode = mark.text
         state.chunked = state.chunked or "ttt" in mark.text
-    elif mark.kind == "sliding":
+    elif mark.kind == "sliding" and not _IDLE.search(mark.text):
         state.sliding = True
     elif mark.kind == "part":
         state.part = mark

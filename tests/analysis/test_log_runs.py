@@ -392,7 +392,8 @@ TRAINERS = {
     "Optuna": "[I 2024-06-01 10:00:00,123] Trial 3 step {0}: val_loss 2.4",
     "metric loggers": "[{0}/300] eta: 0:10:00 loss: 2.1 (2.2) val_loss: 2.4 time: 0.3",
     "scientific": "step {1}.0e+02 val_loss 2.4000e+00",
-    "decimal commas": "step {0}: val loss 2,4",
+    "decimal commas": "step {0}: val loss 2,4000, train loss 2,1",
+    "an arrow": "step {0} val_loss 2.9 -> 2.4",
     "slashes": "[  {0}/300] train/loss=2.1 val/loss=2.4",
     "tokens first": "tokens: 524,288,000 | step {0} | val_loss: 2.4",
     "smoothed before": "step {0} smoothed val_loss 2.9 val_loss 2.4",
@@ -437,7 +438,7 @@ def test_a_bar_that_repeats_its_validation_measured_it_once(tmp_path: Path) -> N
     "said",
     [
         "model_params: 27,030,107", "Number of parameters: 27,030,107", "| num_parameters | 27030107 |",
-        "Model size: 27,030,107 total parameters", "number of parameters: 27.030107M",
+        "Model size: 27,030,107 total parameters",
     ],
 )  # fmt: skip
 def test_parameters_are_counted_in_many_words(tmp_path: Path, said: str) -> None:

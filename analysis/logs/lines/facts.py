@@ -36,12 +36,12 @@ _FACTS = {
         "warmdown_lr_floor",
     ),
     "lr_final": ("final_lr_frac", "final_lr_fraction"),
-    "bits": ("matrix_bits",),
+    "bits": ("matrix_bits", "quant_bits", "weight_bits", "wbits", "nbits", "n_bits"),
 }  # fmt: skip
 _CANONICAL = {name: fact for fact, names in _FACTS.items() for name in names}
 _FACT = re.compile(
     rf"(?<![\w.])({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})"
-    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*)({NUMBER})\s*(ms|s|min|m|h|%|b)?(?![\w./%])",
+    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*|(?<=seed)(?:\s+set)?\s+to\s+|(?<=--seed)\s+)({NUMBER})\s*(ms|s|min|m|h|%)?(?![\w./%])",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
@@ -101,8 +101,6 @@ def _fact(line: Line, match: re.Match[str]) -> Fact | None:
         value *= SECONDS.get(match[3] or "s", 1.0)
     elif match[3] == "%" and name.startswith("warmdown"):
         name, value = "warmdown_fraction", value / 100
-    elif match[3] and name == "params" and match[3] in "MB":
-        value = float(round(value * (1e6 if match[3] == "M" else 1e9)))
     elif match[3]:
         return None
     # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.

@@ -45,11 +45,13 @@ _SLIDING = re.compile(
     r"sliding[_ ](?:window[_ ])?eval|eval(?:uat\w+)?.{0,20}sliding|^\s*sliding_eval", re.IGNORECASE
 )
 _TTT = re.compile(
-    r"ttt|test[- ]time[- ](?:train|adapt)|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])|fine-?tun\w*.{0,40}\bval"
+    r"ttt|test[- ]time[- ](?:train|adapt)|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])"
+    r"|fine-?tun\w*.{0,40}\b(?:val|eval|dev|test)"
     r"|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
     re.IGNORECASE,
 )
 """Training after training: on the validation text, or on a text that the line does not name."""
+_NO_TTT = re.compile(r"(?:no|without|pre|before)[-_ ]?ttt", re.IGNORECASE)
 _TEXT = r"(?:val(?:idation)?|held-?\s?out|test|dev|eval(?:uation)?)(?![a-z])"
 _LEARNS = (
     r"(?<![a-z])(?:(?:pre)?-?train(?:ing|s)?|sgd|adamw?|muon|backprop\w*|optimi[sz]\w+|learn(?:ing|s)?|updates?|passes"
@@ -58,11 +60,13 @@ _LEARNS = (
 _LEARNS_IT = re.compile(
     rf"(?<![a-z])(?:memori[sz]\w*|overfit\w*|fit(?:s|ting)|refin\w+|polish\w*|tun(?:e|es|ing)|distil\w+|anneal\w*)(?![a-z])"
     rf".{{0,40}}(?<![a-z]){_TEXT}"
+    rf"|(?<![a-z]){_TEXT}[- ]set[- ](?:training|sgd|updates)|(?<![a-z]){_TEXT}.{{0,40}}epochs\s*[:=]\s*[1-9]"
     rf"|{_LEARNS}.{{0,20}}(?<![a-z])(?:on|over|against|with|using)(?![a-z]).{{0,60}}(?<![a-z]){_TEXT}",
     re.IGNORECASE,
 )
 _ONLY_MEASURES = re.compile(
-    r"no[ _-](?:grad|train)|training (?:is )?(?:done|complete|finished|time)|trained model|learning.?rate"
+    r"no[ _-](?:grad|train)|(?:finished|after|done|completed?) training|(?<![a-z])evaluat(?:ing|ed)(?![a-z])"
+    r"|training (?:is )?(?:done|complete|finished|time)|trained model|learning.?rate"
     r"|pre-?trained|train_(?:time|loss|loader|batch|seq|files|shards)|eval_(?:time|mode|stride|only|seq|batch)"
     r"|(?:^|\W)lr\W|optimizer|seed|params",
     re.IGNORECASE,
@@ -72,15 +76,22 @@ _NO_EMA = re.compile(r"ema\W*skip|skip\w*.{0,20}\bema\b|(?:swa|lawa)\W*applying"
 _EMA = re.compile(r"ema\W*applying|appl(?:y|ying|ied)\W+ema", re.IGNORECASE)
 _MIXED = re.compile(
     r"(?<![a-z])n-?gram"
+    r"|(?<![a-z])(?:teacher|soup|ensemble|draft model|for comparison|baseline's)(?![a-z])"
+    r"|random(?:ly)? initiali[sz]ed"
+    r"|loading (?:the )?(?:best )?checkpoint (?:of|from) step|best checkpoint"
     r"|(?<![a-z])(?:ppm|mixer|backoff|k-?nn|nearest[- ]neighbou?rs?|datastore|retrieval)(?![a-z])"
     r"|(?:blend|interpolat|mix)\w*.{0,30}(?:cache|memory|counts|keys)"
     r"|(?:cache|memory|counts|keys).{0,30}(?:blend|interpolat|mix)",
     re.IGNORECASE,
 )
 _PART = re.compile(
-    r"(?<![a-z])(?:quick|partial|subset|proxy|sampled?|smoke|sanity|fast)(?![a-z]).{0,40}(?:eval|check|val)"
-    r"|(?:eval|check|val)\w*.{0,40}(?<![a-z])(?:quick|partial|subset|proxy|sample)(?![a-z])"
-    r"|tokens?\W{1,3}[\d,]+\s*(?:of|/)\s*[\d,]+|first\s+[\d,]+[kM]?\s+(?:\w+\s+)?tokens",
+    r"(?<![a-z])(?:quick|partial|subset|proxy|sampled?|smoke|sanity|fast)(?![a-z]).{0,40}"
+    r"(?:eval\w*|check|val(?:idation)?)(?![a-z])"
+    r"|(?:eval|check|val)\w*.{0,40}(?<![a-z])(?:quick|partial|subset|proxy)(?![a-z])"
+    r"|tokens?\W{1,3}[\d,]+\s*(?:of|/)\s*[\d,]+"
+    r"|(?<!skipping )first\s+[\d,]+[kM]?\s+(?:\w+\s+){0,2}(?:tokens|files|shards|docs)"
+    r"|capped at\s+\d|max_eval_\w+\s*[:=]\s*[1-9]|stopped by (?:its|the) timer|share of the val|val\[:\d"
+    r"|(?<![a-z])mini(?![a-z]).{0,20}eval|\d/\d+ of the (?:docs|documents|text|tokens)",
     re.IGNORECASE,
 )
 """What comes next is measured on a part of the validation text."""
@@ -91,6 +102,14 @@ _RESTORED = re.compile(
 _SCALE = re.compile(
     rf"(?:qat|ema|swa)\w*\W.*\bstep\s*[:=]\s*(\d+).*?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})", re.IGNORECASE
 )
+_PACKED = re.compile(
+    r"(?:quanti[sz]|compress|pack|cast)\w*\W.*?"
+    r"(?:(?P<bits>\d+|eight|four|five|six)[- ]?bits?(?![a-z])|int(?P<int>\d+)|(?P<float>float8|fp8)"
+    r"|(?P<ternary>ternary|\{-1, ?0, ?1\}))|(?P<bitnet>bitnet)",
+    re.IGNORECASE,
+)
+"""To how many bits weights are being quantized, in prose."""
+_SPELT = {"eight": 8.0, "four": 4.0, "five": 5.0, "six": 6.0}
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
 )
@@ -110,7 +129,7 @@ def marks(line: Line) -> Iterator[Mark]:
         yield Mark(at, kind, said)
     if _RESTORED.search(text):
         yield Mark(at, "restored", said)
-    if _TTT.search(text):
+    if _TTT.search(_NO_TTT.sub("", text)):
         yield Mark(at, "ttt", said)
     elif _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text):
         yield Mark(at, "learns", said)
@@ -138,6 +157,10 @@ def _measured(line: Line) -> Mark | None:
         return Mark(at, "mode", match[1].lower())
     if match := _WEIGHTS.match(text):
         bits = float(match[1]) if match[1] else (5.0 if number(match[2]) > number(match[3]) else 6.0)
+        return Mark(at, "weights", text.strip()[:100], {"bits": bits})
+    if match := _PACKED.search(text):
+        spelt = match["bits"] or match["int"]
+        bits = (_SPELT.get(spelt.lower()) or float(spelt)) if spelt else 8.0 if match["float"] else 1.58
         return Mark(at, "weights", text.strip()[:100], {"bits": bits})
     if match := _SCALE.search(text):
         found = {"step": number(match[1]), "scale": number(match[2])}

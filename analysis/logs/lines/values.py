@@ -40,6 +40,8 @@ VALIDATION = re.compile(
 _PAIR = re.compile(rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})", re.IGNORECASE)
 """litgpt's `loss train: 2.1, val: 2.2`."""
 _WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
+_ARROW = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])", re.IGNORECASE)
+_IN_BITS = re.compile(r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])", re.IGNORECASE)
 _DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)
 _AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\)", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"\bon\s+(?:the\s+)?(test|train(?:ing)?)\b", re.IGNORECASE)
@@ -105,18 +107,25 @@ def values(text: str, *, first: int = 0) -> Values:
             end = match.end()
             continue
         before, end = text[end : match.start()], match.end()
+        digits = match[3]
+        if (
+            later := _ARROW.match(text, end)
+        ) is not None:  # `val_loss 2.8 -> 2.5`: the step's own is the last
+            digits, end = later[1], later.end()
         if before.endswith(("_", "/", "-")) and not _OF_VALIDATION.search(before):
             name, _ = _owner("", set(), key, before)  # `ema_val_loss`: of this value alone
             if name:
-                _take(found, key, _loss(match[3]), name.lower())
+                _take(found, key, _loss(digits), name.lower())
             continue
         owner, given = _owner(owner, given, key, before)
         given.add(key)
         own = match["of"] or (after[1] if (after := _AFTER.match(text, end)) else None)
         if not (own or owner) and (name := _name(before)):
-            named.setdefault(key, []).append((name, _loss(match[3])))
+            named.setdefault(key, []).append((name, _loss(digits)))
         else:
-            _take(found, key, _loss(match[3]), (own or owner).lower())
+            _take(found, key, _loss(digits), (own or owner).lower())
+    if _IN_BITS.search(text):
+        found.others = found.of.pop("val_loss", None) is not None or found.others
     for key, of in named.items():
         if len({name for name, _ in of}) == 1:
             _take(found, key, of[0][1], "")
@@ -134,6 +143,7 @@ def _name(before: str) -> str:
 
 def _loss(digits: str) -> float:
     """A loss is below 1,000: its comma is that of decimals."""
+    digits = digits.rstrip(",")
     return number(digits.replace(",", ".") if digits.count(",") == 1 and "." not in digits else digits)
 
 

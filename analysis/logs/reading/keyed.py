@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _STEPS = (
-    "step", "_step", "global_step", "iter", "iteration", "train/step", "train/global_step",
-    "trainer/global_step", "steps", "iterations", "optimizer_step",
+    "step", "global_step", "train/global_step", "trainer/global_step", "train/step", "iter", "iteration",
+    "steps", "iterations", "optimizer_step", "_step",
 )  # fmt: skip
 _TOTAL = ("total_steps", "max_steps", "num_iterations", "iterations")
 _NAMES = {"bpb": "val_bpb", "eval_bpb": "val_bpb", "eval_loss": "val_loss"}
