@@ -210,7 +210,7 @@ def _ttt_sentence(trend: Trend) -> str:
         text = f"{trend.what}: runs of higher BPB gain {word} from it"
     else:
         text = f"{trend.what}: no clear dependence"
-    text += f" (slope {s} over {trend.points} points)"
+    text += f" (slope {s} over {trend.points} points, in BPB a BPB)"
     if "+" in trend.what:
         text += "; as it mixes effects, this says nothing of test-time training alone"
     return text + "."
@@ -246,6 +246,6 @@ def size_verdict(table: Table, trend: Trend) -> str:
     counts = [count for count, _ in floors]
     how_many = f"{span(share, '.0f')} % of the quantized rows" if share else f"{span(counts, ',.0f')} rows"
     return (
-        f"{text}; {how_many} sit at the quantizer's floor, where the step no longer follows the weights: "
-        "the size then follows the shrinking weights, and only a quantizer without the floor can tell."
+        f"{text}; {how_many} have the smallest scale that the quantizer allows, so that the size also "
+        "follows how small the weights are: whether training or this floor changes it cannot be told."
     )

@@ -114,9 +114,9 @@ def _with_sizes(table: Table, slope: float, floor: float | None, rows: float | N
         (0.0, 900.0, None, "no trend beyond"),
         (-9000.0, None, None, "cannot be told"),
         (-9000.0, 0.0, None, "it is not the floor"),
-        (-9000.0, 900.0, None, "900 rows sit at the quantizer's floor"),
+        (-9000.0, 900.0, None, "900 rows have the smallest scale"),
         (-9000.0, 9.0, 1000.0, "hardly any row is at the quantizer's floor (0.9 % at most), so it is not"),
-        (-9000.0, 900.0, 1000.0, "90 % of the quantized rows sit at the quantizer's floor"),
+        (-9000.0, 900.0, 1000.0, "90 % of the quantized rows have the smallest scale"),
     ],
 )
 def test_size_against_steps_names_the_floor(

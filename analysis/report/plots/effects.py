@@ -67,4 +67,6 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
     errors = " Bars: ± 1 paired standard error." if frame["standard_error"].notna().any() else ""
-    return f"A point a run, lines join means over seeds.{errors} Scales differ between panels."
+    seeds = ", lines join means over seeds" if len({run.seed for run in study.table.runs}) > 1 else ""
+    scales = " Scales differ between panels." if frame["effect"].nunique() > 1 else ""
+    return f"A point a run{seeds}.{errors}{scales}"
