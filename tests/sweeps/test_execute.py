@@ -71,7 +71,7 @@ def test_runs_parquet_has_every_column_and_the_sum_of_the_work(data: Path, share
     assert table.schema.names == RUNS.names
     unknown = {name for name in table.schema.names if table[name].null_count}
     optional = {kind.column for kind in KINDS.values() if kind.optional}
-    assert unknown <= {"error", "commit"} | optional
+    assert unknown <= {"error", "commit", "val_loss"} | optional
     plan = plan_of(sweep_text(data, GRID), shared)
     for row in table.to_pylist():
         chain = [plan.segments[node] for node in plan.segments_of(row["run_id"])]

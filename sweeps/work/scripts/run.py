@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from gepa_core.errors import UserError
 from sweeps.kinds.kind import FINAL_STATE, OUTPUTS, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.script import ScriptRun, fill
 from sweeps.kinds.stages import MEASURED
-from sweeps.spec.keys import near_miss
 from sweeps.store.journal import emit
 from sweeps.store.schema import RUNS, to_parquet
 from sweeps.store.schema import TRAJECTORY as COLUMNS
@@ -181,7 +181,8 @@ def read_figures(data: bytes, name: str) -> tuple[dict[str, float], list[str]]:
         if key != said and key in found:
             continue
         if key not in _FIGURES:
-            unread.append(f"{key} is no column{near_miss(key, _FIGURES)}")
+            near = get_close_matches(key, _FIGURES, n=1)
+            unread.append(f"{key} is no column" + (f"; did you mean {near[0]}?" if near else ""))
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             unread.append(f"{key} is no number")
         elif not abs(value) < _ENDLESS:
