@@ -47,6 +47,7 @@ _FACT = re.compile(
 _COUNTED = re.compile(
     r"(?<![\w.,])(\d{5,}|\d[\d,]{5,}\d)\s+(?:total |trainable |model )?param(?:eter)?s\b", re.I
 )
+_OF_A_PART = re.compile(r"decay|tensors|embed|draft|teacher|trainable", re.IGNORECASE)
 _SHAPE = re.compile(
     r"(?<![\w.])(?:(?:lr_)?schedule(?:_type)?|warmdown(?:_shape|_type)?|decay_shape)\s*[:=]\s*['\"]?"
     r"((?:1-)?sqrt|(?:linear|constant|cos|exp|poly|quad|step|inv|cyc|wsd|trapez)\w*)",
@@ -80,7 +81,7 @@ def facts(line: Line) -> Iterator[Fact]:
     for match in _FACT.finditer(text):
         if (fact := _fact(line, match)) is not None:
             yield fact
-    if counted := _COUNTED.search(text):
+    if (counted := _COUNTED.search(text)) and not _OF_A_PART.search(text):
         yield Fact(line.number, "params", number(counted[1]))
     if shape := _SHAPE.search(text):
         yield Fact(line.number, "shape", shape[1].lower())

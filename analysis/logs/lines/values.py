@@ -124,7 +124,7 @@ def values(text: str, *, first: int = 0) -> Values:
             named.setdefault(key, []).append((name, _loss(digits)))
         else:
             _take(found, key, _loss(digits), (own or owner).lower())
-    if _IN_BITS.search(text):
+    if _IN_BITS.search(text) and "nat" not in text.lower():
         found.others = found.of.pop("val_loss", None) is not None or found.others
     for key, of in named.items():
         if len({name for name, _ in of}) == 1:
