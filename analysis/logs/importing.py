@@ -61,9 +61,14 @@ def read_runs(
         AnalysisError: the file is missing or no text, holds no curve, or the warmdown is longer than a run.
     """
     lines = read_lines(path)
-    streams = [name for name in dict.fromkeys(line.stream for line in lines) if name.lower() not in OTHER]
+    streams: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.stream.lower() not in OTHER:
+            streams.setdefault(line.stream, []).append(line)
     try:
-        found = [run for stream in streams for run in _trainings(lines, stream, len(streams) > 1)]
+        found = [
+            run for name, of in streams.items() for run in _trainings(of, name if len(streams) > 1 else "")
+        ]
         if only := [run.facts["eval_only"] for run in found if "eval_only" in run.facts]:
             raise AnalysisError(f"an evaluation without a training ({only[0]}); no curve to read")
         runs = [run for run in found if run.measured]
@@ -80,11 +85,12 @@ def read_runs(
     return records
 
 
-def _trainings(lines: list[Line], stream: str, several: bool) -> list[Training]:
-    found = trainings(event for line in lines if line.stream == stream for event in events(line))
-    if several and stream:
+def _trainings(lines: list[Line], name: str) -> list[Training]:
+    """The runs of one stream; `name`: its own, '' where there is only one."""
+    found = trainings(event for line in lines for event in events(line))
+    if name:
         for run in found:
-            run.facts.setdefault("name", stream)
+            run.facts.setdefault("name", name)
     return found
 
 

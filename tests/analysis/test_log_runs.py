@@ -467,3 +467,12 @@ def test_a_record_printed_over_many_lines_is_read(tmp_path: Path) -> None:
     state = json.dumps({"max_steps": 100, "log_history": history}, indent=2)
     (record,) = read(tmp_path, f"starting\n{state}\nbye\n")
     assert [(p["step"], p["val_loss"]) for p in record.curve] == [(100, 2.4)]
+
+
+@pytest.mark.parametrize(
+    "word", ["pack ", "qat step:1 ", "restore ", "epoch 1 | ", "val_loss ", "| 1/2 [", "{"]
+)
+def test_a_line_without_end_is_read_in_part(tmp_path: Path, word: str) -> None:
+    """Patterns must not take its square in time: this test would not end."""
+    (record,) = read(tmp_path, WHOLE + word * 200_000 + "\n" + INT6)
+    assert record.row["int6_bpb"] == 1.35

@@ -21,6 +21,8 @@ from analysis.logs.reading.text import Line
 __all__ = ["events"]
 
 _NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>(?!>))")
+_LONGEST = 8_000
+"""Characters of a line that are read: some patterns take time in proportion to its square."""
 _RELEVANT = re.compile(
     r"val|bpb|loss|ttt|adapt|tun|warm|cool|seed|param|iter|step|wall|effective|batch|serial|code|stop|lr|sched"
     r"|scale|bits|int\d|gram|mix|ppm|backoff|ema|swa|lawa|error|kill|sig|trace|memory|skip|slid|mode|connection|time"
@@ -32,6 +34,8 @@ _RELEVANT = re.compile(
 
 def events(line: Line) -> Iterator[Event]:
     """What a line states; nothing for most lines."""
+    if len(line.text) > _LONGEST:
+        line = line._replace(text=line.text[:_LONGEST])
     text = line.text
     if line.source:
         if (stated := default(line)) is not None:

@@ -96,14 +96,15 @@ _PART = re.compile(
 )
 """What comes next is measured on a part of the validation text."""
 _RESTORED = re.compile(
-    r"(?<![a-z])(?:restor|reload|revert|reset)\w*.*(?:weights|model|int6|quantized|checkpoint|artifact)",
+    r"(?<![a-z])(?:restor|reload|revert|reset)\w*.{0,80}(?:weights|model|int6|quantized|checkpoint|artifact)",
     re.IGNORECASE,
 )
 _SCALE = re.compile(
-    rf"(?:qat|ema|swa)\w*\W.*\bstep\s*[:=]\s*(\d+).*?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})", re.IGNORECASE
+    rf"(?:qat|ema|swa)\w*\W.{{0,80}}?\bstep\s*[:=]\s*(\d+).{{0,80}}?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})",
+    re.IGNORECASE,
 )
 _PACKED = re.compile(
-    r"(?:quanti[sz]|compress|pack|cast)\w*\W.*?"
+    r"(?:quanti[sz]|compress|pack|cast)\w*\W.{0,80}?"
     r"(?:(?P<bits>\d+|eight|four|five|six)[- ]?bits?(?![a-z])|int(?P<int>\d+)|(?P<float>float8|fp8)"
     r"|(?P<ternary>ternary|\{-1, ?0, ?1\}))|(?P<bitnet>bitnet)",
     re.IGNORECASE,

@@ -7,6 +7,7 @@ from math import isfinite
 
 from analysis.logs.events import Loose, Step
 from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
+from analysis.logs.reading.streams import OTHER
 from analysis.logs.reading.text import Line
 
 _COUNT = r"\d+(?:\.\d+)?k\b|\d(?:\.\d+)?e\+?\d{1,2}\b|\d[\d,]*"
@@ -46,7 +47,6 @@ _METRIC = re.compile(
 _ALONE = re.compile(
     rf"\W{{0,3}}(?:(?:val(?:idation)?[_ ]?(?:loss|bpb))\s*[:=]?\s*{NUMBER}[\s,|]*){{1,2}}", re.IGNORECASE
 )
-_OTHER_MODELS = {"draft", "teacher", "ema", "swa", "reference", "ref", "shadow"}
 _RECORD = re.compile(rf"val_loss:{NUMBER}(?: [a-z_]\w*:[-+\w.]+)*")
 """transformers' record of an evaluation, which names no step."""
 _MOST = 10**9
@@ -62,7 +62,7 @@ def step(line: Line) -> Step | None:
             line.number, int(number(match["step"])), int(number(match["total"])), {}, loose=True, bar=True
         )
     if (match := _STEP.match(text)) is not None and (match["word"] or _named(text, match)):
-        if match["of"] and match["of"].lower() in _OTHER_MODELS:
+        if match["of"] and match["of"].lower() in OTHER:
             return None
         found = values(text, first=match.end())
     elif (match := _STEP_LAST.match(text)) is not None:

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from math import isfinite
 
+from analysis.logs.reading.streams import MAIN, OTHER
+
 NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 LOSSES = {"val_bpb", "val_loss", "train_loss"}
@@ -45,12 +47,11 @@ _IN_BITS = re.compile(r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])", re.I
 _DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)
 _AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\)", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"\bon\s+(?:the\s+)?(test|train(?:ing)?)\b", re.IGNORECASE)
-_OWN = {"student", "main", "raw", "live", "current", "now", "ours", "online"}
-_OTHERS = {
-    "ema", "swa", "lawa", "sliding", "windowed", "draft", "teacher", "target", "assistant", "reference",
-    "ref", "quant", "quantized", "fake", "fakequant", "qat", "averaged", "shadow", "polyak",
-    "proxy", "baseline",
-    "test", "merged", "distilled", "smoothed", "smooth", "delta", "goal", "expected", "predicted",
+_OWN = MAIN | {"live", "current", "now", "ours", "online"}
+_OTHERS = OTHER | {
+    "lawa", "sliding", "windowed", "target", "assistant", "quant", "quantized", "fake", "fakequant", "qat",
+    "averaged", "polyak", "proxy", "baseline", "test", "merged", "distilled", "smoothed", "smooth", "delta",
+    "goal", "expected", "predicted",
 }  # fmt: skip
 _HISTORY = {"best", "prev", "previous", "min", "minimum", "lowest", "last", "initial", "from", "old", "was"}
 """Of another step than the line's: no more than the values up to the next separator."""

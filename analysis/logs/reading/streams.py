@@ -12,7 +12,7 @@ _LONGEST = 80
 _SERVICE = re.compile(r"\[?[\w./-]+\]?(?:\s+\||:)?\s+")
 MAIN = {"main", "student", "raw"}
 OTHER = {"draft", "teacher", "ema", "swa", "reference", "ref", "shadow"}
-"""Models of one training: the one that is trained, and others."""
+"""Models of one training: the one that is trained, and others; before a line, a step or a value."""
 _USUAL = re.compile(
     r"(?:\W|\d|train|training|val|valid|validation|eval|evaluation|test|info|debug|epoch|step|iter|metrics|after"
     r"|completed|ema|best|final|rank|default|at|on|loss|bpb)*",

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import re
 import zlib
+from bisect import bisect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -67,14 +68,14 @@ def read_lines(path: Path) -> list[Line]:
 
 def _whole(lines: list[Line]) -> Iterator[Line]:
     """The same with a record that was printed over many lines, from `{` to `}`, as one."""
+    closing = [i for i, line in enumerate(lines) if line.text == "}"]
     at = 0
     while at < len(lines):
-        if lines[at].text == "{":
-            end = next((i for i in range(at, len(lines)) if lines[i].text == "}"), None)
-            if end is not None:
-                yield lines[at]._replace(text=" ".join(line.text.strip() for line in lines[at : end + 1]))
-                at = end + 1
-                continue
+        if lines[at].text == "{" and (next_one := bisect(closing, at)) < len(closing):
+            end = closing[next_one] + 1
+            yield lines[at]._replace(text=" ".join(line.text.strip() for line in lines[at:end]))
+            at = end
+            continue
         yield lines[at]
         at += 1
 
