@@ -131,8 +131,6 @@ def read_log(data: bytes, steps: int) -> dict[str, object]:
     lengths = {}
     if row["steps"] != steps:  # another plan than the one that was made, as far as the log tells it
         lengths = {key: row[key] for key in ("steps", "peak_steps", "warmdown_steps", "schedule")}
-        down, made = row["warmdown_steps"], row["steps"]
-        lengths["warmdown_ratio"] = down / made if isinstance(down, int) and isinstance(made, int) else None
     return {
         **figures,
         **lengths,

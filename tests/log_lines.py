@@ -82,3 +82,12 @@ FINALS = (
     "final_int6_sliding_window_exact val_loss:1.88000002 val_bpb:1.11000002",
     "legal_ttt_exact val_loss:1.84785000 val_bpb:1.09440207",
 )
+
+
+def step(at: int, value: float, of: int = 2000) -> str:
+    return f"step:{at}/{of} val_loss:{value} val_bpb:{value - 1:.1f} train_time:{at}00ms\n"
+
+
+BEGUN = "max_wallclock_seconds:102\nseed:1\n" + step(0, 9.0) + step(1000, 2.5)
+WHOLE = BEGUN + step(2000, 2.2)
+INT6 = "final_int6_roundtrip_exact val_loss:2.3 val_bpb:1.35\n"

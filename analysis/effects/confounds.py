@@ -80,14 +80,20 @@ def _seeds(table: Table, metric: str) -> str:
     return f"{seeds} seeds, averaged per configuration before anything is fitted across runs.{measured}"
 
 
-def _one_ratio_a_length(table: Table) -> str:
-    """Longer runs that warmed down for another share: length and share cannot be told apart by comparison."""
+def ratios_compared(table: Table) -> bool:
+    """Whether two warmdown ratios were run at one number of steps, all else equal."""
     ratios: dict[tuple[object, ...], set[float]] = {}
     for run in table.runs:
         if not run.is_constant:
             ratios.setdefault((run.group, run.steps), set()).add(round(run.warmdown_ratio, 2))
-    tried = set().union(*ratios.values()) if ratios else set()
-    if len(ratios) < 2 or len(tried) < 2 or any(len(of) > 1 for of in ratios.values()):
+    return any(len(of) > 1 for of in ratios.values())
+
+
+def _one_ratio_a_length(table: Table) -> str:
+    """Longer runs that warmed down for another share: length and share cannot be told apart by comparison."""
+    runs = [run for run in table.runs if not run.is_constant]
+    tried = {round(run.warmdown_ratio, 2) for run in runs}
+    if len({run.steps for run in runs}) < 2 or len(tried) < 2 or ratios_compared(table):
         return ""
     return (
         "No number of steps was run with two warmdown ratios: which ratio is best rests on the laws that "

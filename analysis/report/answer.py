@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.effects.confounds import ratios_compared
 from analysis.effects.slopes import Estimate
 from analysis.effects.soundness import CLEAR, noise_of
 from analysis.forecast.advise import interval
@@ -100,17 +101,10 @@ def _share(study: Study) -> str:
     else:
         within = f"{best.low:.2f} to {best.high:.2f}"
         steps, end = best.steps, _open_end(best.low, best.high, tried)
-    alone = "" if measured_anywhere(study) else " (by fitted laws alone: no length was run with two ratios)"
+    alone = (
+        "" if ratios_compared(study.table) else " (by fitted laws alone: no length was run with two ratios)"
+    )
     return f"at {steps:,} steps {within} of the run as warmdown is best{alone}{end}"
-
-
-def measured_anywhere(study: Study) -> bool:
-    """Whether two ratios were run at one number of steps, so that they can be compared."""
-    ratios: dict[int, set[float]] = {}
-    for run in study.table.runs:
-        if not run.is_constant:
-            ratios.setdefault(run.steps, set()).add(round(run.warmdown_ratio, 2))
-    return any(len(of) > 1 for of in ratios.values())
 
 
 def _open_end(low: float, high: float, tried: list[float]) -> str:

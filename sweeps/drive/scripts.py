@@ -82,6 +82,9 @@ def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) 
         found = {"float_bpb": last.get("val_bpb"), "notes": [f"figures: {error}"], "curve": [last]}
         unread = f"its log gives no figures: {error}"
     ended = found.get("steps", node.config.steps)
+    if "warmdown_steps" in found:
+        down = found["warmdown_steps"]
+        found["warmdown_ratio"] = None if down is None else down / ended
     curve = [point for point in found.pop("curve") if any(point.get(key) is not None for key in _EVALUATIONS)]
     last = next((point for point in curve if point["step"] == ended), {})
     found["val_loss"] = last.get("val_loss")
