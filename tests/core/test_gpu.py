@@ -9,8 +9,10 @@ import torch
 
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.shards import TokenStream, open_shards
-from gepa_core.sections import BatchConfig, ModelConfig
+from gepa_core.quantization.calibrate import calibrate
+from gepa_core.sections import BatchConfig, EvalConfig, ModelConfig, TTTConfig
 from gepa_core.training.batches import Prefetcher
+from gepa_core.training.segment import prepare
 from gepa_core.training.trainer import Ballot, Trainer
 from tests import tiny
 from tests.training import RUN, after, assert_same, make_data, train
@@ -18,6 +20,7 @@ from tests.training import RUN, after, assert_same, make_data, train
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
 
 # Heads of 64 as at the reference size: the fast attention kernels take no head of 8.
@@ -83,6 +86,50 @@ def test_deterministic_runs_resume_to_the_last_bit(paths: DataPaths, tmp_path: P
     resumed, _ = train(paths, tmp_path / "resumed", GPU_RUN, **execution)
     assert 0 < resumed.steps_done < GPU_RUN.steps
     assert_same(resumed.path, whole.path)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("compile_", [False, True])
+def test_a_branch_of_a_shared_trunk_equals_the_run_alone(
+    paths: DataPaths, tmp_path: Path, compile_: bool
+) -> None:
+    execution = {"device": "cuda", "deterministic": True, "compile": compile_}
+    alone, _ = train(paths, tmp_path / "alone", GPU_RUN, **execution)
+    trunk, _ = train(paths, tmp_path / "trunk", GPU_RUN, until=6, final_step=False, **execution)
+    branch, _ = train(paths, tmp_path / "branch", GPU_RUN, start=trunk.path, **execution)
+    assert branch.steps_done == GPU_RUN.steps - 6
+    assert_same(branch.path, alone.path)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("compile_", [False, True])
+def test_test_time_training_is_that_of_the_cpu_and_repeats_itself(compile_: bool) -> None:
+    tokens, table = tiny.text(2000), tiny.byte_table()
+    cfg = EvalConfig(seq_len=64, stride=16, block_tokens=50)
+    ttt = TTTConfig(chunk_tokens=256, epochs=2, lr=0.01, batch_seqs=2, freeze_blocks=1)
+
+    def bpb(execution: ExecConfig, sizes: ModelConfig) -> tuple[float, float]:
+        device = prepare(execution)
+        slid = tiny.sliding(tiny.tiny_model(sizes).to(device), tokens, table, cfg, execution)
+        adapted = tiny.adapted(tiny.tiny_model(sizes).to(device), tokens, table, cfg, ttt, execution)
+        return slid.bpb, adapted.bpb
+
+    on_gpu = ExecConfig(device="cuda", compile=compile_, deterministic=True)
+    first = bpb(on_gpu, MODEL)
+    assert bpb(on_gpu, MODEL) == first
+    expected = bpb(tiny.CPU, MODEL.model_copy(update={"compute_dtype": "fp32"}))
+    assert first == pytest.approx(expected, rel=1e-2)
+    assert first[0] != first[1]
+
+
+def test_curvatures_are_those_of_the_cpu() -> None:
+    tokens = tiny.text(64 * 65)
+    found = calibrate(tiny.tiny_model(MODEL).cuda(), tokens, 64)
+    expected = calibrate(tiny.tiny_model(MODEL.model_copy(update={"compute_dtype": "fp32"})), tokens, 64)
+    assert found.keys() == expected.keys()
+    for name, theirs in expected.items():
+        gap = (found[name].columns - theirs.columns).norm() / theirs.columns.norm()
+        assert gap < 0.05, name
 
 
 def test_votes_arrive_late_but_arrive(paths: DataPaths) -> None:
