@@ -128,6 +128,7 @@ class PlainTTT:
     score_batch = 32  # windows, as published
 
     def __init__(self, model: GEPA, tokens: NDArray[np.uint16], table: ByteTable, cfg: EvalConfig) -> None:
+        """cfg.counting "once" leaves out the windows that score the end of the text again."""
         self.model, self.cfg = model, cfg
         self.device = model.tok_emb.weight.device
         self.tokens = torch.from_numpy(tokens.astype(np.int64))
@@ -150,6 +151,8 @@ class PlainTTT:
             end = min(start + size, total)
             if end - start >= stride or start == 0:
                 found.append((start, end, 0 if start == 0 else end - stride))
+            if end == total and self.cfg.counting == "once":
+                break
         return found
 
     @torch.inference_mode()

@@ -148,7 +148,7 @@ def say(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 1 if a result is wrong; where the first checks say so, nothing is timed."""
     parser = harness.parser("gpu", "All benchmarks on one GPU.")
-    parser.add_argument("--chunks", type=int, default=2, help="chunks of text for TTT")
+    parser.add_argument("--chunks", type=int, default=4, help="chunks of text for TTT")
     parser.add_argument(
         "--budget", type=float, default=480, help="seconds; the int6 stage is left out where few remain"
     )

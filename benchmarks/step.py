@@ -73,6 +73,7 @@ def ablations(config: RunConfig, device: torch.device) -> dict[str, dict[str, An
             "compilation": {"compile": False, "micro_batch_seqs": 12},  # a span would not fit 40 GB
             "choice of attention": {"attention": "flash"},
             "prefetch": None,
+            "scales in the matrices": None,
         }
     else:
         options["micro-batches that fit the cache"] = {"micro_batch_seqs": config.batch.seqs_per_span}

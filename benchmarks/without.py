@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from gepa_core.evaluation import scoring
-from gepa_core.model import passes
+from gepa_core.evaluation import scoring, ttt
+from gepa_core.model import gepa, passes
 from gepa_core.training.optim import FlatParameters, Optimizer
 from gepa_core.training.trainer import Trainer
 
@@ -34,6 +34,8 @@ OPTIMISATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "batched Newton-Schulz": lambda: patch.object(Optimizer, "batched", False),
     "flat average": lambda: patch.object(FlatParameters, "update_averages", _one_tensor_at_a_time),
     "prefetch": lambda: patch.object(Trainer, "_source", lambda trainer: trainer.batches),
+    "scales in the matrices": lambda: patch.object(gepa, "folds", lambda x: False),
+    "replayed passes": lambda: patch.object(ttt, "captures", lambda scorer: False),
     "trimmed last block": lambda: patch.object(passes, "needed", lambda targets: None),
     "windows gathered on the device": lambda: patch.object(scoring, "held", _on_the_host),
 }

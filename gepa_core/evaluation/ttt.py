@@ -9,6 +9,9 @@ and do not change the number of updates.
 """
 
 import math
+import os
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gepa_core.data.text import Text
-from gepa_core.device import PhaseClock, attention, share, sum_over_ranks
+from gepa_core.device import PhaseClock, attention, rank_and_world, share, sum_over_ranks
 from gepa_core.errors import DivergedError
 from gepa_core.evaluation.scoring import Adaptation, Evaluation, Scorer, account, batch_rows
 from gepa_core.evaluation.windows import Windows
 from gepa_core.model.passes import sequence_loss
 
+CAPTURE = os.environ.get("GEPA_CAPTURE", "1") == "1"
 _CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
 
 
@@ -42,6 +46,51 @@ def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens
     """int64[C + 1]: windows bounds[c]..bounds[c + 1] have their first scored target in chunk c."""
     edges = np.arange(0, num_targets, chunk_tokens)
     return np.append(np.searchsorted(first_scored, edges), len(first_scored))
+
+
+def captures(scorer: Scorer) -> bool:
+    """Whether a CUDA graph replays the passes: on one GPU, compiled. Several ranks share a batch unevenly."""
+    return scorer.device.type == "cuda" and scorer.compiles and rank_and_world()[1] == 1 and CAPTURE
+
+
+class Captured:
+    """A function of one tensor on a GPU, as a CUDA graph once it has run a few times in each shape.
+
+    A batch of test-time training is small: launching its kernels one by one takes longer than they run.
+    """
+
+    _WARM = 2  # calls before a shape is captured: they compile, and settle what libraries choose
+
+    def __init__(self, function: Callable[[Tensor], None], device: torch.device) -> None:
+        self._function = function
+        self._stream = torch.cuda.Stream(device)
+        self._calls: Counter[torch.Size] = Counter()
+        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> None:
+        self._calls[x.shape] += 1
+        if self._calls[x.shape] <= self._WARM:
+            self._on_side(x)
+            return
+        if x.shape not in self._graphs:
+            graph, held = torch.cuda.CUDAGraph(), x.clone()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._function(held)
+            self._graphs[x.shape] = graph, held
+        self.replay(x)
+
+    def replay(self, x: Tensor) -> None:
+        graph, held = self._graphs[x.shape]
+        held.copy_(x)
+        graph.replay()
+
+    def _on_side(self, x: Tensor) -> None:
+        """What is to be captured must have run on the stream of the capture."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._function(x)
+        current.wait_stream(self._stream)
 
 
 class Adapter:
@@ -69,6 +118,7 @@ class Adapter:
         self.others = [x for x in pairs if x[0].dtype != torch.float32]
         self.updates = self.tokens_trained = 0
         self.micro_batch = scorer.exec_cfg.micro_batch_seqs or self._micro_batch()
+        self.captured = Captured(self._fill, scorer.device) if captures(scorer) else None
 
     def _micro_batch(self) -> int:
         if self.scorer.device.type == "cuda":
@@ -97,19 +147,22 @@ class Adapter:
         if not parts:  # more ranks than sequences
             self.gradient.zero_()
         for i, micro in enumerate(np.array_split(mine, parts) if parts else ()):
-            gradients = self._gradients(micro, len(starts))
-            (torch._foreach_add_ if i else torch._foreach_copy_)(self.slots, gradients)
+            rows = self.scorer.rows(micro, self.scorer.seq_len)
+            if self.captured and parts == 1:
+                self.captured(rows)
+            else:
+                self._fill(rows, len(micro) / len(starts), add=i > 0)
         self._update(sum_over_ranks(self.gradient), lr)
         self.updates += 1
         self.tokens_trained += len(starts) * self.scorer.seq_len
 
-    def _gradients(self, starts: NDArray[np.int64], batch: int) -> tuple[Tensor, ...]:
-        """Gradients by parameter of the sequences' part in the mean loss of a batch."""
+    def _fill(self, rows: Tensor, share_of_batch: float = 1.0, add: bool = False) -> None:
+        """Puts the gradients of rows [B,T+1] into their slots, or adds them to what is there."""
         exec_cfg, device = self.scorer.exec_cfg, self.scorer.device
-        rows = self.scorer.rows(starts, self.scorer.seq_len)
         with attention(exec_cfg, device):
             loss = sequence_loss(self.model, rows[:, :-1], rows[:, 1:], exec_cfg, device)
-            return torch.autograd.grad(loss * (len(starts) / batch), self.params)
+            gradients = torch.autograd.grad(loss * share_of_batch, self.params)
+        (torch._foreach_add_ if add else torch._foreach_copy_)(self.slots, gradients)
 
     def check(self) -> None:
         """Raises DivergedError if an update was not finite. Waits for the device."""

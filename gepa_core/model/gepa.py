@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from gepa_core.model.head import capped, capped_cross_entropy, capped_nll
 from gepa_core.model.kernels import (
+    QKV,
     activation_dtype,
+    folds,
     linear,
     norm_rotate,
     relu_squared_affine,
@@ -52,6 +54,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.dtype)
+
+
+def add_scaled(residual: Tensor, gain: Tensor, matrix: Linear, x: Tensor) -> Tensor:
+    """residual [...,out] + gain [out] * matrix(x [...,in])."""
+    if folds(x):
+        return residual + linear(x, matrix.weight * gain[:, None], matrix.dtype)
+    return torch.addcmul(residual, gain.to(x.dtype), matrix(x))
 
 
 def rotary_table(
@@ -122,11 +131,15 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, last: int | None
     ) -> Tensor:
-        """x [B,T,D] -> [B,S,D], S = `last` or T."""
+        """x [B,T,D] -> what is yet to be projected, [B,S,D], S = `last` or T."""
         heads = (-1, self.head_dim)
-        q = self.c_q(tail(x, last)).unflatten(-1, heads)
-        k = self.c_k(x).unflatten(-1, heads)
-        v = self.c_v(x)
+        if last is None and folds(x) and QKV:
+            weight = torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight))
+            sizes = [matrix.out_features for matrix in (self.c_q, self.c_k, self.c_v)]
+            q, k, v = linear(x, weight, self.c_q.dtype).split(sizes, dim=-1)
+        else:
+            q, k, v = self.c_q(tail(x, last)), self.c_k(x), self.c_v(x)
+        q, k = q.unflatten(-1, heads), k.unflatten(-1, heads)
         if value_embedding is not None:
             v = v + value_embedding
         v = v.unflatten(-1, heads)
@@ -136,7 +149,7 @@ class Attention(nn.Module):
         y = causal_attention(q, k, v)
         if self.exclude_self:
             y = exclude_self(y, tail(v, last))
-        return self.proj(y.flatten(2))
+        return y.flatten(2)
 
 
 class MLP(nn.Module):
@@ -147,9 +160,16 @@ class MLP(nn.Module):
         self.scale = nn.Parameter(torch.empty(cfg.mlp_hidden))
         self.bias = nn.Parameter(torch.empty(cfg.mlp_hidden))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, x: Tensor, gain: Tensor) -> Tensor:
+        """residual [B,S,D] + gain [D] times what this makes of x [B,S,D]."""
+        if folds(x):
+            weight = self.down_proj.weight * gain[:, None]
+            bias = (weight @ self.bias).to(x.dtype)
+            hidden = F.relu(self.up_proj(x)).square()
+            return residual + linear(hidden, weight * self.scale, self.down_proj.dtype) + bias
         scale, bias = self.scale.to(x.dtype), self.bias.to(x.dtype)
-        return self.down_proj(relu_squared_affine(self.up_proj(x), scale, bias))
+        hidden = relu_squared_affine(self.up_proj(x), scale, bias)
+        return torch.addcmul(residual, gain.to(x.dtype), self.down_proj(hidden))
 
 
 class Block(nn.Module):
@@ -174,8 +194,8 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         x = torch.addcmul(mix[1] * x0, mix[0], x)
         attended = self.attn(rms_norm(x, self.norm_scale), value_embedding, cos, sin, last)
-        x = torch.addcmul(tail(x, last), self.attn_scale.to(x.dtype), attended)
-        return torch.addcmul(x, self.mlp_scale.to(x.dtype), self.mlp(rms_norm(x, self.norm_scale)))
+        x = add_scaled(tail(x, last), self.attn_scale, self.attn.proj, attended)
+        return self.mlp(x, rms_norm(x, self.norm_scale), self.mlp_scale)
 
 
 class BigramEmbedding(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gepa_core import sizes
-from gepa_core.model import head, kernels
+from gepa_core.model import gepa, head, kernels
 from gepa_core.model.gepa import GEPA, BigramEmbedding, Linear, exclude_self, rotary_table
 from gepa_core.model.head import capped_cross_entropy, capped_nll
 from gepa_core.model.kernels import rotate
@@ -328,3 +328,24 @@ def test_without_gradients_results_are_those_of_the_plain_expressions() -> None:
                 plain = case()
         assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-6)
         assert torch.equal(x, kept)
+
+
+def test_scales_in_the_matrices_are_the_same_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU computes; here by plain expressions."""
+    ids = torch.from_numpy(tiny.text(2 * 17).astype(np.int64)).view(2, 17)
+
+    def found() -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        model = tiny.tiny_model()
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            return loss.detach(), gradients, model.nll(ids[:, :-1], ids[:, -4:], last=4)
+
+    with kernels.plain_expressions():
+        plain = found()
+        monkeypatch.setattr(gepa, "folds", lambda x: True)
+        folded = found()
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+    assert folded[1].keys() == plain[1].keys()
+    assert any(not torch.equal(folded[1][name], plain[1][name]) for name in plain[1])
