@@ -9,9 +9,6 @@ and do not change the number of updates.
 """
 
 import math
-import os
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +19,11 @@ from torch import Tensor, nn
 from gepa_core.data.text import Text
 from gepa_core.device import PhaseClock, attention, rank_and_world, share, sum_over_ranks
 from gepa_core.errors import DivergedError
+from gepa_core.evaluation.captured import Captured
 from gepa_core.evaluation.scoring import Adaptation, Evaluation, Scorer, account, batch_rows
 from gepa_core.evaluation.windows import Windows
 from gepa_core.model.passes import sequence_loss
 
-CAPTURE = os.environ.get("GEPA_CAPTURE", "1") == "1"
 _CHECK_EVERY = 64  # chunks: a divergence is noticed within half a minute, and the GPU seldom waits
 
 
@@ -50,47 +47,7 @@ def chunk_bounds(first_scored: NDArray[np.int64], num_targets: int, chunk_tokens
 
 def captures(scorer: Scorer) -> bool:
     """Whether a CUDA graph replays the passes: on one GPU, compiled. Several ranks share a batch unevenly."""
-    return scorer.device.type == "cuda" and scorer.compiles and rank_and_world()[1] == 1 and CAPTURE
-
-
-class Captured:
-    """A function of one tensor on a GPU, as a CUDA graph once it has run a few times in each shape.
-
-    A batch of test-time training is small: launching its kernels one by one takes longer than they run.
-    """
-
-    _WARM = 2  # calls before a shape is captured: they compile, and settle what libraries choose
-
-    def __init__(self, function: Callable[[Tensor], None], device: torch.device) -> None:
-        self._function = function
-        self._stream = torch.cuda.Stream(device)
-        self._calls: Counter[torch.Size] = Counter()
-        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-
-    def __call__(self, x: Tensor) -> None:
-        self._calls[x.shape] += 1
-        if self._calls[x.shape] <= self._WARM:
-            self._on_side(x)
-            return
-        if x.shape not in self._graphs:
-            graph, held = torch.cuda.CUDAGraph(), x.clone()
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._function(held)
-            self._graphs[x.shape] = graph, held
-        self.replay(x)
-
-    def replay(self, x: Tensor) -> None:
-        graph, held = self._graphs[x.shape]
-        held.copy_(x)
-        graph.replay()
-
-    def _on_side(self, x: Tensor) -> None:
-        """What is to be captured must have run on the stream of the capture."""
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            self._function(x)
-        current.wait_stream(self._stream)
+    return scorer.device.type == "cuda" and scorer.compiles and rank_and_world()[1] == 1
 
 
 class Adapter:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from gepa_core.model.head import capped, capped_cross_entropy, capped_nll
 from gepa_core.model.kernels import (
-    QKV,
     activation_dtype,
     folds,
     linear,
@@ -133,13 +132,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [B,T,D] -> what is yet to be projected, [B,S,D], S = `last` or T."""
         heads = (-1, self.head_dim)
-        if last is None and folds(x) and QKV:
-            weight = torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight))
-            sizes = [matrix.out_features for matrix in (self.c_q, self.c_k, self.c_v)]
-            q, k, v = linear(x, weight, self.c_q.dtype).split(sizes, dim=-1)
-        else:
-            q, k, v = self.c_q(tail(x, last)), self.c_k(x), self.c_v(x)
-        q, k = q.unflatten(-1, heads), k.unflatten(-1, heads)
+        q = self.c_q(tail(x, last)).unflatten(-1, heads)
+        k = self.c_k(x).unflatten(-1, heads)
+        v = self.c_v(x)
         if value_embedding is not None:
             v = v + value_embedding
         v = v.unflatten(-1, heads)

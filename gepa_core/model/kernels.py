@@ -40,18 +40,13 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
-import os
-FOLD = os.environ.get("GEPA_FOLD", "1") == "1"
-QKV = os.environ.get("GEPA_QKV", "0") == "1"
-
-
 def folds(x: Tensor) -> bool:
     """Whether scales are multiplied into matrices, not activations: where a GPU runs compiled code.
 
     It is the same mathematics. Their gradients are then sums over a matrix and not over all positions, which
     saves reading every activation once more.
     """
-    return torch.compiler.is_compiling() and x.is_cuda and not _plain and FOLD
+    return torch.compiler.is_compiling() and x.is_cuda and not _plain
 
 
 def _by_hand(x: Tensor) -> bool:

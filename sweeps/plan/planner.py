@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from gepa_core.config import Average, RunConfig, digest
 from sweeps.kinds.script import ScriptRun
 from sweeps.kinds.table import KINDS, SCRIPT, SEGMENT
-from sweeps.plan.speeds import CPU_WORKER, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
+from sweeps.plan.speeds import CPU_WORKER, H200, PUBLISHED_A100, PUBLISHED_VAL_TOKENS, Speeds
 from sweeps.plan.speeds import SCRIPT as SCRIPT_SPEED
 from sweeps.plan.tree import KnownSegment, Node, Plan, RunPlan
 from sweeps.spec.sweep import Run, Sweep
@@ -57,7 +57,10 @@ def assumed_speeds(sweep: Sweep) -> Speeds:
     """For a sweep of which nothing was timed yet."""
     if sweep.script:
         return SCRIPT_SPEED
-    return PUBLISHED_A100 if sweep.resources.gpus_per_run else CPU_WORKER
+    if not sweep.resources.gpus_per_run:
+        return CPU_WORKER
+    asked = " ".join(sweep.resources.node_labels.values())
+    return H200 if any(name in asked for name in ("H100", "H200")) else PUBLISHED_A100
 
 
 def trunk_id(config: Run, decays: Sequence[float] = ()) -> str:

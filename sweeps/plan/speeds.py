@@ -62,6 +62,12 @@ PUBLISHED_A100 = Speeds(
     ttt=287e15 / 2074 / 4,  # 2,074 s on 4 A100s for sliding scores and TTT
     source="the published run's speed on A100s (PR 644), scaled by the model's FLOPs",
 )
+H200 = Speeds(
+    train=179.8e12 / 0.569,  # 786,432 tokens in 569 ms on one
+    evaluate=75.1e12 / 0.228,  # 481 windows
+    ttt=544.5e12 / 1.727,  # 131,072 tokens
+    source="this project's speed on an H200 (benchmarks/results), scaled by the model's FLOPs",
+)
 # Per one-thread worker; small models are bound by call overhead, so this is good to a factor of two.
 CPU_WORKER = Speeds(
     train=35e9, evaluate=45e9, ttt=35e9, source="a one-thread CPU worker's typical 35-45 GFLOP/s, fp32"

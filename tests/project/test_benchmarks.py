@@ -58,7 +58,9 @@ def test_baseline_reproduces_the_published_ttt(shared: Path) -> None:
     expected = figures["eval_ttt_reference"]
     names = ("chunk_tokens", "epochs", "lr", "momentum", "batch_seqs", "grad_clip", "freeze_blocks")
     table = byte_table(shared / "data/tokenizers/fineweb_1024_bpe.model", 1024)
-    plain = PlainTTT(model, tokens, table, EvalConfig(seq_len=128, stride=expected["stride"], counting="reference"))
+    plain = PlainTTT(
+        model, tokens, table, EvalConfig(seq_len=128, stride=expected["stride"], counting="reference")
+    )
     assert plain.run(TTTConfig(**{name: expected[name] for name in names})) == pytest.approx(
         expected["val_bpb"], rel=1e-5
     )

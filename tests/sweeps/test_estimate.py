@@ -13,12 +13,14 @@ from sweeps.commands.capacity import capacity, emulated, unused_gpus
 from sweeps.kinds.table import KINDS, SEGMENT
 from sweeps.plan.advice import advise
 from sweeps.plan.estimate import Machine, places, refusal, summary
-from sweeps.plan.planner import make_plan
+from sweeps.plan.planner import assumed_speeds, make_plan
 from sweeps.plan.speeds import (
     CPU_WORKER,
+    H200,
     PUBLISHED_A100,
     PUBLISHED_VAL_TOKENS,
     Measurement,
+    Speeds,
 )
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep
@@ -164,6 +166,15 @@ def test_ema_advice_fits_the_run_it_is_given_for() -> None:
     assert "41% of the EMA is still the initial weights" in advice
     proposed = float(advice.rpartition("ema_decay ")[2].split()[0])
     assert proposed**300 <= 0.01 < (proposed + 0.002) ** 300
+
+
+@pytest.mark.parametrize(
+    ("labels", "speeds"),
+    [("{}", PUBLISHED_A100), ("{gpu: A100}", PUBLISHED_A100), ("{gpu: NVIDIA-H100}", H200)],
+)
+def test_the_gpu_asked_for_says_what_speed_is_assumed(labels: str, speeds: Speeds) -> None:
+    asked = f"resources={{gpus_per_run: 1, node_labels: {labels}}}"
+    assert assumed_speeds(read_sweep(SOUND, [asked])) is speeds
 
 
 def test_a_finished_sweep_tells_its_own_speed(tmp_path: Path) -> None:
