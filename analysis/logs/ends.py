@@ -40,7 +40,9 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
     crash = next((e for e in reversed(run.after) if isinstance(e, Mark) and e.kind == "crash"), None)
     said = f" (line {crash.line}: {crash.text})" if crash else ""
     badly = (f"ended badly{said}",) if crash else ()
-    if broken := [event for event in run.broken if event.step > 0]:
+    losses = {"val_bpb", "val_loss", "train_loss"}
+    healthy = max((step for step, values in run.points.items() if values.keys() & losses), default=0)
+    if broken := [event for event in run.broken if event.step > (healthy if event.skipped else 0)]:
         note = f"diverged: a loss is not finite at step {broken[0].step:,} (line {broken[0].line})"
         return End(steps, planned, DIVERGED, "", seconds, (note,))
     cap, spent = (

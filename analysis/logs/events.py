@@ -19,6 +19,8 @@ class Step:
     bar: bool = False  # a progress bar, which repeats its last validation
     epoch: int | None = None  # whose bar counts from 0 again
     words: str = ""  # before the step
+    skipped: bool = False  # what is not finite is of training: the step may have been skipped
+    part: bool = False  # measured on a part of the text
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class Loose:
     line: int
     values: dict[str, float]
     broken: bool = False
+    epoch: float | None = None
     label: str = ""  # of which text, where it says
 
 

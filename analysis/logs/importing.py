@@ -24,6 +24,7 @@ from analysis.runs.strictjson import dumps
 from analysis.runs.tabular import csv_text
 
 PATTERNS = ("*.log", "*.txt", "*.log.gz", "*.txt.gz")
+_SEED = re.compile(r"(?<![\w.])seed:(\d{1,12})(?![\w.])")
 _GENERIC = {"train"}  # names that say nothing: the run is called after its folder
 
 
@@ -89,8 +90,11 @@ def _trainings(lines: list[Line], name: str) -> list[Training]:
     """The runs of one stream; `name`: its own, '' where there is only one."""
     found = trainings(event for line in lines for event in events(line))
     if name:
+        seeds = {seed[1] for line in lines if (seed := _SEED.search(line.text)) is not None}
         for run in found:
             run.facts.setdefault("name", name)
+            if len(seeds) == 1:
+                run.facts.setdefault("seed", float(*seeds))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import log
 
@@ -43,8 +44,9 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     Raises:
         AnalysisError: the warmdown given does not fit the run.
     """
+    other_unit = _drop_other_units(run)
     ended = end(run, given is not None, planned)
-    notes = [*run.notes, *ended.notes]
+    notes = [*run.notes, *ended.notes, *other_unit]
     if run.conflicts > 1:
         notes.append(
             f"{run.conflicts} steps have two values, of several runs or models? the later ones count"
@@ -109,6 +111,17 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
     }
     name, lines = str(run.facts.get("name", "")), (run.first_line, run.last_line)
     return Record(row, _curve(run), why_not, finals.unfiled, lines, name)
+
+
+def _drop_other_units(run: Training) -> list[str]:
+    """Leaves out losses that the log says are in bits, and bits per byte that are in nats."""
+    notes = []
+    for name in ("val_loss", "val_bpb"):
+        if said := run.facts.get(f"{name}_unit"):
+            notes.append(f"{name} is of another unit and left out ({said})")
+            for values in run.points.values():
+                values.pop(name, None)
+    return notes
 
 
 def _last(run: Training, end: End) -> dict[str, float]:
@@ -178,12 +191,16 @@ def _per_token(run: Training) -> list[str]:
     )
 
 
+_NOT_PACKED = re.compile(r"\+(?:none|raw|uncompressed)(?![a-z])")
+
+
 def _sizes(run: Training) -> tuple[dict[str, int | None], list[str]]:
     """Bytes of the artifact and the code: of several formats that of int6, of one printed again the last."""
     artifacts = [mark for mark in run.marks if mark.kind == "artifact" and mark.values["bytes"] > 0]
     ranked = (
         [m for m in artifacts if "int6" in m.text] or [m for m in artifacts if "quant" in m.text] or artifacts
     )
+    ranked = [m for m in ranked if not _NOT_PACKED.search(m.text)] or ranked
     notes, artifact = [], None
     if len({mark.text for mark in ranked}) > 1:
         notes.append(f"artifact_bytes: of several formats ({', '.join(sorted({m.text for m in ranked}))})")

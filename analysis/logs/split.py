@@ -81,7 +81,7 @@ class Training:
             # The header's last word counts; what is printed after training began may be of something else.
             if not self.points or event.name not in self.facts:
                 self.facts[event.name] = event.value
-        elif self.points and isinstance(event, Figure | Mark):
+        elif isinstance(event, Figure | Mark) and (self.points or _tells_rate(event)):
             self.printed.append(event)
 
     def _add_step(self, event: Step) -> None:
@@ -156,6 +156,7 @@ def _placed(found: list[Event]) -> list[Event]:
     if len({e.label for e in found if isinstance(e, Loose)}) > 1:  # of several texts
         found = [e for e in found if not isinstance(e, Loose)]
     measured = any(isinstance(e, Step) and e.values.keys() & set(_MEASURES) for e in found)
+    found = _beside_their_bars(found)
     placed: list[Event] = []
     between = 0
     last: Step | None = None
@@ -174,12 +175,33 @@ def _placed(found: list[Event]) -> list[Event]:
     if between and not measured:
         return placed
     named: list[Event] = [
-        e for e in found if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose)
+        _rate(e) if isinstance(e, Step) and e.loose else e
+        for e in found
+        if not isinstance(e, Loose) and not (isinstance(e, Step) and e.loose and "lr" not in e.values)
     ]
+    named = _whole(named)
     totals = {e.total for e in found if isinstance(e, Step) and e.loose and e.total}
     if named and len(totals) == 1 and not any(isinstance(e, Step) and e.total for e in named):
         return [Fact(named[0].line, "iterations", float(totals.pop())), *named]
     return named
+
+
+def _whole(found: list[Event]) -> list[Event]:
+    """Without validations of a part of the text, where others are of all of it."""
+    measured = [e for e in found if isinstance(e, Step) and e.values.keys() & set(_MEASURES)]
+    if len({e.part for e in measured}) < 2:
+        return found
+    quick = {id(e) for e in measured if e.part}
+    return [e for e in found if id(e) not in quick]
+
+
+def _rate(step: Step) -> Mark:
+    """The learning rate of a step that is left out."""
+    return Mark(step.line, "rate", step.words, {"step": float(step.step), "lr": step.values["lr"]})
+
+
+def _tells_rate(event: Event) -> bool:
+    return isinstance(event, Mark) and event.kind == "rate"
 
 
 def _counted(found: list[Event]) -> list[Event]:
@@ -231,6 +253,42 @@ def _refuse_epochs(found: list[Event]) -> None:
                 "count them through"
             )
         epoch, last = event.epoch, event.step
+
+
+def _beside_their_bars(found: list[Event]) -> list[Event]:
+    """The same with records of validations after the bar of their step.
+
+    Bars go to another stream than records, and may be printed before or after those of their step. The epoch
+    that a record names tells: it is the same share of the step everywhere.
+    """
+    bars = [i for i, e in enumerate(found) if isinstance(e, Step) and e.bar]
+    records = [(i, e) for i, e in enumerate(found) if isinstance(e, Loose) and e.epoch]
+    if not bars or len({e.epoch for _, e in records}) < 2:
+        return found
+    before = [max((j for j in bars if j < i), default=None) for i, _ in records]
+    after = [min((j for j in bars if j > i), default=None) for i, _ in records]
+    if _in_proportion(found, records, before):
+        return found
+    if not _in_proportion(found, records, after):
+        raise AnalysisError(
+            f"line {records[0][1].line}: the epochs of the validations do not go with the steps of the bars "
+            "beside them; give the trainer's own record, trainer_state.json, instead"
+        )
+    moved = {at: found[i] for at, (i, _) in zip(after, records, strict=True)}
+    taken = {i for i, _ in records}
+    placed: list[Event] = []
+    for i, event in enumerate(found):
+        placed += [] if i in taken else [event]
+        placed += [moved[i]] if i in moved else []
+    return placed
+
+
+def _in_proportion(found: list[Event], records: list[tuple[int, Loose]], bars: list[int | None]) -> bool:
+    if None in bars:
+        return False
+    steps = [found[bar].step for bar in bars if bar is not None]  # type: ignore[union-attr]
+    rates = [step / (e.epoch or 1.0) for step, (_, e) in zip(steps, records, strict=True)]
+    return max(rates) <= 1.05 * min(rates) + 1
 
 
 def _measures_again(run: Training, step: Step) -> bool:

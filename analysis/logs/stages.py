@@ -31,12 +31,17 @@ _CHUNKED = re.compile(
     re.IGNORECASE,
 )
 """Test-time training that scores a piece of the text before it trains on it."""
+_BEGUN = re.compile(
+    r"(?<![a-z])(?:start(?:s|ed|ing)?|begin\w*|running|adapting|dynamic\w*)(?![a-z])", re.IGNORECASE
+)
+"""The line is of test-time training itself, not of its settings."""
 _WIDTH = re.compile(r"u?int(\d+)|(?<!\d)(\d+)[-_ ]?bits?(?![a-z])|(?<![a-z])q(\d)(?!\d)")
-TERNARY, MIXED = 1.58, 0.0
+TERNARY, MIXED, FLOAT = 1.58, 0.0, 32.0
+_SLICE = re.compile(r"\[\d*:\d*\]")
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
-    r"compil|warm|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)"
+    r"compil|warm(?!.?start)|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)"
     r"|not used|[:=]\s*none|epochs\s*[:=]\s*0\b|=0\.0s|saved|config"
     r"|grad_steps|timer|precompute|hints|no val data",
     re.IGNORECASE,
@@ -73,6 +78,7 @@ class _State:
     sliding: bool = False  # announced for the figure that comes
     mode: str | None = None  # the same, in the words of older scripts
     chunked: bool = False  # test-time training that scores first has begun
+    begun: Mark | None = None  # where it did
     adapted: Mark | None = None  # trained on the text that is scored
     passes: bool = False  # in whole passes over it
     before: bool = False  # before the weights were quantized
@@ -109,8 +115,8 @@ def _observe(state: _State, mark: Mark) -> None:
         state.bits = mark.values["bits"]
     elif mark.kind in ("ema", "no ema"):
         state.no_ema = mark if mark.kind == "no ema" else None
-    elif mark.kind == "mixed" and not _IDLE.search(mark.text):
-        state.mixed = mark
+    elif mark.kind == "mixed" or (mark.kind == "pruned" and state.quantized):
+        state.mixed = state.mixed if _IDLE.search(mark.text) else mark
     elif mark.kind == "mode":
         state.mode = mark.text
         state.chunked = state.chunked or "ttt" in mark.text
@@ -120,12 +126,15 @@ def _observe(state: _State, mark: Mark) -> None:
         state.part = mark
     elif mark.kind == "restored":
         state.adapted, state.passes, state.before, state.mixed = None, False, False, None
+        state.begun = None
     elif mark.kind == "learns" and not _IDLE.search(mark.text):
         _adapt(state, mark)
         state.passes = True
     elif mark.kind == "ttt" and not _IDLE.search(mark.text) and not state.chunked:
         if _CHUNKED.search(mark.text) and not _PASSES.search(mark.text):
             state.chunked = True
+            if _BEGUN.search(mark.text):
+                state.begun = mark
         else:
             _adapt(state, mark)
 
@@ -172,7 +181,8 @@ def _widths(text: str) -> set[float]:
 
 
 def _format(bits: float) -> str:
-    return {TERNARY: "ternary weights", MIXED: "mixed widths"}.get(bits, f"int{bits:g}")
+    said = {TERNARY: "ternary weights", MIXED: "mixed widths", FLOAT: "unquantized weights"}
+    return said.get(bits, f"int{bits:g}")
 
 
 def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
@@ -182,6 +192,8 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         return _Filed(figure, twin.column, twin.why)
     if state.part is not None:
         return _Filed(figure, None, f"of a part of the text (line {state.part.line}: {state.part.text})")
+    if _SLICE.search(figure.label):
+        return _Filed(figure, None, f"'{figure.label}' is of a part of the text")
     label, before_ttt = _before_ttt(figure.label)
     bits = _widths(label)
     words = {
@@ -202,6 +214,8 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         return _Filed(figure, None, f"'{figure.label}' is of {_format(width)}, not int6")
     if (mixed := state.mixed) is not None:
         return _Filed(figure, None, f"measured with more than the model (line {mixed.line}: {mixed.text})")
+    if sliding and state.begun is not None:
+        return _Filed(figure, None, _adapted(state.begun))
     if sliding:
         return _Filed(figure, "int6_sliding_bpb")
     return _Filed(figure, "int6_bpb") if before_ttt else _roundtrip(figure, state)

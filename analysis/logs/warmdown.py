@@ -96,6 +96,8 @@ def warmdown(
     """The warmdown of a finished run of `steps`; see the module."""
     facts = {name: value for name, value in run.facts.items() if isinstance(value, float)}
     fraction, iters = facts.get("warmdown_fraction"), facts.get("warmdown_iters")
+    if iters is None and fraction is None and "warmdown_start" in facts:
+        iters = max((planned or steps) - facts["warmdown_start"], 0.0)
     shape = _SHAPES.get(str(run.facts.get("shape", "linear")))
     if fraction is None and iters is None:
         return (
@@ -178,12 +180,23 @@ def _unstated(run: Training) -> str:
     return f"warmdown unknown: the log does not state it{hint}"
 
 
+def _by_rate(run: Training) -> list[tuple[int, float]]:
+    """Multipliers from learning rates that the log prints, where several of them are the peak's."""
+    rates = {int(m.values["step"]): m.values["lr"] for m in run.marks if m.kind == "rate"}
+    rates |= {step: values["lr"] for step, values in run.points.items() if "lr" in values}
+    peak = max(rates.values(), default=0.0)
+    if sum(rate >= 0.999 * peak for rate in rates.values()) < 2 or peak <= 0:
+        return []
+    return [(step, rate / peak) for step, rate in rates.items()]
+
+
 def _by_multiplier(
     run: Training, steps: int, facts: dict[str, float], stopped_by: str, times: Clock | None
 ) -> Warmdown:
     """From multipliers that the log prints during the warmdown, if they agree on a straight line to 0."""
     printed = [(int(m.values["step"]), m.values["scale"]) for m in run.marks if m.kind == "multiplier"]
     printed += [(step, values["lr_scale"]) for step, values in run.points.items() if "lr_scale" in values]
+    printed = printed or _by_rate(run)
     floor = facts.get("lr_floor", 0.0)
     peak = max((step for step, scale in printed if scale >= 0.98), default=0)
     falling = [(s, x) for s, x in sorted(printed) if peak < s < steps and floor + 0.02 < x < 0.98]

@@ -39,14 +39,36 @@ _FACTS = {
     "bits": ("matrix_bits", "quant_bits", "weight_bits", "wbits", "nbits", "n_bits"),
 }  # fmt: skip
 _CANONICAL = {name: fact for fact, names in _FACTS.items() for name in names}
+_SETTING = rf"\d{{1,3}}(?:_\d{{3}})+|{NUMBER}"
 _FACT = re.compile(
     rf"(?<![\w.])({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})"
-    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*|(?<=seed)(?:\s+set)?\s+to\s+|(?<=--seed)\s+)({NUMBER})\s*(ms|s|min|m|h|%)?(?![\w./%])",
+    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*|(?<=seed)(?:\s+set)?\s+to\s+|(?<=--seed)\s+)"
+    rf"({_SETTING})\s*(ms|s|min|m|h|%|k)?(?![\w./%])",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
     r"(?<![\w.,])(\d{5,}|\d[\d,]{5,}\d)\s+(?:total |trainable |model )?param(?:eter)?s\b", re.I
 )
+_OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
+_WSD = re.compile(
+    r"(?<![a-z])wsd(?![a-z]).*?(?<![a-z])(?:decay|warmdown|cooldown)(?:_steps)?\W{1,3}(\d[\d,]*)(?![\w.%])",
+    re.I,
+)
+_LAST_SHARE = re.compile(
+    r"(?:warmdown|cooldown|decay|anneal\w*).{0,30}?(?:last|final)\s+(\d+(?:\.\d+)?)\s*%"
+    r"|(?:last|final)\s+(\d+(?:\.\d+)?)\s*%.{0,30}?(?:warmdown|cooldown|decay|anneal\w*)",
+    re.IGNORECASE,
+)
+_FROM_STEP = re.compile(
+    r"(?:warmdown|cooldown|(?:lr|rate)\W{1,3}decay|decay phase)\s*(?:phase\s*)?"
+    r"(?:starts?|begins?|from|starting|start_step)\W{1,3}"
+    r"(?:(?:at|with|from)\s+)?(?:(?:step|iter\w*)\W{0,2})?(\d[\d,]*)(?![\w.%])",
+    re.IGNORECASE,
+)
+_IN_BITS = re.compile(
+    r"loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)", re.I
+)
+_IN_NATS = re.compile(r"(?:bpb|bits per byte).{0,30}(?<![a-z])nats\s*(?:/|per)\s*byte", re.IGNORECASE)
 _OF_A_PART = re.compile(r"decay|tensors|embed|draft|teacher|trainable", re.IGNORECASE)
 _SHAPE = re.compile(
     r"(?<![\w.])(?:(?:lr_)?schedule(?:_type)?|warmdown(?:_shape|_type)?|decay_shape)\s*[:=]\s*['\"]?"
@@ -83,6 +105,15 @@ def facts(line: Line) -> Iterator[Fact]:
             yield fact
     if (counted := _COUNTED.search(text)) and not _OF_A_PART.search(text):
         yield Fact(line.number, "params", number(counted[1]))
+    if wsd := _WSD.search(text):
+        yield Fact(line.number, "warmdown_iters", number(wsd[1]))
+    if share := _LAST_SHARE.search(text):
+        yield Fact(line.number, "warmdown_fraction", float(share[1] or share[2]) / 100)
+    if begins := _FROM_STEP.search(text):
+        yield Fact(line.number, "warmdown_start", number(begins[1]))
+    if unit := _IN_BITS.search(text) or _IN_NATS.search(text):
+        measure = "val_loss" if _IN_BITS.search(text) else "val_bpb"
+        yield Fact(line.number, f"{measure}_unit", f"line {line.number}: {unit[0]}")
     if shape := _SHAPE.search(text):
         yield Fact(line.number, "shape", shape[1].lower())
     if only := _EVAL_ONLY.search(text):
@@ -93,7 +124,13 @@ def facts(line: Line) -> Iterator[Fact]:
 
 def _fact(line: Line, match: re.Match[str]) -> Fact | None:
     said = match[1].lower()
-    name, value = _CANONICAL[said], number(match[2])
+    name, value = _CANONICAL[said], number(match[2].replace("_", ""))
+    if (later := _OVERRIDDEN.match(line.text, match.end())) is not None:
+        value = number(later[1])
+    if name == "params" and _OF_A_PART.search(line.text[max(0, match.start() - 20) : match.start()]):
+        return None
+    if match[3] in ("k", "K"):
+        value *= 1000
     if not isfinite(value) or value < 0:  # -1 is how scripts say that a setting is not used
         return None
     if name in ("cap_seconds", "effective_seconds"):
@@ -102,7 +139,7 @@ def _fact(line: Line, match: re.Match[str]) -> Fact | None:
         value *= SECONDS.get(match[3] or "s", 1.0)
     elif match[3] == "%" and name.startswith("warmdown"):
         name, value = "warmdown_fraction", value / 100
-    elif match[3]:
+    elif match[3] and match[3] not in ("k", "K"):
         return None
     # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.
     if (said == "batch" and value < 1024) or (said in ("params", "parameters") and value < 10_000):

@@ -18,6 +18,8 @@ _KEYED = re.compile(
 """`int6_sliding_val_bpb: 1.1`, where the name of the value is its label."""
 _SETTING = re.compile(r"(?<=\s)\S+[:=]\S+\s*")  # after the first word of a label
 _FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*(?:[:=]|(?=[\d.]))", re.IGNORECASE)
+_SUMMARY = re.compile(r"\s*wandb:")
+"""W&B repeats the last values of a run, however it ended."""
 _PROGRESS = re.compile(
     r"\d+\s*/\s*\d+|%|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|windows|phase)(?![a-z])"
     r"|(?<![a-z])(?:best|saved|saving|checkpoint|improved)(?![a-z])",
@@ -26,6 +28,8 @@ _PROGRESS = re.compile(
 
 
 def figures(line: Line) -> Iterator[Figure]:
+    if _SUMMARY.match(line.text):
+        return
     match = _FIGURE.search(line.text)
     if match is None:
         if not _PROGRESS.search(line.text):

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 
 from analysis.logs.events import Mark
+from analysis.logs.lines.learning import learning
+from analysis.logs.lines.parts import PART
 from analysis.logs.lines.values import NUMBER, number, values
 from analysis.logs.reading.text import Line
 
 _ARTIFACT = re.compile(
     r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
-    r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes",
+    r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes"
+    r"|\s*(?P<named>int\d[\w+.-]*) (?:artifact|model)[ _](?:bytes|size)\s*[:=]\s*(?P<count>\d[\d,]*)",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"\s*code(?:[_ ]size|[_ ]bytes)(?P<packed>[^:]*):\s*(?P<bytes>\d[\d,]*)(?: bytes)?", re.I)
@@ -44,33 +47,6 @@ _MODE = re.compile(r"\s*final_eval_mode\s*[:=]\s*(\w+)")
 _SLIDING = re.compile(
     r"sliding[_ ](?:window[_ ])?eval|eval(?:uat\w+)?.{0,20}sliding|^\s*sliding_eval", re.IGNORECASE
 )
-_TTT = re.compile(
-    r"ttt|test[- ]time[- ](?:train|adapt)|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])"
-    r"|fine-?tun\w*.{0,40}\b(?:val|eval|dev|test)"
-    r"|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
-    re.IGNORECASE,
-)
-"""Training after training: on the validation text, or on a text that the line does not name."""
-_NO_TTT = re.compile(r"(?:no|without|pre|before)[-_ ]?ttt", re.IGNORECASE)
-_TEXT = r"(?:val(?:idation)?|held-?\s?out|test|dev|eval(?:uation)?)(?![a-z])"
-_LEARNS = (
-    r"(?<![a-z])(?:(?:pre)?-?train(?:ing|s)?|sgd|adamw?|muon|backprop\w*|optimi[sz]\w+|learn(?:ing|s)?|updates?|passes"
-    r"|epochs?|gradient\w*|steps?)(?![a-z])"
-)
-_LEARNS_IT = re.compile(
-    rf"(?<![a-z])(?:memori[sz]\w*|overfit\w*|fit(?:s|ting)|refin\w+|polish\w*|tun(?:e|es|ing)|distil\w+|anneal\w*)(?![a-z])"
-    rf".{{0,40}}(?<![a-z]){_TEXT}"
-    rf"|(?<![a-z]){_TEXT}[- ]set[- ](?:training|sgd|updates)|(?<![a-z]){_TEXT}.{{0,40}}epochs\s*[:=]\s*[1-9]"
-    rf"|{_LEARNS}.{{0,20}}(?<![a-z])(?:on|over|against|with|using)(?![a-z]).{{0,60}}(?<![a-z]){_TEXT}",
-    re.IGNORECASE,
-)
-_ONLY_MEASURES = re.compile(
-    r"no[ _-](?:grad|train)|(?:finished|after|done|completed?) training|(?<![a-z])evaluat(?:ing|ed)(?![a-z])"
-    r"|training (?:is )?(?:done|complete|finished|time)|trained model|learning.?rate"
-    r"|pre-?trained|train_(?:time|loss|loader|batch|seq|files|shards)|eval_(?:time|mode|stride|only|seq|batch)"
-    r"|(?:^|\W)lr\W|optimizer|seed|params",
-    re.IGNORECASE,
-)
 _BPB = re.compile(r"val_?bpb\W*\d", re.IGNORECASE)
 _NO_EMA = re.compile(r"ema\W*skip|skip\w*.{0,20}\bema\b|(?:swa|lawa)\W*applying", re.IGNORECASE)
 _EMA = re.compile(r"ema\W*applying|appl(?:y|ying|ied)\W+ema", re.IGNORECASE)
@@ -84,32 +60,29 @@ _MIXED = re.compile(
     r"|(?:cache|memory|counts|keys).{0,30}(?:blend|interpolat|mix)",
     re.IGNORECASE,
 )
-_PART = re.compile(
-    r"(?<![a-z])(?:quick|partial|subset|proxy|sampled?|smoke|sanity|fast)(?![a-z]).{0,40}"
-    r"(?:eval\w*|check|val(?:idation)?)(?![a-z])"
-    r"|(?:eval|check|val)\w*.{0,40}(?<![a-z])(?:quick|partial|subset|proxy)(?![a-z])"
-    r"|tokens?\W{1,3}[\d,]+\s*(?:of|/)\s*[\d,]+"
-    r"|(?<!skipping )first\s+[\d,]+[kM]?\s+(?:\w+\s+){0,2}(?:tokens|files|shards|docs)"
-    r"|capped at\s+\d|max_eval_\w+\s*[:=]\s*[1-9]|stopped by (?:its|the) timer|share of the val|val\[:\d"
-    r"|(?<![a-z])mini(?![a-z]).{0,20}eval|\d/\d+ of the (?:docs|documents|text|tokens)",
-    re.IGNORECASE,
-)
-"""What comes next is measured on a part of the validation text."""
 _RESTORED = re.compile(
     r"(?<![a-z])(?:restor|reload|revert|reset)\w*.{0,80}(?:weights|model|int6|quantized|checkpoint|artifact)",
     re.IGNORECASE,
+)
+_PRUNED = re.compile(
+    r"(?<![a-z])(?:prun(?:e|es|ed|ing)|sparsif\w+|zeroing|dropping)\W.{0,40}(?:weights|heads|layers|params|blocks|%)",
+    re.I,
 )
 _SCALE = re.compile(
     rf"(?:qat|ema|swa)\w*\W.{{0,80}}?\bstep\s*[:=]\s*(\d+).{{0,80}}?\b(?:lr_)?scale\s*[:=]\s*({NUMBER})",
     re.IGNORECASE,
 )
+_TAKES = r"(?<![a-z])(?:switch|swap|load|reload|restor|revert|now|us(?:e|ing)(?![a-z])|back to)\w*\W"
 _PACKED = re.compile(
     r"(?:quanti[sz]|compress|pack|cast)\w*\W.{0,80}?"
     r"(?:(?P<bits>\d+|eight|four|five|six)[- ]?bits?(?![a-z])|int(?P<int>\d+)|(?P<float>float8|fp8)"
-    r"|(?P<ternary>ternary|\{-1, ?0, ?1\}))|(?P<bitnet>bitnet)",
+    r"|(?P<ternary>ternary|\{-1, ?0, ?1\}))|(?P<bitnet>bitnet)"
+    rf"|{_TAKES}.{{0,30}}?int(?P<taken>\d+)\W{{0,2}}(?:weights|model|artifact|quantized|checkpoint)"
+    rf"|(?P<full>{_TAKES}.{{0,30}}?(?:float|fp32|bf16|full[- ]precision|unquantized|uncompressed|unpruned)"
+    r"\W{0,2}(?:\w+\W)?(?:weights|model|checkpoint|parameters))",
     re.IGNORECASE,
 )
-"""To how many bits weights are being quantized, in prose."""
+"""To how many bits weights are being quantized, or which are taken up, in prose; 32: not quantized."""
 _SPELT = {"eight": 8.0, "four": 4.0, "five": 5.0, "six": 6.0}
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
@@ -130,13 +103,13 @@ def marks(line: Line) -> Iterator[Mark]:
         yield Mark(at, kind, said)
     if _RESTORED.search(text):
         yield Mark(at, "restored", said)
-    if _TTT.search(_NO_TTT.sub("", text)):
-        yield Mark(at, "ttt", said)
-    elif _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text):
-        yield Mark(at, "learns", said)
+    if _PRUNED.search(text):
+        yield Mark(at, "pruned", said)
+    if (kind := learning(text)) is not None:
+        yield Mark(at, kind, said)
     elif _SLIDING.search(text) and not _BPB.search(text):
         yield Mark(at, "sliding", said)
-    if _PART.search(text):
+    if PART.search(text):
         yield Mark(at, "part", said)
 
 
@@ -144,8 +117,8 @@ def _measured(line: Line) -> Mark | None:
     """A mark with numbers, or none."""
     text, at = line.text, line.number
     if match := _ARTIFACT.match(text):
-        name = (match["format"] or match["packed"]).strip().lower()
-        return Mark(at, "artifact", name, {"bytes": number(match["bytes"])})
+        name = (match["format"] or match["packed"] or match["named"]).strip().lower()
+        return Mark(at, "artifact", name, {"bytes": number(match["bytes"] or match["count"])})
     if match := _CODE.match(text):
         return Mark(at, "code", match["packed"].strip(" ()_").lower(), {"bytes": number(match["bytes"])})
     if match := _STOP.match(text):
@@ -160,8 +133,9 @@ def _measured(line: Line) -> Mark | None:
         bits = float(match[1]) if match[1] else (5.0 if number(match[2]) > number(match[3]) else 6.0)
         return Mark(at, "weights", text.strip()[:100], {"bits": bits})
     if match := _PACKED.search(text):
-        spelt = match["bits"] or match["int"]
-        bits = (_SPELT.get(spelt.lower()) or float(spelt)) if spelt else 8.0 if match["float"] else 1.58
+        spelt = match["bits"] or match["int"] or match["taken"]
+        bits = 32.0 if match["full"] else 8.0 if match["float"] else 1.58
+        bits = (_SPELT.get(spelt.lower()) or float(spelt)) if spelt else bits
         return Mark(at, "weights", text.strip()[:100], {"bits": bits})
     if match := _SCALE.search(text):
         found = {"step": number(match[1]), "scale": number(match[2])}

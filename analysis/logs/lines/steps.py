@@ -6,6 +6,7 @@ import re
 from math import isfinite
 
 from analysis.logs.events import Loose, Step
+from analysis.logs.lines.parts import PART
 from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
 from analysis.logs.reading.streams import OTHER
 from analysis.logs.reading.text import Line
@@ -15,11 +16,14 @@ _STEP = re.compile(
     r"\W{0,9}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
     r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|at|after)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
-    r"(?:(?P<word>(?:global[_ ])?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
+    r"(?:(?P<word>(?:global[_ ]|opt\w*[_ ]|micro[_ ]?)?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
     rf"(?P<step>{_COUNT})\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
     re.IGNORECASE,
 )
-_OPTIMIZER_STEP = re.compile(r"\W{1,3}step\s*[:=]?\s*(?P<step>\d[\d,]*)(?![\w.%/])", re.IGNORECASE)
+_OPTIMIZER_STEP = re.compile(
+    r"\W{1,3}(?:(?:global|opt\w*)[_ ])?(?:step|update)s?\s*[:=]?\s*(?P<step>\d[\d,]*)(?![\w.%/])",
+    re.IGNORECASE,
+)
 """litgpt's `iter 4000 step 1000`: of microbatches and of the optimizer."""
 _STEP_LAST = re.compile(
     r"\W{0,3}(?:(?:val(?:idation)?|eval(?:uation)?|train(?:ing)?)[ _](?:loss|bpb)\b|(?:loss|bpb)\s*[:=])"
@@ -49,6 +53,7 @@ _ALONE = re.compile(
 )
 _RECORD = re.compile(rf"val_loss:{NUMBER}(?: [a-z_]\w*:[-+\w.]+)*")
 """transformers' record of an evaluation, which names no step."""
+_OF_EPOCH = re.compile(r"\bepoch:(\d+(?:\.\d+)?)(?![\w.])")
 _MOST = 10**9
 
 
@@ -117,7 +122,7 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
             found.broken = True
     total = number(match["total"]) if match["total"] else None
     at = _count(match["step"])
-    if "val_loss" in found.of and (own := _OPTIMIZER_STEP.match(text, match.end())):
+    if found.measured and (own := _OPTIMIZER_STEP.match(text, match.end())):
         at = number(own["step"])
     if not (isfinite(at) and at <= _MOST and (total is None or isfinite(total))):
         return None
@@ -132,6 +137,8 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
         found.broken,
         loose,
         bar=bar,
+        skipped=found.broken and not found.validated,
+        part=PART.search(text) is not None,
         epoch=None if epoch is None else int(epoch),
         words=text[: match.start("step")].strip().lower(),
     )
@@ -150,4 +157,5 @@ def loose(line: Line) -> Loose | None:
     if not (_ALONE.fullmatch(line.text) or _RECORD.fullmatch(line.text)):
         return None
     found = values(line.text)
-    return Loose(line.number, found.of, found.broken)
+    epoch = _OF_EPOCH.search(line.text)
+    return Loose(line.number, found.of, found.broken, number(epoch[1]) if epoch else None)

@@ -21,14 +21,16 @@ _NAMES = {
     "val_bpb": "val_bpb", "valbpb": "val_bpb", "validation_bpb": "val_bpb",
     "val_loss": "val_loss", "valloss": "val_loss", "validation_loss": "val_loss",
     "eval_loss": "val_loss", "evaluation_loss": "val_loss", "eval_bpb": "val_bpb",
-    "train_loss": "train_loss", "trainloss": "train_loss",
+    "val_bits_per_byte": "val_bpb", "val_loss_mean": "val_loss", "mean_val_loss": "val_loss",
+    "train_loss": "train_loss", "trainloss": "train_loss", "lr": "lr", "learning_rate": "lr",
     "train_time": "seconds", "elapsed": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
     "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
-    r"(?<![a-z\d.])(val[_ /]?bpb|(?:val(?:idation)?|eval(?:uation)?)[_ /](?:loss|bpb)|val_?loss"
+    r"(?<![a-z\d.])(val[_ /]?bpb|val_bits_per_byte|val_loss_mean|mean_val_loss|(?<!_)lr|learning_rate(?!_)"
+    r"|(?:val(?:idation)?|eval(?:uation)?)[_ /](?:loss|bpb)|val_?loss"
     r"|train[_ /]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
     rf"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
     re.IGNORECASE,
@@ -39,11 +41,18 @@ _BARE = re.compile(
 VALIDATION = re.compile(
     r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![a-z])", re.I
 )
-_PAIR = re.compile(rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})", re.IGNORECASE)
-"""litgpt's `loss train: 2.1, val: 2.2`."""
+_PAIR = re.compile(
+    rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})"
+    rf"|\bloss\s*\(train/val(?:id)?\)\s*[:=]?\s*({NUMBER})\s*/\s*({NUMBER})",
+    re.IGNORECASE,
+)
+"""litgpt's `loss train: 2.1, val: 2.2`, and `loss(train/val) 2.1/2.2`."""
 _WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
 _ARROW = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])", re.IGNORECASE)
-_IN_BITS = re.compile(r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])", re.IGNORECASE)
+_IN_BITS = re.compile(
+    r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])|loss\s*[:=]?\s*[\d.]+\s+bits?(?![a-z/])",
+    re.IGNORECASE,
+)
 _DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)
 _AFTER = re.compile(r"\s*\((ema|swa|draft|teacher|best|sliding|int\d)\)", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"\bon\s+(?:the\s+)?(test|train(?:ing)?)\b", re.IGNORECASE)
@@ -81,6 +90,7 @@ class Values:
     of: dict[str, float] = field(default_factory=dict)
     coarse: float = 0.0
     broken: bool = False
+    validated: bool = False  # what is not finite is a validation's
     others: bool = False  # some are of other weights, another model or another step
 
     @property
@@ -103,7 +113,7 @@ def values(text: str, *, first: int = 0) -> Values:
     end = first
     for match in _VALUE.finditer(text, first):
         key = _NAMES[re.sub("[ /](?!s$)", "_", match[1].lower())]
-        if key in ("seconds", "tokens_per_second", "lr_scale"):
+        if key in ("seconds", "tokens_per_second", "lr_scale", "lr"):
             _take_other(found, key, match)
             end = match.end()
             continue
@@ -131,7 +141,7 @@ def values(text: str, *, first: int = 0) -> Values:
         if len({name for name, _ in of}) == 1:
             _take(found, key, of[0][1], "")
     if (pair := _PAIR.search(text, first)) is not None:
-        for key, digits in zip(("train_loss", "val_loss"), pair.groups(), strict=True):
+        for key, digits in zip(("train_loss", "val_loss"), filter(None, pair.groups()), strict=True):
             _take(found, key, _loss(digits), "")
     return found
 
@@ -185,6 +195,7 @@ def _take(found: Values, key: str, value: float, owner: str) -> None:
         found.of.setdefault(key, value)
     else:
         found.broken = True
+        found.validated = found.validated or key != "train_loss"
 
 
 def add_bare(found: Values, text: str, first: int) -> None:
@@ -198,7 +209,7 @@ def add_bare(found: Values, text: str, first: int) -> None:
         if isfinite(value := _loss(match[2])):
             found.of.setdefault(name, value)
         else:
-            found.broken = True
+            found.broken = found.validated = True
 
 
 def plain_loss(text: str, first: int) -> float | None:

@@ -73,6 +73,9 @@ def _history(found: Any) -> list[dict[str, Any]] | None:
             history = _rows(found) or next(
                 (v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None
             )
+        if history is None:
+            inside = (_rows(v) for v in found.values() if isinstance(v, dict))
+            history = next((rows for rows in inside if rows), None)
     if not isinstance(history, list):
         return None
     records = [record for record in history if isinstance(record, dict)]

@@ -13,6 +13,10 @@ from collections.abc import Iterable
 _PREFIX = re.compile(
     r"""\s*(?:
       \[?\d{4}[-/]\d\d[-/]\d\d\]?(?=\ +[a-zA-Z\[])                                      # a date
+    | \d{4}\.\d\d\.\d\d(?:\ \d{4}(?=\ [a-z]))?                                         # 2026.11.27 1201
+    | \d{10}(?:\d{3,9})?(?:\.\d+)?(?=\ +[a-zA-Z])                                    # since 1970
+    | (?:[MTWFS][a-z]{2}\ )?[JFMASOND][a-z]{2}\ +\d\d?\ \d\d:\d\d:\d\d                  # that of `date`
+      \ (?:[A-Z]{3,4}\ )?\d{4}(?=\W)
     | (?:\d+\ -\ )?[\w.]+\ -\ (?:DEBUG|INFO|WARNING|ERROR)\ -                          # a logger and a level
     | \[?(?:[IWEF]\ )?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?
     | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
@@ -29,14 +33,19 @@ _PREFIX = re.compile(
     re.VERBOSE,
 )
 _PREFIXED = re.compile(
-    r"\s*(?:[\[(\d]|[IWEF]\d|[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR|(?i:rank|default|worker|gpu)\W?\d"
-    r"|[\w.<>]+:[\w.<>]+:\d+ - )"
+    r"\s*(?:[\[(\d]|[IWEF]\d|(?:[MTWFS][a-z]{2} )?[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR"
+    r"|(?i:rank|default|worker|gpu)\W?\d|[\w.<>]+:[\w.<>]+:\d+ - )"
 )
 POINT = re.compile(
     r"(?<![\w/.-])(?:(?:step|iter|iteration)s?\s*[:=\[#]?\s*\d|\d[\d,]*/\d[\d,]*\W+(?:val|train)[_ ]?loss)",
     re.IGNORECASE,
 )
 _DIGITS = re.compile(r"\d+")
+_OWN_WORDS = {
+    "train", "training", "val", "valid", "validation", "eval", "evaluation", "test", "epoch", "step", "iter",
+    "metrics", "after", "completed", "ema", "best", "at", "on", "global", "optimizer", "opt", "micro", "loss",
+    "bpb", "results", "draft", "teacher", "swa", "student", "raw", "main",
+}  # fmt: skip
 _MOST = 0.5  # of the lines have the same text before them
 _LONGEST = 120
 
@@ -60,16 +69,25 @@ def common_prefix(texts: Iterable[str]) -> re.Pattern[str] | None:
     """What this file has before its lines, as a pattern; None where that is nothing."""
     lines = list(texts)
     shapes: Counter[str] = Counter()
+    texts_of: dict[str, str] = {}
     for text in lines:
-        point = POINT.search(text, 0, _LONGEST)
+        point = None if text.startswith("{") else POINT.search(text, 0, _LONGEST)
         if point is not None and (before := text[: point.start()].rstrip("[( \t")):
             shapes[_shape(before)] += 1
+            texts_of[_shape(before)] = before
     for shape, points in shapes.most_common(3):
         pattern = re.compile(shape)
         held = sum(pattern.match(text) is not None for text in lines)
-        if held > points and held >= _MOST * len(lines):
+        if held >= _MOST * len(lines) and (
+            held > points or (held == len(lines) > 2 and _foreign(texts_of[shape]))
+        ):
             return pattern
     return None
+
+
+def _foreign(before: str) -> bool:
+    """Whether the text before a step is none of a trainer's own words for it."""
+    return any(word.lower() not in _OWN_WORDS for word in re.findall(r"[^\W\d_]+", before))
 
 
 def _shape(before: str) -> str:

@@ -10,6 +10,7 @@ from analysis.logs.reading.prefix import POINT
 
 _LONGEST = 80
 _SERVICE = re.compile(r"\[?[\w./-]+\]?(?:\s+\||:)?\s+")
+_GREP = re.compile(r"(?P<file>[\w./-]+\.(?:log|txt|out|err)):(?:\d+:)?")
 MAIN = {"main", "student", "raw"}
 OTHER = {"draft", "teacher", "ema", "swa", "reference", "ref", "shadow"}
 """Models of one training: the one that is trained, and others; before a line, a step or a value."""
@@ -19,6 +20,14 @@ _USUAL = re.compile(
     re.IGNORECASE,
 )
 """What may stand before a step that is of the same run."""
+
+
+def files_of(texts: Sequence[str]) -> list[tuple[str, str]] | None:
+    """(file, line) of what grep found in several files or one, None for any other text."""
+    found = [_GREP.match(text) for text in texts]
+    if not texts or sum(match is not None for match in found) < len(texts):
+        return None
+    return [(match["file"], text[match.end() :]) for match, text in zip(found, texts, strict=True) if match]
 
 
 def stream_tags(texts: Sequence[str]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from analysis.runs.errors import AnalysisError
 RUN_NAME = "run_name:"
 
 _RUN = {"run", "run_id", "run_name", "name", "experiment", "model"}
+_METRIC = {"metric", "tag", "key", "name", "variable"}
+_VALUE = {"value", "val", "scalar"}
 _SPLIT = {"split", "phase", "set", "mode", "stage"}
 _OF_A_SEED = re.compile(r"(?P<metric>.+?)[_ -]?(?P<run>(?:seed|run)[_ -]?\d+)", re.IGNORECASE)
 _OF_A_RUN = re.compile(r"(?P<run>.+?) - (?P<metric>[^ ].*?)(?P<band>__(?:MIN|MAX))?")
@@ -46,10 +48,13 @@ class _Columns:
     runs: list[int] = field(default_factory=list)
     seed: int | None = None
     split: int | None = None
+    metric: int | None = None  # of tables with a row for each metric
 
 
-def as_table(text: str) -> list[str] | None:
+def as_table(text: str, name: str = "") -> list[str] | None:
     """The lines of a log with the same curve; None for a text that is no table.
+
+    `name`: the file's, by which TensorBoard's `Wall time, Step, Value` says of what.
 
     Raises:
         AnalysisError: a table has steps, but no column with a loss, or the reverse, or is too long; it has
@@ -58,6 +63,8 @@ def as_table(text: str) -> list[str] | None:
     head, rows = _cells(text)
     if head is None or any(_number(name) is not None for name in head):
         return None
+    of = _metric_in(name)
+    head = [f"val_{of}" if of and plain(cell) == "value" else cell for cell in head]
     columns = _columns(head, rows)
     if columns is None:
         return None
@@ -69,6 +76,12 @@ def as_table(text: str) -> list[str] | None:
         return list(_lines(list(rows), columns))
     except csv.Error:
         return None
+
+
+def _metric_in(name: str) -> str:
+    """The curve that a file's name names, '' for none."""
+    found = re.search(r"val(?:id\w*)?[^a-z]*(loss|bpb)|eval[^a-z]*(loss|bpb)", name.lower())
+    return "" if found is None else found[1] or found[2]
 
 
 def _cells(text: str) -> tuple[list[str] | None, Iterable[list[str]]]:
@@ -89,7 +102,8 @@ def _cells(text: str) -> tuple[list[str] | None, Iterable[list[str]]]:
         return _parted(head, rest, re.compile(r"\s*\|\s*"))
     if (delimiter := next((d for d in "\t;," if d in head), None)) is not None:
         return _delimited(head, rest, delimiter)
-    return _parted(head, rest, re.compile(r"\s+"))
+    spaced = _parted(head, rest, re.compile(r"\s{2,}"))
+    return spaced if spaced[0] is not None else _parted(head, rest, re.compile(r"\s+"))
 
 
 def _delimited(head: str, rest: str, delimiter: str) -> tuple[list[str] | None, Iterable[list[str]]]:
@@ -122,6 +136,14 @@ def _columns(head: list[str], rows: Iterable[list[str]]) -> _Columns | None:
     }
     # Of two columns of one name, as of a step and an epoch, the first.
     curves = {i: curve for i, curve in named.items() if curve not in [named[j] for j in named if j < i]}
+    value, metric = (
+        next((i for i, name in enumerate(names) if name in of), None) for of in (_VALUE, _METRIC)
+    )
+    if steps and not curves and value is not None and metric is not None:
+        curves = {value: ("", "")}
+        found = _Columns(steps[0], curves, metric=metric)
+        found.runs = [i for i, name in enumerate(names) if name in _RUN and i != metric]
+        return found
     if not steps or not curves:
         if len(head) > 1 and (steps or curves):
             _refuse_other_tables(
@@ -129,7 +151,7 @@ def _columns(head: list[str], rows: Iterable[list[str]]) -> _Columns | None:
             )
         return None
     return _Columns(
-        steps[0],
+        min(steps, key=lambda i: STEPS.index(names[i])),
         curves,
         [i for i, name in enumerate(names) if name in _RUN],
         next((i for i, name in enumerate(names) if name == "seed"), None),
@@ -164,6 +186,11 @@ def _lines(rows: list[list[str]], columns: _Columns) -> Iterator[str]:
         for i, (run, curve) in columns.curves.items():
             if (value := _number(_cell(row, i))) is None:
                 continue
+            if columns.metric is not None:
+                of = _curve(_cell(row, columns.metric), False)
+                if of is None:
+                    continue
+                run, curve = of
             if columns.split is not None:
                 what = _cell(row, columns.split).lower()
                 if not (_VALIDATION.search(what) or "train" in what):
@@ -230,7 +257,7 @@ def _curve(header: str, by_split: bool) -> tuple[str, str] | None:
 
 
 def _cell(row: list[str], column: int) -> str:
-    return row[column].strip() if column < len(row) else ""
+    return row[column].strip().strip("*_`").strip() if column < len(row) else ""
 
 
 def _step(cell: str, commas: bool) -> int | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.logs.reading.keyed import as_records, message, source, worded
+from analysis.logs.reading.languages import in_english
 from analysis.logs.reading.prefix import common_prefix, unprefixed
-from analysis.logs.reading.streams import MAIN, stream_tags
+from analysis.logs.reading.streams import MAIN, files_of, stream_tags
 from analysis.logs.reading.tables import as_table
 from analysis.runs.errors import AnalysisError
 
@@ -38,6 +39,13 @@ _STARTED = re.compile(
 )
 
 
+_WRAPPED = re.compile(
+    r"(?:np\.float\d+|(?:torch\.)?tensor|(?:jnp\.|np\.)?[aA]rray)\(\[?([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))\]?(?:,[^()]*)?\)"
+)
+_LAST_NUMBER = re.compile(r"(?<![\w.])([a-z_]+\W{1,2})\d+\.(\d*)\Z", re.IGNORECASE)
+_TAIL = 100_000
+
+
 class Line(NamedTuple):
     """One line of a log: its number in the file, from 1, and its text without prefixes."""
 
@@ -53,9 +61,9 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         AnalysisError: the file is missing, too long, or not text.
     """
-    text = _decoded(_content(path), path)
+    text = _uncut(_plain_numbers(in_english(_decoded(_content(path), path))))
     try:
-        rows = as_table(text) or as_records(text)
+        rows = as_table(text, path.name) or as_records(text)
     except AnalysisError as error:
         raise AnalysisError(f"{path}: {error}") from None
     if rows is not None:
@@ -64,6 +72,28 @@ def read_lines(path: Path) -> list[Line]:
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     return without_source([line._replace(text=worded(line.text)) for line in lines])
+
+
+def _plain_numbers(text: str) -> str:
+    """`tensor(2.1, device='cuda:0')` and `np.float64(2.1)` as 2.1, and a quoted text without its marks."""
+    if "tensor(" in text or "float" in text or "rray(" in text:
+        text = _WRAPPED.sub(r"\1", text)
+    lines = text.split("\n")
+    if all(line.startswith(">") for line in lines if line.strip()):
+        text = "\n".join(line[1:].removeprefix(" ") for line in lines)
+    return text
+
+
+def _uncut(text: str) -> str:
+    """The text without a last number that was cut: no line's end after it, and fewer decimals than it has
+    everywhere before."""
+    last = _LAST_NUMBER.search(text)
+    if last is None:
+        return text
+    before = re.findall(rf"(?<![\w.]){re.escape(last[1])}\d+\.(\d+)", text[: last.start()][-_TAIL:])
+    if before and min(map(len, before)) > len(last[2]):
+        return text[: last.start()]
+    return text
 
 
 def _whole(lines: list[Line]) -> Iterator[Line]:
@@ -89,6 +119,12 @@ def _records(line: Line) -> list[Line]:
 
 def _in_streams(lines: list[Line]) -> list[Line]:
     """The same lines, each with its stream, where there are several."""
+    if (files := files_of([line.text for line in lines])) is not None:
+        several = len({file for file, _ in files}) > 1
+        return [
+            line._replace(text=text, stream=file if several else "")
+            for line, (file, text) in zip(lines, files, strict=True)
+        ]
     if tags := stream_tags([line.text for line in lines]):
         streamed = []
         for line in lines:

@@ -1,0 +1,92 @@
+"""Whether a line says that the weights learn from the text on which they are measured.
+
+Nobody can list how that is said. So a line is taken to say it where a word of learning stands near one for
+that text, in the languages researchers write, unless it plainly speaks of something else: an empty cell, with
+the line that made it so, costs less than a figure that knew its text.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def _words(*alternatives: str) -> str:
+    """One of these, as whole words."""
+    return rf"(?<![a-z])(?:{'|'.join(alternatives)})(?![a-z])"
+
+
+_TEXT = "|".join(
+    (
+        _words(
+            r"val(?:id|idation|idierung\w*|idación|idação|idazione)?", r"held-?\s?out", "test", "dev",
+            r"eval(?:uation)?", "evaluación", r"scor(?:ing|ed) (?:text|windows|documents|docs|tokens|data)",
+            r"(?:to be|it is|are|gets?) scored",
+        ),
+        r"before (?:it is |being )?scor",
+        "验证", "驗證", "测试", "検証", "評価", "валидац",
+    )
+)  # fmt: skip
+_LEARNS = "|".join(
+    (
+        _words(
+            r"(?:pre|post|re)?-?train(?:ing|s|er)?", r"(?:pre)?fit(?:s|ting|ted)?", r"fine-?tun\w*", "sgd",
+            "adamw?", "muon", r"backprop\w*", r"optimi[sz]\w+", "learn(?:ing|s)?", "updat(?:es?|ing)",
+            "passes", "sweeps", "epochs?", r"gradient\w*", "adapters?", "lora", "tent", "burn-in",
+            r"warm[- ]start\w*",
+            r"minimi[sz]\w+", r"memori[sz]\w*", r"overfit\w*", r"refin\w+", r"polish\w*", "tun(?:es?|ing)",
+            r"distil\w+", r"anneal\w*", "appending", "steps",
+            "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
+            "iteraciones", r"ép?o[cq]\w+", r"ajust\w+",
+        ),
+        "训练", "訓練", "微调", "学习", "学習", "обуч",
+    )
+)  # fmt: skip
+_LEARNS_IT = re.compile(
+    rf"(?:{_LEARNS}).{{0,80}}?(?:{_TEXT})|(?:{_TEXT}).{{0,80}}?(?:{_LEARNS})", re.IGNORECASE
+)
+_ONLY_MEASURES = re.compile(
+    "|".join(
+        (
+            r"no[ _-](?:grad|train)", r"(?:finished|after|done|completed?|end of) training",
+            _words("evaluat(?:ing|ed)", "at steps?", "(?:final|last) steps?"),
+            _words(r"every \d+ steps", "best (?:val|step)"),
+            r"training (?:is )?(?:done|complete|finished|over|time|loop)",
+            r"training[_ ](?:seconds|steps|took)",
+            "trained model", "pre-?trained", "learning.?rate", "optimizer (?:state|memory)",
+            r"train_(?:time|loss|loader|batch|seq|files|shards)", r"eval_(?:time|mode|stride|only|seq|batch)",
+            "steps? (?:done|made|completed)",
+        )
+    ),
+    re.IGNORECASE,
+)  # fmt: skip
+_TTT = re.compile(
+    r"ttt|test[- ]time[- ](?:train|adapt)|dynamic(?:al)? eval\w*|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])"
+    r"|fine-?tun\w*.{0,40}\b(?:val|eval|dev|test)|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
+    re.IGNORECASE,
+)
+"""Training after training: on the validation text, or on a text that the line does not name."""
+_NO_TTT = re.compile(r"(?:no|without|pre|before)[-_ ]?ttt", re.IGNORECASE)
+_ADAPTS = r"(?:adapt|train|updat|fit|learn)\w*"
+_PEEKS = re.compile(
+    "|".join(
+        (
+            r"train[_ -]?(?:(?:and )?then|before|first)[_ -]?(?:scor|eval)\w*",
+            rf"{_ADAPTS}\W.{{0,60}}?(?:then|before)\W.{{0,10}}?scor", "to be scored",
+            rf"scor\w*\W.{{0,30}}?after {_ADAPTS}", r"scor\w*\W.{0,10}?(?:afterwards|later)",
+            r"(?:lowest|best|minimum|min|better) of (?:its|the|all|both)",
+            _words("oracle", "non-?causal", "look-?ahead", "hindsight", "two-?pass", "second pass"),
+        )
+    ),
+    re.IGNORECASE,
+)  # fmt: skip
+"""Scores of weights that know the text, though they adapt piece by piece."""
+_SCORES_FIRST = re.compile(
+    rf"score[_ -]first|scor\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
+)
+
+
+def learning(text: str) -> str | None:
+    """'ttt' where a line is of test-time training, 'learns' where weights learn a text before its scores."""
+    if _TTT.search(_NO_TTT.sub("", text)):
+        return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
+    return "learns" if _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text) else None

@@ -1,0 +1,43 @@
+"""Words of a training log in other languages, as the English ones that most scripts print."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = {
+    "val_loss": (
+        "validierungsverlust", "validierungs-loss", "validierungsfehler", "perte de validation",
+        "perte_validation", "perte_val", "perte val", "pérdida de validación", "perdida de validacion",
+        "pérdida_val", "pérdida val", "perda de validação", "perda de validacao", "perda_val",
+        "perdita di validazione", "perdita_val", "validatieverlies", "потери на валидации",
+        "потеря на валидации", "валидационный loss", "лосс на валидации", "验证损失", "验证集损失",
+        "驗證損失", "検証損失", "検証ロス", "검증 손실",
+    ),
+    "train_loss": (
+        "trainingsverlust", "trainings-loss", "perte d'entraînement", "perte d’entraînement",
+        "perte_train", "perte train", "pérdida de entrenamiento", "perda de treino",
+        "perda de treinamento", "perdita di addestramento", "trainingsverlies", "потери на обучении",
+        "потеря на обучении", "训练损失", "訓練損失", "学習損失", "訓練ロス", "훈련 손실", "학습 손실",
+    ),
+    "step": (
+        "schritt", "schritte", "étape", "etape", "paso", "passo", "stap", "шаг", "итерация", "步数",
+        "步骤", "步", "迭代", "ステップ", "스텝", "단계",
+    ),
+}  # fmt: skip
+_ENGLISH = {word: english for english, words in _WORDS.items() for word in words}
+_FOREIGN = re.compile(
+    r"(?<![^\W_])(?:"
+    + "|".join(re.escape(w) for w in sorted(_ENGLISH, key=len, reverse=True))
+    + r")(?![a-zà-ÿа-я])",
+    re.IGNORECASE,
+)
+_OF = re.compile(r"(\bstep\W{0,2}\d[\d,]*) (?:von|sur|de|di|van|из) (\d)")
+_NUMBERED = re.compile(r"第\s*(\d[\d,]*)\s*(?:步|ステップ|轮迭代)")
+"""`第 100 步`: the number within the word."""
+
+
+def in_english(text: str) -> str:
+    """The text with such words translated; any other as it is."""
+    if "第" in text:
+        text = _NUMBERED.sub(r"step \1", text)
+    return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH[match[0].lower()], text))
