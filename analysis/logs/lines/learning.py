@@ -85,8 +85,14 @@ _SCORES_FIRST = re.compile(
 )
 
 
+_HINTS = ("val", "held", "test", "dev", "eval", "scor", "ttt", "adapt", "epoch", "tun")
+
+
 def learning(text: str) -> str | None:
     """'ttt' where a line is of test-time training, 'learns' where weights learn a text before its scores."""
+    lowered = text.lower()
+    if text.isascii() and not any(hint in lowered for hint in _HINTS):
+        return None
     if _TTT.search(_NO_TTT.sub("", text)):
         return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
     return "learns" if _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text) else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from analysis.logs.events import Mark
 from analysis.logs.lines.learning import learning
-from analysis.logs.lines.parts import PART
+from analysis.logs.lines.parts import of_a_part
 from analysis.logs.lines.values import NUMBER, number, values
 from analysis.logs.reading.text import Line
 
@@ -109,7 +109,7 @@ def marks(line: Line) -> Iterator[Mark]:
         yield Mark(at, kind, said)
     elif _SLIDING.search(text) and not _BPB.search(text):
         yield Mark(at, "sliding", said)
-    if PART.search(text):
+    if of_a_part(text):
         yield Mark(at, "part", said)
 
 

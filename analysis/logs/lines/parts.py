@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-PART = re.compile(
+_PART = re.compile(
     r"(?<![a-z])(?:quick|partial|subset|proxy|sampled?|smoke|sanity|fast)(?![a-z]).{0,40}"
     r"(?:eval\w*|check|val(?:idation)?)(?![a-z])"
     r"|(?:eval|check|val)\w*.{0,40}(?<![a-z])(?:quick|partial|subset|proxy)(?![a-z])"
@@ -14,3 +14,13 @@ PART = re.compile(
     r"|(?<![a-z])mini(?![a-z]).{0,20}eval|\d/\d+ of the (?:docs|documents|text|tokens)",
     re.IGNORECASE,
 )
+_HINTS = (
+    "quick", "partial", "subset", "proxy", "sample", "smoke", "sanity", "fast", "token", "first", "capped",
+    "max_eval", "timer", "share", "val[", "mini", "of the",
+)  # fmt: skip
+"""Without one of these no such words are there: most lines are told so at once."""
+
+
+def of_a_part(text: str) -> bool:
+    lowered = text.lower()
+    return any(hint in lowered for hint in _HINTS) and _PART.search(text) is not None

@@ -6,7 +6,7 @@ import re
 from math import isfinite
 
 from analysis.logs.events import Loose, Step
-from analysis.logs.lines.parts import PART
+from analysis.logs.lines.parts import of_a_part
 from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
 from analysis.logs.reading.streams import OTHER
 from analysis.logs.reading.text import Line
@@ -138,7 +138,7 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
         loose,
         bar=bar,
         skipped=found.broken and not found.validated,
-        part=PART.search(text) is not None,
+        part=of_a_part(text),
         epoch=None if epoch is None else int(epoch),
         words=text[: match.start("step")].strip().lower(),
     )

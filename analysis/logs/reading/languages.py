@@ -38,6 +38,10 @@ _NUMBERED = re.compile(r"第\s*(\d[\d,]*)\s*(?:步|ステップ|轮迭代)")
 
 def in_english(text: str) -> str:
     """The text with such words translated; any other as it is."""
+    lowered, ascii_only = text.lower(), text.isascii()
+    known = [word for word in _ENGLISH if (word.isascii() or not ascii_only) and word in lowered]
+    if not known:
+        return text
     if "第" in text:
         text = _NUMBERED.sub(r"step \1", text)
     return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH[match[0].lower()], text))

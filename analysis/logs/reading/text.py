@@ -76,7 +76,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def _plain_numbers(text: str) -> str:
     """`tensor(2.1, device='cuda:0')` and `np.float64(2.1)` as 2.1, and a quoted text without its marks."""
-    if "tensor(" in text or "float" in text or "rray(" in text:
+    if any(call in text for call in ("tensor(", "np.float", "rray(")):
         text = _WRAPPED.sub(r"\1", text)
     lines = text.split("\n")
     if all(line.startswith(">") for line in lines if line.strip()):
