@@ -166,7 +166,8 @@ def _average(table: Table) -> str:
             texts.append(
                 (
                     1 / share,
-                    f"its horizon of {horizon:.0f} steps is {100 * share:.0f} % of {run.run_id}'s warmdown",
+                    f"it averages over some {horizon:.0f} steps, {100 * share:.0f} % of the warmdown of "
+                    f"{run.run_id}, and so shows less than the warmdown's whole gain",
                 )
             )
     return f"EMA: {min(texts)[1]} (the worst of {len(texts)} such runs)." if texts else ""

@@ -117,8 +117,8 @@ def headline(result: Warmdown) -> str:
         ratios = [r.last_over_first for r in runs]
         text = f"{_pace(ratios, 'slows')} towards the end of a {schedule} warmdown"
         if known := _bounded(ratios):
-            told = f", in the {len(known)} of {len(ratios)} runs that tell"
-            where = "" if len(known) == len(ratios) else told
+            unclear = len(ratios) - len(known)
+            where = f"; in {unclear} it is within the noise" if unclear else ""
             text += f" (last fifth {_range(known, '.2f')} times as steep as the first{where})"
         words.append(text)
     found = collapse(result.runs)
@@ -160,6 +160,8 @@ def _pace(ratios: Sequence[Estimate], slows: str) -> str:
     faster, slower = sum(e.above(1) for e in ratios), sum(e.below(1) for e in ratios)
     if faster and slower:
         return f"accelerates in {faster} and slows in {slower} of {len(ratios)} runs"
+    if 0 < faster + slower <= len(ratios) / 2:  # the others do not say the contrary: they say nothing
+        return f"{'accelerates' if faster else slows} in {faster + slower} of {len(ratios)} runs"
     return {1: "accelerates", -1: slows, 0: "does not clearly accelerate or slow"}[_direction(ratios)]
 
 

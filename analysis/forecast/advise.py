@@ -100,8 +100,8 @@ def _ratio_sentence(found: Forecast, longest: int) -> str:
     text = f"For {best.steps:,} steps the best {found.schedule} warmdown is {best.ratio:.2f} of the run; "
     text += f"{alike}."
     if best.at_edge:
-        word = "longest" if best.ratio == found.tried[-1] else "shortest"
-        text += f" It is the {word} that was run, so that the true optimum may lie beyond it."
+        word, side = ("longest", "above") if best.ratio == found.tried[-1] else ("shortest", "below")
+        text += f" It is the {word} that was run, so that the true optimum may lie {side} it."
     near = [run for run in found.ensemble.measured.runs if abs(run.warmdown_ratio - best.ratio) < _NEAR]
     if len(near) == 1:
         text += f" It rests on one run ({near[0].run_id})"

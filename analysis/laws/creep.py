@@ -33,4 +33,5 @@ def terms(theta: Floats, design: Design) -> Floats:
 LAW = Law(
     "creep", (ALPHA, KAPPA, POWER, GROWTH), ("L0", "A", "B"), terms,
     source="the functional scaling law's kernel in the limit that never saturates",
+    formula="L0 + A S_kappa^-alpha - B sum of drops of r^q x age^p",
 )  # fmt: skip

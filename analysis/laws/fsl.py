@@ -34,14 +34,17 @@ def power_terms(theta: Floats, design: Design) -> Floats:
 LAW = Law(
     "fsl", (ALPHA, TAU, BETA), ("L0", "A", "B"), terms,
     source="Li et al. 2025, Functional Scaling Laws, in the form of Luo et al. 2025",
+    formula="L0 + A S^-alpha + B (1 - sum of drops x (1 - (1 + age/tau)^-beta))",
     baseline=True,
 )  # fmt: skip
 KAPPA_LAW = Law(
     "kappa-fsl", (ALPHA, KAPPA, TAU, BETA), ("L0", "A", "B"), kappa_terms,
     source="the functional scaling law with progress and ages counted in r^kappa",
+    formula="fsl's, in S_kappa",
     baseline=True,
 )  # fmt: skip
 POWER_LAW = Law(
     "power-fsl", (ALPHA, KAPPA, POWER, TAU, BETA), ("L0", "A", "B"), power_terms,
     source="progress in r^kappa, and an excess that follows r^q through the functional scaling law's kernel",
+    formula="L0 + A S_kappa^-alpha + B (1 - sum of drops of r^q x (1 - (1 + age/tau)^-beta))",
 )  # fmt: skip

@@ -28,8 +28,10 @@ def stretched_terms(theta: Floats, design: Design) -> Floats:
 LAW = Law(
     "kappa-relax", (ALPHA, KAPPA, POWER, TAU), ("L0", "A", "B"), terms,
     source="relaxation of the learning-rate noise towards r^q in time S_kappa",
+    formula="L0 + A S_kappa^-alpha + B (1 - sum of drops of r^q x (1 - exp(-age/tau)))",
 )  # fmt: skip
 STRETCHED_LAW = Law(
     "stretched", (ALPHA, KAPPA, POWER, TAU, STRETCH), ("L0", "A", "B"), stretched_terms,
     source="kappa-relax with a stretched exponential (Kohlrausch) for a spectrum of relaxation times",
+    formula="L0 + A S_kappa^-alpha + B (1 - sum of drops of r^q x (1 - exp(-(age/tau)^stretch)))",
 )  # fmt: skip

@@ -17,6 +17,12 @@ import numpy as np
 from analysis.laws.design import Design
 from analysis.runs.table import Floats
 
+SYMBOLS = (
+    "N: steps, in thousands. r: the learning rate over its peak. S: the sum of r over the steps so far, in "
+    "thousands; S_kappa: of r^kappa. A drop is a fall of r (with q: of r^q) from one step to the next, its "
+    "age how much of S, or S_kappa, has been added since."
+)
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -46,6 +52,8 @@ class Law:
     linear: tuple[str, ...]
     terms: Callable[[Floats, Design], Floats]
     source: str
+    formula: str
+    """By the names of the parameters, for a reader; SYMBOLS says what else is in it."""
     of_finals: bool = False  # a function of the run's plan (steps, warmdown): knows nothing of the way there
     of_steps_alone: bool = False  # of finals, and blind to the warmdown: speaks for schedules like those run
     baseline: bool = False  # as published, for comparison: its general form in the ensemble includes it

@@ -18,5 +18,6 @@ def terms(theta: Floats, design: Design) -> Floats:
 LAW = Law(
     "momentum", (ALPHA,), ("L0", "A", "C"), terms,
     source="Tissue et al. 2024, Scaling Law with Learning Rate Annealing",
+    formula="L0 + A S^-alpha + C (1 - sum of drops x (1 - 0.999^steps since))",
     baseline=True,
 )  # fmt: skip

@@ -27,9 +27,11 @@ def kappa_terms(theta: Floats, design: Design) -> Floats:
 LAW = Law(
     "mpl", (ALPHA, TAU, BETA, GAMMA), ("L0", "A", "B"), terms,
     source="Luo et al. 2025, A Multi-Power Law for Loss Curve Prediction",
+    formula="L0 + A S^-alpha + B (1 - sum of drops x (1 - (1 + age r^-gamma / tau)^-beta))",
     baseline=True,
 )  # fmt: skip
 KAPPA_LAW = Law(
     "kappa-mpl", (ALPHA, KAPPA, TAU, BETA, GAMMA), ("L0", "A", "B"), kappa_terms,
     source="Luo et al. 2025, with progress counted in r^kappa",
+    formula="mpl's, in S_kappa",
 )  # fmt: skip

@@ -39,16 +39,20 @@ def size_terms(theta: Floats, design: Design) -> Floats:
 POWER_LAW = Law(
     "power", (EXPONENT,), ("E", "A"), power_terms, of_finals=True, of_steps_alone=True,
     source="Kaplan et al. 2020; Hoffmann et al. 2022",
+    formula="E + A N^-alpha",
 )  # fmt: skip
 LOG_LAW = Law(
     "log-linear", (), ("a", "b"), log_terms, of_finals=True, of_steps_alone=True, baseline=True,
     source="the power law's limit of small exponents",
+    formula="a - b ln N",
 )  # fmt: skip
 SURFACE_LAW = Law(
     "surface", (EXPONENT,), ("E", "B", "b"), surface_terms, of_finals=True,
-    source="E + B T^-beta - b ln n_warmdown, for grids of steps x warmdown",
+    source="for grids of steps x warmdown",
+    formula="E + B N^-alpha - b ln(warmdown steps)",
 )  # fmt: skip
 SIZE_LAW = Law(
     "size", (), ("a", "b"), size_terms, of_finals=True,
-    source="a - b ln n_warmdown: weights that were annealed for longer compress better",
+    source="weights that were annealed for longer compress better",
+    formula="a - b ln(warmdown steps)",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from analysis.forecast.members import known_lengths
 from analysis.laws.fit import Fit
 from analysis.report.study import Study
 from analysis.runs.settings import setting, varying_axes
-from analysis.runs.table import Run
+from analysis.runs.table import Floats, Run
 from analysis.runs.tabular import Column, ReportTable
 from analysis.runs.units import BESIDE, LABELS, STAGES, axis, unit
 
@@ -115,6 +115,8 @@ def warmdowns(study: Study) -> ReportTable | None:
         "last_over_first_text": Column("last / first"),
         "q_text": Column("q"),
     }
+    if len({row["schedule"] for row in rows}) == 1:
+        del columns["schedule"]
     return ReportTable("warmdown", "Warmdowns, 90 % intervals in brackets", pd.DataFrame(rows), columns)
 
 
@@ -247,7 +249,7 @@ def best_ratios(study: Study) -> ReportTable | None:
             "ratio_low": best.low,
             "ratio_high": best.high,
             "ratio_is": _where_run(best.ratio, best.steps, known),
-            "at_edge": "may lie beyond" if best.at_edge else "",
+            "at_edge": _beyond(best.ratio, study.forecast.tried) if best.at_edge else "",
             "value": best.prediction.value,
             "low": best.prediction.low,
             "high": best.prediction.high,
@@ -272,6 +274,11 @@ def best_ratios(study: Study) -> ReportTable | None:
     return ReportTable("advice", title, pd.DataFrame(rows), columns)
 
 
+def _beyond(ratio: float, tried: Floats) -> str:
+    """On which side of the ratios that were run the optimum may lie."""
+    return f"may lie {'above' if ratio == tried[-1] else 'below'}"
+
+
 def _where_run(ratio: float, steps: int, runs: Sequence[Run]) -> str:
     lengths = {run.steps for run in runs if abs(ratio - run.warmdown_ratio) < 0.005}
     return "at this length" if steps in lengths else "at other lengths" if lengths else "no"
@@ -294,6 +301,7 @@ def laws(study: Study) -> ReportTable | None:
                 "weight": ensemble.weights[name],
                 "backtest_error": ensemble.scores[name],
                 "studies_error": errors.get(law_of(name)),
+                "formula": fit.law.formula,
                 "parameters": ", ".join(parameters),
                 "warnings": "; ".join(fitted.warnings),
                 "source": fit.law.source,
@@ -304,6 +312,7 @@ def laws(study: Study) -> ReportTable | None:
         "weight": Column("weight", ".3f"),
         "backtest_error": Column("error on these runs, held out", ".5f"),
         "studies_error": Column("error in public studies, held out", ".5f"),
+        "formula": Column("form"),
         "parameters": Column("parameters"),
         "warnings": Column("warnings"),
         "source": Column("source"),

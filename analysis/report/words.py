@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.forecast.cost import device_of
+from analysis.laws.law import SYMBOLS
 from analysis.report.study import Study
 
 _MEANINGS = {
@@ -18,6 +19,17 @@ _MEANINGS = {
         "The last part of a run, in which the learning rate falls from its peak, usually to 0. Its ratio is "
         "warmdown steps / all steps.",
     ),
+    "gain": (
+        "Gain of a warmdown",
+        "What it lowers the validation by from the step where it begins. `The steps alone` is what those "
+        "steps would have brought at a constant rate; the rest of the gain is the drop.",
+    ),
+    "q": (
+        "q",
+        "How the drop follows the rate: as 1 - r^q, r being the rate over its peak. Below 1 most of it comes "
+        "late in the warmdown, above 1 early.",
+    ),
+    "laws": ("The laws' letters", SYMBOLS),
     "trunk": (
         "Trunk",
         "The constant-rate part that several runs share: it is trained once, and its noise is common to "
@@ -72,6 +84,8 @@ def words_of(study: Study) -> Words:
     )
     line = f"{unit} Warmdown: the last part of a run, in which the learning rate falls."
     words = ["bpb", "warmdown", "trunk", "interval"]
+    if study.warmdown.runs:
+        words += ["gain", "q"]
     if known & {"ema_bpb", "ema_val_bpb"}:
         words.append("ema")
     if known & {"int6_bpb", "artifact_bytes"}:
@@ -80,6 +94,7 @@ def words_of(study: Study) -> Words:
         words.append("sliding")
     if "ttt_bpb" in known:
         words.append("ttt")
+    words += ["laws"] if study.forecast is not None else []
     device = device_of(study.table)
     words += ["machine"] * (device == "machine") + ["worker"] * (device == "CPU-worker")
     if any("gepa" in str(run.run_id).lower() or run.columns.get("config_json") for run in study.table.runs):

@@ -172,7 +172,7 @@ def test_confounds_are_said_where_they_are_and_only_there(table: Table) -> None:
         "Data repeat",
         "floor",
         "bf16",
-        "horizon of 333",
+        "over some 333 steps",
     ):
         assert said in text
     one = table.where(lambda run: run.seed == 42)

@@ -237,6 +237,17 @@ def test_published_study(shared: Path) -> None:
     assert "All are linear" in " ".join(warmdown_verdict(result))
 
 
+def test_what_few_runs_tell_is_said_of_them_and_not_of_all(tmp_path: Path) -> None:
+    found = analyse(load(write_sweep(tmp_path)), "val_bpb")
+    slowing, silent = Estimate(0.25, 0.1, 0.5), Estimate(0.9)
+    runs = tuple(
+        replace(run, last_over_first=slowing if i == 0 else silent) for i, run in enumerate(found.runs)
+    )
+    said = headline(replace(found, runs=runs))
+    assert f"slows in 1 of {len(runs)} runs towards the end" in said
+    assert f"in {len(runs) - 1} it is within the noise" in said
+
+
 def test_public_wsd_curves_do_not_accelerate_much(shared: Path) -> None:
     """124M, linear: nearly proportional to the rate removed, last/first fifth .8-1.3 at ratios .1-.4."""
     folder = shared / "reference" / "curves" / "wsd_124m_lr1e-3"

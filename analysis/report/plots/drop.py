@@ -15,6 +15,8 @@ from analysis.report.study import Study
 NAME, TITLE, ORDER = "drop", "What the drop follows: the rate left, or the steps taken", 40
 SECTION = "warmdown"
 
+_LEAST, _MOST = -60.0, 160.0
+"""Percent of the final drop that are drawn: where that is near 0, its parts are many times it."""
 _DASHES = ("-", "--", ":")
 
 
@@ -60,6 +62,8 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     if label := _exponent(study):
         q = float(frame.groupby("run_id")["q"].first().dropna().median())
         left.plot(removed, 100 * (1 - (1 - removed) ** q), color=CATEGORIES[1], lw=1.6, label=label)
+    low, high = left.get_ylim()
+    left.set_ylim(max(low, _LEAST), min(high, _MOST))
     left.set_xlabel("learning rate removed, 1 − r (of the peak)")
     left.set_ylabel("drop below the constant rate\n(% of the final one)")
     left.legend(loc="upper left")
@@ -86,8 +90,10 @@ def _exponent(study: Study) -> str:
 
 
 def caption(frame: pd.DataFrame, study: Study) -> str:
+    share = 100 * frame["share_of_drop"]
+    cut = " What lies beyond is cut off." if share.min() < _LEAST or share.max() > _MOST else ""
     return (
         "The drop is measured from the constant-rate continuation (the constant phase fitted in step^-1/2). "
         "Curves that lie on one another on the left but not on the right follow the rate left rather than "
-        "the steps taken."
+        "the steps taken." + cut
     )

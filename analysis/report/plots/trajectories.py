@@ -91,6 +91,6 @@ def caption(frame: pd.DataFrame, study: Study) -> str:
         " Dashed: the averaged (EMA) weights at the same step." if frame["ema_val_bpb"].notna().any() else ""
     )
     return (
-        f"{runs} runs, coloured by length; discs mark the ends. The first steps are cut off, and so is what "
-        f"rises above the rest.{ema}"
+        f"Raw weights while they train, of {runs} runs, coloured by length; discs mark the ends. "
+        f"The first steps are cut off, and so is what rises above the rest.{ema}"
     )
