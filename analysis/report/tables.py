@@ -93,7 +93,7 @@ def warmdowns(study: Study) -> ReportTable | None:
         row |= {f"share_at_{100 * m:.0f}": share for m, share in r.fractions.items()}
         row |= {"drop_inf": r.drop_inf, **_spread("q", r.q), "ema_share": r.ema_share}
         row |= {
-            "tail_text": _text(r.tail_slope, ".5f"),
+            "tail_text": _text(r.tail_slope, ".4f"),
             "steps_gain_text": _text(r.steps_gain, ".4f"),
             "first_over_tail_text": _text(r.first_over_tail, ".2f"),
             "last_over_first_text": _text(r.last_over_first, ".2f"),
@@ -310,17 +310,19 @@ def laws(study: Study) -> ReportTable | None:
     columns = {
         "law": Column("law"),
         "weight": Column("weight", ".3f"),
-        "backtest_error": Column("error on these runs, held out", ".5f"),
-        "studies_error": Column("error in public studies, held out", ".5f"),
+        "backtest_error": Column("error here", ".5f"),
+        "studies_error": Column("error in studies", ".5f"),
         "formula": Column("form"),
         "parameters": Column("parameters"),
         "warnings": Column("warnings"),
         "source": Column("source"),
     }
+    if not any(row["warnings"] for row in rows):
+        del columns["warnings"]
     frame = pd.DataFrame(rows).sort_values("weight", ascending=False, kind="stable")
     title = (
-        "Laws. Each weighs by its relative errors (RMS) on runs held out, of this table and of public "
-        "studies; where a law could not be tried it counts as the middle of the others"
+        "Laws. Each weighs by its relative errors (RMS) on runs held out, here and in public studies; where "
+        "a law could not be tried it counts as the middle of the others"
     )
     return ReportTable("laws", title, frame, columns)
 

@@ -62,7 +62,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
         panel.set_xticks(positions, [SEGMENTS[i] for i in positions], rotation=turned)
         panel.axvspan(-0.5, 0.5, color="#f3f3f3", zorder=0)
         panel.grid(axis="x", visible=False)
-    panels[0].set_ylabel(f"improvement per 1,000 steps ({unit(study.metric)})")
+    panels[0].set_ylabel(f"improvement per\n1,000 steps ({unit(study.metric)})")
     values = frame["improvement_per_1000_steps"]
     if values.min() > 0 and values.max() > 40 * values.min():
         panels[0].set_yscale("log")
@@ -70,7 +70,8 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     else:
         for panel in panels:
             panel.axhline(0, color="black", lw=0.6)
-    figure.supxlabel("share of the warmdown", fontsize=9)
+    for panel in panels[-1:] if is_narrow() else panels:
+        panel.set_xlabel("share of the warmdown")
     shade_legend(figure, "warmdown\nsteps", colours)
     return figure
 

@@ -65,7 +65,7 @@ def draw(frame: pd.DataFrame, study: Study) -> Figure:
     low, high = left.get_ylim()
     left.set_ylim(max(low, _LEAST), min(high, _MOST))
     left.set_xlabel("learning rate removed, 1 − r (of the peak)")
-    left.set_ylabel("drop below the constant rate\n(% of the final one)")
+    left.set_ylabel("drop below the\nconstant rate (% of\nthe final one)")
     left.legend(loc="upper left")
     left.set_title("by remaining rate")
     right.set_title("by steps")
