@@ -52,7 +52,7 @@ class Law:
     linear: tuple[str, ...]
     terms: Callable[[Floats, Design], Floats]
     source: str
-    formula: str
+    formula: str = ""
     """By the names of the parameters, for a reader; SYMBOLS says what else is in it."""
     of_finals: bool = False  # a function of the run's plan (steps, warmdown): knows nothing of the way there
     of_steps_alone: bool = False  # of finals, and blind to the warmdown: speaks for schedules like those run

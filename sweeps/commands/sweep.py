@@ -64,7 +64,8 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             result = run_sweep(plan, args.output, replace(options, fresh=False), record)
         say(describe(result))
         for run_id, error in result.failures.items():
-            say(f"  {run_id}: {error}")
+            setting = plan.setting(run_id) if run_id in plan.runs else ""
+            say(f"  {run_id}{f' ({setting})' if setting else ''}: {error}")
         if result.dropped["states"] and result.exit_code == 0:
             say(deleted(result.dropped))
         written = answer(args, result)
@@ -238,10 +239,18 @@ def changed(plan: Plan, output: str) -> list[str]:
     from sweeps.store.store import Store
 
     try:
-        old = Store(output).sweep(plan.sweep.name).read_json("sweep.json")
+        store = Store(output)
+        old = store.sweep(plan.sweep.name).read_json("sweep.json")
     except RecordError as error:
         return [f"unknown: {error}"]
-    return changes(old, plan.sweep.document or {}, plan.runs) if old else []
+    if not old:
+        return []
+    files = []
+    if plan.sweep.files is not None and isinstance(path := old.get("script_files"), str):
+        from sweeps.drive.scripts import changed_files
+
+        files = changed_files(store, plan.sweep.files, path)
+    return [*files, *changes(old, plan.sweep.document or {}, plan.runs)]
 
 
 def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
 """What the driver does for a script: its files into the store, figures out of its log, its part of a row."""
 
+import hashlib
+import io
 import os
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
@@ -12,6 +15,7 @@ from sweeps.kinds.kind import OUTPUTS, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.stages import MEASURED
 from sweeps.plan.tree import Node
 from sweeps.spec.sweep import Sweep
+from sweeps.spec.workdir import ScriptFiles
 from sweeps.store.schema import TRAJECTORY as COLUMNS
 from sweeps.store.schema import from_parquet
 from sweeps.store.store import Outcome, Store
@@ -35,6 +39,42 @@ def archive_path(sweep: Sweep) -> str:
     """Where the script's files are in the store."""
     assert sweep.files is not None
     return f"scripts/{sweep.files.digest[:32]}.tar"
+
+
+def changed_files(store: Store, files: ScriptFiles, path: str) -> list[str]:
+    """What differs between the script's files and those in an archive of the store, in one line or none."""
+    data = store.files.read(path)
+    now = {file.name: file.link or file.sha256 for file in files.files}
+    try:
+        was = _contents(data) if data is not None else None
+    except (tarfile.TarError, EOFError, OSError):
+        was = None
+    if was is None or was == now:
+        return []
+    parts = {
+        "changed": [name for name in now if name in was and was[name] != now[name]],
+        "new": [name for name in now if name not in was],
+        "gone": [name for name in was if name not in now],
+    }
+    told = [f"{word} {_named(names)}" for word, names in parts.items() if names]
+    return [
+        f"the script's files: {'; '.join(told)} (a file that is no part of it: name it under script.ignore)"
+    ]
+
+
+def _contents(archive: bytes) -> dict[str, str]:
+    """Digest of each file, or where a link leads, by name."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isfile() else None
+            found[member.name] = hashlib.sha256(content.read()).hexdigest() if content else member.linkname
+    return found
+
+
+def _named(names: list[str], most: int = 5) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def publish_files(store: Store, sweep: Sweep) -> None:

@@ -23,7 +23,7 @@ def one_length(sweep: Sweep) -> Iterator[str]:
     lengths = {run.steps for run in sweep.runs}
     if len(lengths) < 3:
         have = "one run length" if len(lengths) == 1 else "two run lengths"
-        yield f"{have} only: no law in steps can be fitted and tested; give at least three"
+        yield f"{have} only: no prediction for more steps can be tested on these runs; give three or more"
 
 
 def no_long_warmdown(sweep: Sweep) -> Iterator[str]:

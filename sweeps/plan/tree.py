@@ -139,6 +139,11 @@ class Plan:
         """The nodes that do not."""
         return {id_: node for id_, node in self.nodes.items() if not node.trains}
 
+    def setting(self, run_id: str) -> str:
+        """A run's values on the sweep's own axes, which its id does not show; '' where it has none."""
+        values = self.sweep.axis_values(self.runs[run_id].config) if self.sweep.axes else {}
+        return ", ".join(f"{axis} {value}" for axis, value in values.items() if value is not None)
+
     def segments_of(self, run_id: str) -> tuple[str, ...]:
         """The chain of training nodes that makes up a run, from its first step to its last."""
         chain: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sweeps.commands.sweep import changed
 from sweeps.store.gc import find_waste
 from sweeps.store.schema import TRAJECTORY, from_parquet
 from sweeps.store.store import Store
@@ -369,7 +370,18 @@ def test_identity_is_of_what_changes_the_numbers(tmp_path: Path) -> None:
     assert read(text).runs[0].run_id != with_ignore
 
 
-def test_axes_of_variables_and_placeholders(tmp_path: Path) -> None:
+def test_what_changed_in_the_scripts_folder_is_said(tmp_path: Path) -> None:
+    folder = write_script(tmp_path / "work", "curve()")
+    assert launch(sweep_text(folder), tmp_path / "out").exit_code == 0
+    assert changed(plan_of(sweep_text(folder), tmp_path / "out"), str(tmp_path / "out")) == []
+    (folder / "train.log").write_text("left over")
+    (folder / "train.py").write_text((folder / "train.py").read_text() + "# a remark\n")
+    files, runs = changed(plan_of(sweep_text(folder), tmp_path / "out"), str(tmp_path / "out"))
+    assert files.startswith("the script's files: changed train.py; new train.log (")
+    assert runs == "0 runs still match and are kept, 1 new, 1 left out"
+
+
+def test_axes_of_variables_and_placeholders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_script(tmp_path / "work", 'curve(); print(sys.argv, os.environ["MUON_WD"])')
     grid = {"steps": [4], "warmdown_steps": [2], "env.MUON_WD": [0.04, 0.08], "lr": [1e-3]}
     script = {"command": ["python", "train.py", "--lr={lr}"], "env": {"MUON_WD": 0.04}}
@@ -379,6 +391,8 @@ def test_axes_of_variables_and_placeholders(tmp_path: Path) -> None:
         (0.08, 0.001),
     ]
     assert "['train.py', '--lr=0.001'] 0.08" in log(tmp_path / "out")
+    told = capsys.readouterr()
+    assert "(env.MUON_WD 0.08, lr 0.001): " in told.out + told.err
 
 
 def test_lines_and_curve() -> None:
