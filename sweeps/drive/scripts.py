@@ -12,7 +12,7 @@ from typing import Any
 
 from gepa_core.errors import ConfigError
 from sweeps.kinds.kind import OUTPUTS, SCRIPT_LOG, TRAJECTORY
-from sweeps.kinds.stages import MEASURED
+from sweeps.kinds.script import FIGURES
 from sweeps.plan.tree import Node
 from sweeps.spec.sweep import Sweep
 from sweeps.spec.workdir import ScriptFiles
@@ -27,12 +27,6 @@ ended before its last step, `steps`. Raises ValueError for a log without a curve
 _EVALUATIONS = ("val_loss", "val_bpb", "ema_val_bpb")
 OUTPUT_PREFIX = "output."
 """Of columns with the sizes of files that a script leaves; they are no axes."""
-_FIGURES = (
-    *(f"{kind.name}_bpb" for kind in MEASURED),
-    "val_loss",
-    *("artifact_bytes", "code_bytes", "params", "train_tokens"),
-    *("eval_seconds", "ttt_seconds", "quantized_fraction"),
-)
 
 
 def archive_path(sweep: Sweep) -> str:
@@ -171,7 +165,7 @@ def with_curve(
 def script_row(store: Store, last: Outcome) -> dict[str, Any]:
     """Columns of a row that a finished script fills."""
     result = last.result
-    row = {key: result[key] for key in _FIGURES if result.get(key) is not None}
+    row = {key: result[key] for key in FIGURES if result.get(key) is not None}
     row |= {key: size for key, size in result.items() if key.startswith(OUTPUT_PREFIX)}
     if any(name.startswith(f"{OUTPUTS}/") for name in last.files):
         row[f"{OUTPUT_PREFIX}folder"] = f"{store.attempt_path(last.id, last.attempt)}/{OUTPUTS}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from gepa_core.config import Average, Length, digest
+from sweeps.kinds.stages import MEASURED
 
 SCRIPT_VERSION = 1
 """Raised when what a script is given changes, so that results made before are not taken for the same."""
@@ -30,6 +31,12 @@ STATE_PLACEHOLDERS = ("state", "stop")
 """Only within `state`: the saved state's path, and the step after which it is saved."""
 LENGTHS = ("steps", "warmdown_steps", "warmdown_ratio", "peak_steps", "schedule", "final_lr_fraction")
 """What runs that share a trunk may differ in."""
+FIGURES = (
+    *(f"{kind.name}_bpb" for kind in MEASURED),
+    *("val_loss", "artifact_bytes", "code_bytes", "params", "train_tokens"),
+    *("eval_seconds", "ttt_seconds", "quantized_fraction"),
+)
+"""Columns of its row that a finished script fills."""
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|(?<![$\{])\{([A-Za-z_]\w*)\}(?!\})")
 
 

@@ -17,8 +17,7 @@ from typing import Any
 
 from gepa_core.errors import UserError
 from sweeps.kinds.kind import FINAL_STATE, OUTPUTS, SCRIPT_LOG, TRAJECTORY
-from sweeps.kinds.script import ScriptRun, fill
-from sweeps.kinds.stages import MEASURED
+from sweeps.kinds.script import FIGURES, ScriptRun, fill
 from sweeps.store.journal import emit
 from sweeps.store.schema import RUNS, to_parquet
 from sweeps.store.schema import TRAJECTORY as COLUMNS
@@ -30,11 +29,8 @@ from sweeps.work.scripts.process import Ended, base_environment, run_group
 from sweeps.work.scripts.stretches import forget, furthest, save, stops
 from sweeps.work.scripts.verdict import verdict
 
-_FIGURES = {kind.name + "_bpb" for kind in MEASURED} | {
-    "val_loss", "artifact_bytes", "code_bytes", "params", "train_tokens", "train_loss_final", "train_seconds",
-    "eval_seconds", "ttt_seconds", "quantized_fraction",
-}  # fmt: skip
-"""Columns that a script's own JSON file may fill."""
+_FIGURES = {*FIGURES, "train_loss_final", "train_seconds"}
+"""Columns that a script's own JSON file may fill: of its training too, which a log is timed by."""
 _SYNONYMS = {"val_bpb": "float_bpb", "val_loss": "val_loss"}
 _ENDLESS = 1e18
 """No figure is as large, and no NaN is smaller."""
