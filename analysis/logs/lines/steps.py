@@ -7,7 +7,19 @@ from math import isfinite
 
 from analysis.logs.events import Loose, Step
 from analysis.logs.lines.parts import of_a_part
-from analysis.logs.lines.values import NUMBER, VALIDATION, Values, add_bare, number, plain_loss, values
+from analysis.logs.lines.values import (
+    BPB,
+    LOSS,
+    NUMBER,
+    OF_VALIDATION,
+    VALIDATION,
+    Values,
+    add_bare,
+    add_direct,
+    number,
+    plain_loss,
+    values,
+)
 from analysis.logs.reading.streams import OTHER
 from analysis.logs.reading.text import Line
 
@@ -16,18 +28,19 @@ _STEP = re.compile(
     r"\W{0,9}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
     r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|at|after)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
-    r"(?:(?P<word>(?:global[_ ]|opt\w*[_ ]|micro[_ ]?)?(?:step|iter|iteration)s?)\s*[:=\[#]?\s*)?"
+    r"(?:(?P<word>(?:global[_ ]|opt\w*[_ ]|micro[_ ]?)?(?:step|iter|iteration|it)s?)\s*[:=\[#]?\s*)?"
     rf"(?P<step>{_COUNT})\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
     re.IGNORECASE,
 )
+_STEPS = re.compile(r"\s*(?:steps|iterations|updates)\b", re.IGNORECASE)
 _OPTIMIZER_STEP = re.compile(
     r"\W{1,3}(?:(?:global|opt\w*)[_ ])?(?:step|update)s?\s*[:=]?\s*(?P<step>\d[\d,]*)(?![\w.%/])",
     re.IGNORECASE,
 )
 """litgpt's `iter 4000 step 1000`: of microbatches and of the optimizer."""
 _STEP_LAST = re.compile(
-    r"\W{0,3}(?:(?:val(?:idation)?|eval(?:uation)?|train(?:ing)?)[ _](?:loss|bpb)\b|(?:loss|bpb)\s*[:=])"
-    r"[^()]*?\b(?P<word>(?:step|iter|iteration)s?)\s*[:=#]?\s*(?P<step>\d[\d,]*)"
+    rf"\W{{0,3}}(?:(?:{OF_VALIDATION}|train(?:ing)?)[ _/.-]*(?:{BPB}|{LOSS})|(?:loss|bpb)\s*[:=])"
+    r"[^()]*?\(?(?<![a-z])(?P<word>(?:step|iter|iteration)s?)\s*[:=#]?\s*(?P<step>\d[\d,]*)"
     r"\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
     re.IGNORECASE,
 )
@@ -82,6 +95,7 @@ def step(line: Line) -> Step | None:
     epoch = number(match["epoch"]) if match.groupdict().get("epoch") else None
     if not bar and (word := VALIDATION.search(text)) is not None:
         add_bare(found, text, word.end())
+        add_direct(found, text)
     return _point(line, match, found, bar=bar, epoch=epoch)
 
 
@@ -96,6 +110,8 @@ def _bare_bar(line: Line, match: re.Match[str]) -> Step | None:
 def _named(text: str, match: re.Match[str]) -> bool:
     """Whether a count without the word `step` is one: `100/2000 val_loss:...`."""
     rest = text[match.end() :]
+    if "@" in text[: match.start("step")] or _STEPS.match(rest):
+        return True
     if text[: match.start("step")].rstrip().endswith("[") and rest.startswith("]"):
         return "val" in rest
     return match["total"] is not None and bool(re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", rest))

@@ -17,30 +17,34 @@ NUMBER = r"[-+]?(?:(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|inf(?:inity
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 LOSSES = {"val_bpb", "val_loss", "train_loss"}
 
-_NAMES = {
-    "val_bpb": "val_bpb", "valbpb": "val_bpb", "validation_bpb": "val_bpb",
-    "val_loss": "val_loss", "valloss": "val_loss", "validation_loss": "val_loss",
-    "eval_loss": "val_loss", "evaluation_loss": "val_loss", "eval_bpb": "val_bpb",
-    "val_bits_per_byte": "val_bpb", "val_loss_mean": "val_loss", "mean_val_loss": "val_loss",
-    "train_loss": "train_loss", "trainloss": "train_loss", "lr": "lr", "learning_rate": "lr",
+BPB = r"(?:bpb|bits?[-_ /]?(?:per|/)[-_ /]?byte)"
+LOSS = r"(?:loss|nll(?:[_ ]loss)?(?:/tok(?:en)?)?|c(?:ross)?[-_ ]?e(?:ntropy)?|xent)"
+OF_VALIDATION = r"(?:val(?:id(?:ation)?)?|eval(?:uation)?|dev|held[-_ ]?out)"
+_OTHER_NAMES = {
+    "val_loss_mean": "val_loss", "mean_val_loss": "val_loss", "lr": "lr", "learning_rate": "lr",
     "train_time": "seconds", "elapsed": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
     "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
-    r"(?<![a-z\d.])(val[_ /]?bpb|val_bits_per_byte|val_loss_mean|mean_val_loss|(?<!_)lr|learning_rate(?!_)"
-    r"|(?:val(?:idation)?|eval(?:uation)?)[_ /](?:loss|bpb)|val_?loss"
-    r"|train[_ /]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
-    rf"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?![\w.])",
+    rf"(?<![a-z\d.])({OF_VALIDATION}[_ /.-]?(?:{BPB}|{LOSS}|loss_mean)|mean_val_loss|(?<!_)lr"
+    r"|learning_rate(?!_)|train[_ /.-]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    r"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?"
+    rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?!\w|\.\d)",
     re.IGNORECASE,
 )
 _BARE = re.compile(
-    rf"(?<![\w.])(?:lm_)?(bpb|loss)(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?![\w.])", re.IGNORECASE
+    rf"(?<![\w.])(?:lm_)?({BPB}|{LOSS})(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?!\w|\.\d)", re.IGNORECASE
 )
 VALIDATION = re.compile(
-    r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![a-z])", re.I
+    r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing)|held[-_ ]?out)(?![a-z])", re.I
 )
+_DIRECT = re.compile(
+    r"(?<![\w/.-])(?:val|valid|validation|eval)\s*[:=]?\s*([1-9]\d?\.\d{2,})(?![\w.%/]|\s*(?:s|ms|min|sec)\b)",
+    re.I,
+)
+"""`train 2.9 val 2.8`, where the name of the loss is left out."""
 _PAIR = re.compile(
     rf"\bloss\W+train:\s*({NUMBER}),\s*val:\s*({NUMBER})"
     rf"|\bloss\s*\(train/val(?:id)?\)\s*[:=]?\s*({NUMBER})\s*/\s*({NUMBER})",
@@ -112,7 +116,7 @@ def values(text: str, *, first: int = 0) -> Values:
     owner, given = ("test" if _ELSEWHERE.search(text) else ""), set[str]()
     end = first
     for match in _VALUE.finditer(text, first):
-        key = _NAMES[re.sub("[ /](?!s$)", "_", match[1].lower())]
+        key = _column(match[1].lower())
         if key in ("seconds", "tokens_per_second", "lr_scale", "lr"):
             _take_other(found, key, match)
             end = match.end()
@@ -144,6 +148,15 @@ def values(text: str, *, first: int = 0) -> Values:
         for key, digits in zip(("train_loss", "val_loss"), filter(None, pair.groups()), strict=True):
             _take(found, key, _loss(digits), "")
     return found
+
+
+def _column(name: str) -> str:
+    """What the analysis calls a value of that name."""
+    if (other := _OTHER_NAMES.get(name.replace(" ", "_"))) is not None:
+        return other
+    if name.startswith("train"):
+        return "seconds" if name.endswith("time") else "train_loss"
+    return "val_bpb" if re.search(BPB, name) else "val_loss"
 
 
 def _name(before: str) -> str:
@@ -202,14 +215,21 @@ def add_bare(found: Values, text: str, first: int) -> None:
     """Adds a plain `loss` or `bpb` after the word for a validation, which ends at `first`."""
     if found.others or _ELSEWHERE.search(text):
         return
+    known = found.of.keys() & LOSSES
     for match in _BARE.finditer(text, first):
-        name = f"val_{match[1].lower()}"
-        if name == "val_loss" and found.of.keys() & LOSSES:
+        name = "val_bpb" if re.match(BPB, match[1], re.IGNORECASE) else "val_loss"
+        if name == "val_loss" and known:
             continue  # of training, beside the validation's own
         if isfinite(value := _loss(match[2])):
             found.of.setdefault(name, value)
         else:
             found.broken = found.validated = True
+
+
+def add_direct(found: Values, text: str) -> None:
+    """Adds a number that stands directly behind the word for a validation, where no loss is named."""
+    if "val_loss" not in found.of and not found.others and (match := _DIRECT.search(text)) is not None:
+        found.of["val_loss"] = float(match[1])
 
 
 def plain_loss(text: str, first: int) -> float | None:

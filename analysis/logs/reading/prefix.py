@@ -28,6 +28,7 @@ _PREFIX = re.compile(
     | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
     | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
     | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
+    | \[(?:debug|info|warning|error)\ *\]                                             # structlog's
     | [\w.<>]+:[\w.<>]+:\d+\ -\                                                       # module:function:line -
     )""",
     re.VERBOSE,
