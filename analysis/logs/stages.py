@@ -21,6 +21,7 @@ _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
     "loaded", "legal", "plain", "zstd", "zst", "zlib", "deflate", "lzma", "bcj", "brotli", "br", "xz", "gz",
     "gzip", "bz", "bzip", "lz", "ans", "rans", "arithcode", "huffman",
+    "the", "with", "after", "of", "reaches", "is", "at", "chunk", "result", "results", "bpb", "average",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
     "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
     "stride", "s", "v", "",

@@ -195,3 +195,53 @@ def test_sizes_in_other_words(tmp_path: Path, said: str, column: str, value: int
     text = f"{said}\n{CURVE}" if column == "params" else f"{CURVE}{said}\n"
     (record,) = read(tmp_path, text)
     assert record.row[column] == value
+
+
+QUANTIZED = "Serialized model int6+zstd: 14400000 bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "column", "value"),
+    [
+        ("[final] quantized model bpb = 1.1312", "int6_bpb", 1.1312),
+        ("Quantized (int6) BPB: 1.1312", "int6_bpb", 1.1312),
+        ("final_bpb_int6=1.1312", "int6_bpb", 1.1312),
+        ("post-quant bpb 1.1312", "int6_bpb", 1.1312),
+        ("roundtrip bits per byte: 1.1312", "int6_bpb", 1.1312),
+        ("int6 eval | loss 1.9100 | bpb 1.1312", "int6_bpb", 1.1312),
+        ("val_bpb after int6 quantization: 1.1312", "int6_bpb", 1.1312),
+        ("The int6 model reaches 1.1312 BPB.", "int6_bpb", 1.1312),
+        ("float val_bpb: 1.1200 | int6 val_bpb: 1.1312 | delta 0.0112", "int6_bpb", 1.1312),
+        ("pre-quant val_bpb: 1.1200 post-quant val_bpb: 1.1312", "int6_bpb", 1.1312),
+        ("int6 | bpb: 1.1312 | sliding bpb: 1.1098", "int6_sliding_bpb", 1.1098),
+        ("sliding window eval (stride=64): 1.1098 bpb", "int6_sliding_bpb", 1.1098),
+        ("val_bpb (int6, sliding stride 64): 1.1098", "int6_sliding_bpb", 1.1098),
+        ("after legal TTT: 1.0891 bpb", "ttt_bpb", 1.0891),
+        ("val_bpb with EMA: 1.1190", "ema_bpb", 1.119),
+        ("EMA eval: bpb 1.1190", "ema_bpb", 1.119),
+        # of something else
+        ("int6 baseline bpb: 1.2244", "int6_bpb", None),
+        ("quant error bpb: 0.0112", "int6_bpb", None),
+        ("quant gap: 0.0112 (1.1200 -> 1.1312)", "int6_bpb", None),
+        ("best int6 bpb so far: 1.1312", "int6_bpb", None),
+        ("estimated int6 bpb 1.1312", "int6_bpb", None),
+        ("sliding partial bpb 1.10 (10%)", "int6_sliding_bpb", None),
+    ],
+)
+def test_finals_in_other_words(tmp_path: Path, said: str, column: str, value: float | None) -> None:
+    (record,) = read(tmp_path, CURVE + QUANTIZED + said + "\n")
+    assert record.row[column] == value
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "compressed artifact: 14400000 bytes",
+        "Artifact size: 14,400,000 bytes (int6+zstd)",
+        "saved final_model.int6.ptz (14400000 bytes)",
+        "model_int6_bytes: 14400000",
+    ],
+)
+def test_artifacts_in_other_words(tmp_path: Path, said: str) -> None:
+    (record,) = read(tmp_path, f"{CURVE}{said}\nTotal submission size int6+zstd: 14468212 bytes\n")
+    assert record.row["artifact_bytes"] == 14400000

@@ -14,7 +14,12 @@ from analysis.logs.reading.text import Line
 _ARTIFACT = re.compile(
     r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
     r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes"
-    r"|\s*(?P<named>int\d[\w+.-]*) (?:artifact|model)[ _](?:bytes|size)\s*[:=]\s*(?P<count>\d[\d,]*)",
+    r"|\s*(?P<named>int\d[\w+.-]*) (?:artifact|model)[ _](?:bytes|size)\s*[:=]\s*(?P<count>\d[\d,]*)"
+    r"|\s*(?:compressed |quantized |final )?(?:artifact|model)(?:[_ ](?P<width>int\d))?"
+    r"(?:[_ ](?:size|bytes))?"
+    r"\s*[:=]\s*(?P<size>\d[\d,]{5,})(?:\s*bytes)?\s*(?:\((?P<how>[^()]*)\))?\s*$"
+    r"|\s*(?:saved|wrote|exported)\s+(?P<file>\S*(?:int\d|quant|\.ptz|\.zst)\S*)"
+    r"\s*\((?P<written>\d[\d,]{5,})\s*bytes\)",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"\s*code(?:[_ ]size|[_ ]bytes)(?P<packed>[^:]*):\s*(?P<bytes>\d[\d,]*)(?: bytes)?", re.I)
@@ -117,8 +122,10 @@ def _measured(line: Line) -> Mark | None:
     """A mark with numbers, or none."""
     text, at = line.text, line.number
     if match := _ARTIFACT.match(text):
-        name = (match["format"] or match["packed"] or match["named"]).strip().lower()
-        return Mark(at, "artifact", name, {"bytes": number(match["bytes"] or match["count"])})
+        names = (match[name] for name in ("format", "packed", "named", "width", "how", "file"))
+        name = next((name.strip().lower() for name in names if name), "compressed")
+        sizes = (match[name] for name in ("bytes", "count", "size", "written"))
+        return Mark(at, "artifact", name, {"bytes": number(next(filter(None, sizes)))})
     if match := _CODE.match(text):
         return Mark(at, "code", match["packed"].strip(" ()_").lower(), {"bytes": number(match["bytes"])})
     if match := _STOP.match(text):

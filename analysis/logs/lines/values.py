@@ -29,7 +29,8 @@ _OTHER_NAMES = {
 }  # fmt: skip
 _VALUE = re.compile(
     rf"(?<![a-z\d.])({OF_VALIDATION}[_ /.-]?(?:{BPB}|{LOSS}|loss_mean)|mean_val_loss|(?<!_)lr"
-    r"|learning_rate(?!_)|train[_ /.-]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm|learning_rate_multiplier)"
+    r"|learning_rate(?!_)|train[_ /.-]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm"
+    r"|learning_rate_multiplier)"
     r"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?"
     rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?!\w|\.\d)",
     re.IGNORECASE,
