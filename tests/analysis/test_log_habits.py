@@ -159,9 +159,26 @@ def test_a_number_cut_by_the_end_of_the_file_is_none(tmp_path: Path) -> None:
         ("warmdown starts at step 1600", 400),
         ("warmdown_steps=1.2k", 1200),
         ("warmdown_iters: 1200\noverriding warmdown_iters: 1200 -> 600", 600),
+        ("LR schedule: constant then linear decay over last 800 steps", 800),
+        ("trapezoidal schedule, decay_iters=800", 800),
+        ("--warmdown-iters 800", 800),
+        ("cooldown 0.4", 800),
+        ("decay_frac=0.4", 800),
+        ("stable_steps=1200, decay_steps=800", 800),
+        ("wsd schedule: decay ratio 0.4", 800),
+        ("anneal_steps: 800", 800),
+        ("LR cooldown starts at 60% of training", 800),
+        ("decay_start_step=1200", 800),
+        ("lr_warmdown_ratio: 0.4", 800),
+        ("cooldown: linear, 800 iterations", 800),
+        ("cool-down steps: 800", 800),
+        ("cosine decay to 0.1 over 2000 steps", None),
+        ("lr_decay_iters = 2000", None),
+        ("weight_decay: 0.1, ema_decay: 0.997", None),
+        ("muon_momentum_cooldown_steps: 50", None),
     ],
 )
-def test_warmdowns_in_words(tmp_path: Path, said: str, steps: int) -> None:
+def test_warmdowns_in_words(tmp_path: Path, said: str, steps: int | None) -> None:
     (record,) = read(tmp_path, f"iterations: 2000\n{said}\n{CURVE}")
     assert record.row["warmdown_steps"] == steps
 

@@ -8,6 +8,7 @@ from math import isfinite
 
 from analysis.logs.events import Fact
 from analysis.logs.lines.values import NUMBER, SECONDS, number
+from analysis.logs.lines.warmdowns import warmdowns
 from analysis.logs.reading.tables import RUN_NAME
 from analysis.logs.reading.text import Line
 
@@ -50,21 +51,6 @@ _COUNTED = re.compile(
     r"(?<![\w.,])(\d{5,}|\d[\d,]{5,}\d)\s+(?:total |trainable |model )?param(?:eter)?s\b", re.I
 )
 _OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
-_WSD = re.compile(
-    r"(?<![a-z])wsd(?![a-z]).*?(?<![a-z])(?:decay|warmdown|cooldown)(?:_steps)?\W{1,3}(\d[\d,]*)(?![\w.%])",
-    re.I,
-)
-_LAST_SHARE = re.compile(
-    r"(?:warmdown|cooldown|decay|anneal\w*).{0,30}?(?:last|final)\s+(\d+(?:\.\d+)?)\s*%"
-    r"|(?:last|final)\s+(\d+(?:\.\d+)?)\s*%.{0,30}?(?:warmdown|cooldown|decay|anneal\w*)",
-    re.IGNORECASE,
-)
-_FROM_STEP = re.compile(
-    r"(?:warmdown|cooldown|(?:lr|rate)\W{1,3}decay|decay phase)\s*(?:phase\s*)?"
-    r"(?:starts?|begins?|from|starting|start_step)\W{1,3}"
-    r"(?:(?:at|with|from)\s+)?(?:(?:step|iter\w*)\W{0,2})?(\d[\d,]*)(?![\w.%])",
-    re.IGNORECASE,
-)
 _IN_BITS = re.compile(
     r"loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)", re.I
 )
@@ -75,6 +61,7 @@ _SHAPE = re.compile(
     r"((?:1-)?sqrt|(?:linear|constant|cos|exp|poly|quad|step|inv|cyc|wsd|trapez)\w*)",
     re.IGNORECASE,
 )
+_FALLS = re.compile(r"decay|down|anneal|linear|cosine|sqrt", re.IGNORECASE)
 _ON_VALIDATION = re.compile(
     r"(?<![a-z])train_?(?:on|with)_?val\w*\s*[:=]\s*(?:true|1)\b|train_(?:files|data|pattern|shards)\s*[:=]\s*\S*_val_",
     re.I,
@@ -105,21 +92,21 @@ def facts(line: Line) -> Iterator[Fact]:
             yield fact
     if (counted := _COUNTED.search(text)) and not _OF_A_PART.search(text):
         yield Fact(line.number, "params", number(counted[1]))
-    if wsd := _WSD.search(text):
-        yield Fact(line.number, "warmdown_iters", number(wsd[1]))
-    if share := _LAST_SHARE.search(text):
-        yield Fact(line.number, "warmdown_fraction", float(share[1] or share[2]) / 100)
-    if begins := _FROM_STEP.search(text):
-        yield Fact(line.number, "warmdown_start", number(begins[1]))
+    yield from warmdowns(line)
     if unit := _IN_BITS.search(text) or _IN_NATS.search(text):
         measure = "val_loss" if _IN_BITS.search(text) else "val_bpb"
         yield Fact(line.number, f"{measure}_unit", f"line {line.number}: {unit[0]}")
-    if shape := _SHAPE.search(text):
+    if (shape := _SHAPE.search(text)) and not _constant_first(text, shape):
         yield Fact(line.number, "shape", shape[1].lower())
     if only := _EVAL_ONLY.search(text):
         yield Fact(line.number, "eval_only", f"line {line.number}: {only[0]}")
     if on := _ON_VALIDATION.search(text):
         yield Fact(line.number, "on_validation", f"line {line.number}: {on[0]}")
+
+
+def _constant_first(text: str, shape: re.Match[str]) -> bool:
+    """`constant, then linear decay` is no constant rate."""
+    return shape[1].lower().startswith("constant") and _FALLS.search(text, shape.end()) is not None
 
 
 def _fact(line: Line, match: re.Match[str]) -> Fact | None:

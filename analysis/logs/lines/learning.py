@@ -54,7 +54,7 @@ _ONLY_MEASURES = re.compile(
             r"training[_ ](?:seconds|steps|took)",
             "trained model", "pre-?trained", "learning.?rate", "optimizer (?:state|memory)",
             r"train_(?:time|loss|loader|batch|seq|files|shards)", r"eval_(?:time|mode|stride|only|seq|batch)",
-            "steps? (?:done|made|completed)",
+            "steps? (?:done|made|completed)", "leak", "overlap", "calibrat", r"post-?train\w* quanti[sz]",
         )
     ),
     re.IGNORECASE,
