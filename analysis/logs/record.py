@@ -21,6 +21,7 @@ WHOLE = (
     "steps", "planned_steps", "peak_steps", "warmdown_steps", "params", "train_tokens", "artifact_bytes",
     "code_bytes", "seed",
 )  # fmt: skip
+_MOST_WHOLE = 2**63  # what a column of whole numbers holds
 CURVE = ("step", "val_bpb", "val_loss", "ema_val_bpb", "train_loss", "train_time_ms")
 
 
@@ -109,6 +110,7 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
         "source": None,
         "notes": "; ".join(note for note in [*notes, *about] if note),
     }
+    row |= {name: None for name in WHOLE if isinstance(n := row[name], int) and abs(n) >= _MOST_WHOLE}
     name, lines = str(run.facts.get("name", "")), (run.first_line, run.last_line)
     return Record(row, _curve(run), why_not, finals.unfiled, lines, name)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.logs.importing import read_runs
+from analysis.logs.importing import import_logs, read_runs
 from analysis.logs.record import Record
 from analysis.runs.errors import AnalysisError
 from tests.log_lines import step
@@ -262,3 +262,11 @@ def test_finals_in_other_words(tmp_path: Path, said: str, column: str, value: fl
 def test_artifacts_in_other_words(tmp_path: Path, said: str) -> None:
     (record,) = read(tmp_path, f"{CURVE}{said}\nTotal submission size int6+zstd: 14468212 bytes\n")
     assert record.row["artifact_bytes"] == 14400000
+
+
+def test_numbers_that_no_column_holds_are_none(tmp_path: Path) -> None:
+    head = '{"params": 9' + "9" * 30 + ', "seed": 1' + "0" * 30 + ', "total_steps": 2000}\n'
+    path = tmp_path / "a.log"
+    path.write_text(head + CURVE + "Serialized model int6+zstd: 1" + "0" * 30 + " bytes\n", encoding="utf-8")
+    (log,) = import_logs([path], tmp_path / "out.csv").logs
+    assert [log.records[0].row[name] for name in ("params", "seed", "artifact_bytes")] == [None] * 3
