@@ -198,7 +198,8 @@ _NOT_PACKED = re.compile(r"\+(?:none|raw|uncompressed)(?![a-z])")
 
 def _sizes(run: Training) -> tuple[dict[str, int | None], list[str]]:
     """Bytes of the artifact and the code: of several formats that of int6, of one printed again the last."""
-    artifacts = [mark for mark in run.marks if mark.kind == "artifact" and mark.values["bytes"] > 0]
+    sized = [mark for mark in run.marks if 0 < mark.values.get("bytes", 0) < _MOST_WHOLE]
+    artifacts = [mark for mark in sized if mark.kind == "artifact"]
     ranked = (
         [m for m in artifacts if "int6" in m.text] or [m for m in artifacts if "quant" in m.text] or artifacts
     )
@@ -210,7 +211,7 @@ def _sizes(run: Training) -> tuple[dict[str, int | None], list[str]]:
         artifact = int(ranked[-1].values["bytes"])
         if "int6" not in ranked[-1].text and "quant" not in ranked[-1].text:
             notes.append(f"artifact_bytes is of {ranked[-1].text}")
-    codes = [mark for mark in run.marks if mark.kind == "code"]
+    codes = [mark for mark in sized if mark.kind == "code"]
     code = next((m for m in reversed(codes) if m.text.startswith("compressed")), codes[-1] if codes else None)
     return {"artifact_bytes": artifact, "code_bytes": int(code.values["bytes"]) if code else None}, notes
 

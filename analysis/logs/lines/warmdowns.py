@@ -49,6 +49,7 @@ _DECAY_START = re.compile(
     r"(?<![\w])decay_start(?:_step|_iter)?\s*[:=]\s*(?P<start>\d[\d,]*)(?![\w.%])", re.IGNORECASE
 )
 
+_LONGEST = 15  # characters of a number of steps
 _OVERRIDDEN = re.compile(r"\s*(?:->|→|=>)\s*(\d[\d,]*)(?![\w.])")
 
 
@@ -68,6 +69,8 @@ def warmdowns(line: Line) -> Iterator[Fact]:
 
 def _fact(line: Line, match: re.Match[str]) -> Fact | None:
     given = {name: value for name, value in match.groupdict().items() if value is not None}
+    if max(map(len, given.values())) > _LONGEST:
+        return None
     if "count" in given:
         later = _OVERRIDDEN.match(match.string, match.end())
         count = float((later[1] if later else given["count"]).replace(",", ""))
