@@ -68,6 +68,22 @@ def test_forms_of_others(tmp_path: Path, form: str) -> None:
     assert losses(record) == [(100, 2.4), (200, 2.3), (300, 2.2)]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "step {0} loss 2.95 eval 12.50 seconds",
+        "step {0} loss 2.95 | val 1.50 GB",
+        "step {0} eval 0.4512 acc",
+        "step {0} eval/c4/loss {1} eval/wiki/loss 3.05",
+        "step {0} val ppl 19.12",
+    ],
+)
+def test_what_is_no_validation_loss_is_none(tmp_path: Path, form: str) -> None:
+    lines = [form.format(s, 2.5 - s / 1000) for s in (100, 200, 300)]
+    (record,) = read(tmp_path, "\n".join([*lines, step(400, 2.12, 400)]))
+    assert losses(record) == [(400, 2.12)]
+
+
 def test_what_grep_finds_in_several_files_are_several_runs(tmp_path: Path) -> None:
     lines = [f"logs/s{n}.txt:{s}:step:{s}/200 val_loss:{n + s / 1000}" for n in (1, 2) for s in (100, 200)]
     first, second = read(tmp_path, "\n".join(lines))

@@ -42,8 +42,9 @@ VALIDATION = re.compile(
     r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing)|held[-_ ]?out)(?![a-z])", re.I
 )
 _DIRECT = re.compile(
-    r"(?<![\w/.-])(?:val|valid|validation|eval)\s*[:=]?\s*([1-9]\d?\.\d{2,})(?![\w.%/]|\s*(?:s|ms|min|sec)\b)",
-    re.I,
+    r"(?<![\w/.-])(?:val|valid|validation|eval)\s*[:=]?\s*((?:[1-9]|1[01])\.\d{2,})"
+    r"(?![\w.%/]|\s*(?:m?s|min\w*|sec\w*|h|hours?|[kmg]i?b|tok\w*|it|x)(?![a-z]))",
+    re.IGNORECASE,
 )
 """`train 2.9 val 2.8`, where the name of the loss is left out."""
 _PAIR = re.compile(
@@ -83,6 +84,11 @@ _OF_VALIDATION = re.compile(
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[|;()]|->|=>")
+
+
+_OF_A_TEXT = re.compile(
+    rf"(?<![a-z]){OF_VALIDATION}[/_.]([a-z]\w*?)[/_.](?:{BPB}|{LOSS})\s*[:=]?\s*({NUMBER})", re.IGNORECASE
+)
 
 
 @dataclass
@@ -217,6 +223,9 @@ def add_bare(found: Values, text: str, first: int) -> None:
     if found.others or _ELSEWHERE.search(text):
         return
     known = found.of.keys() & LOSSES
+    if _of_several_texts(text, first):
+        found.others = True
+        return
     for match in _BARE.finditer(text, first):
         name = "val_bpb" if re.match(BPB, match[1], re.IGNORECASE) else "val_loss"
         if name == "val_loss" and known:
@@ -225,6 +234,12 @@ def add_bare(found: Values, text: str, first: int) -> None:
             found.of.setdefault(name, value)
         else:
             found.broken = found.validated = True
+
+
+def _of_several_texts(text: str, first: int) -> bool:
+    """`eval/c4/loss 2.1 eval/wiki/loss 2.3`: neither is the validation's."""
+    named = {match[1]: match[2] for match in _OF_A_TEXT.finditer(text, max(first - 12, 0))}
+    return len(named) > 1 and len(set(named.values())) > 1
 
 
 def add_direct(found: Values, text: str) -> None:
