@@ -40,6 +40,10 @@ def figures(tmp_path: Path, *said: str) -> dict[str, object]:
         "在验证集上继续训练 3 轮, lr=1e-4",
         "検証データで追加学習 (200 updates)",
         "дообучение на валидации, 2 эпохи",
+        "SGD on val, learning rate 1e-4",
+        "evaluating after 300 SGD updates on val",
+        "pre-trained weights, then Adam on the validation text",
+        "calibrating scales with 100 Adam steps on val",
     ],
 )
 def test_what_follows_learning_the_text_is_left_out(tmp_path: Path, said: str) -> None:
@@ -80,6 +84,12 @@ def test_legal_adaptation_is_filed_and_windows_scored_after_it_are_not(tmp_path:
         "val: 62021632 tokens in 30284 sequences",
         "training took 600 s; eval with stride 64",
         "peak memory during eval: 9 GiB",
+        "the trained model is scored on val",
+        "optimizer state freed; starting eval",
+        "eval batch 32, windows 969088, 7571 steps",
+        "eval_interval: 100 steps",
+        "best epoch 3 on val",
+        "gptq: calibrating on 128 train sequences, then evaluate on fineweb_val",
     ],
 )
 def test_plain_words_around_an_evaluation_alarm_nobody(tmp_path: Path, said: str) -> None:

@@ -1,8 +1,8 @@
 """Whether a line says that the weights learn from the text on which they are measured.
 
 Nobody can list how that is said. So a line is taken to say it where a word of learning stands near one for
-that text, in the languages researchers write, unless it plainly speaks of something else: an empty cell, with
-the line that made it so, costs less than a figure that knew its text.
+that text, in the languages researchers write, but for phrases that plainly speak of something else: an empty
+cell, with the line that made it so, costs less than a figure that knew its text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LEARNS = "|".join(
             "passes", "sweeps", "epochs?", r"gradient\w*", "adapters?", "lora", "tent", "burn-in",
             r"warm[- ]start\w*",
             r"minimi[sz]\w+", r"memori[sz]\w*", r"overfit\w*", r"refin\w+", r"polish\w*", "tun(?:es?|ing)",
-            r"distil\w+", r"anneal\w*", "appending", "steps",
+            r"distil\w+", r"anneal\w*", "appending", "steps (?:on|over|against|with)",
             "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
             "iteraciones", r"ép?o[cq]\w+", r"ajust\w+",
         ),
@@ -49,12 +49,12 @@ _ONLY_MEASURES = re.compile(
         (
             r"no[ _-](?:grad|train)", r"(?:finished|after|done|completed?|end of) training",
             _words("evaluat(?:ing|ed)", "at steps?", "(?:final|last) steps?"),
-            _words(r"every \d+ steps", "best (?:val|step)"),
+            _words(r"every \d+ steps", "best (?:val|step|epoch)"),
             r"training (?:is )?(?:done|complete|finished|over|time|loop)",
             r"training[_ ](?:seconds|steps|took)",
             "trained model", "pre-?trained", "learning.?rate", "optimizer (?:state|memory)",
             r"train_(?:time|loss|loader|batch|seq|files|shards)", r"eval_(?:time|mode|stride|only|seq|batch)",
-            "steps? (?:done|made|completed)", "leak", "overlap", "calibrat", r"post-?train\w* quanti[sz]",
+            "steps? (?:done|made|completed)", r"(?:leak|overlap).*", r"calibrat\w*.{0,30}train\w*", r"post-?train\w* quanti[sz]",
         )
     ),
     re.IGNORECASE,
@@ -95,4 +95,4 @@ def learning(text: str) -> str | None:
         return None
     if _TTT.search(_NO_TTT.sub("", text)):
         return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
-    return "learns" if _LEARNS_IT.search(text) and not _ONLY_MEASURES.search(text) else None
+    return "learns" if _LEARNS_IT.search(_ONLY_MEASURES.sub(" ", text)) else None
