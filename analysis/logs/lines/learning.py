@@ -54,7 +54,8 @@ _ONLY_MEASURES = re.compile(
             r"training[_ ](?:seconds|steps|took)",
             "trained model", "pre-?trained", "learning.?rate", "optimizer (?:state|memory)",
             r"train_(?:time|loss|loader|batch|seq|files|shards)", r"eval_(?:time|mode|stride|only|seq|batch)",
-            "steps? (?:done|made|completed)", r"(?:leak|overlap).*", r"calibrat\w*.{0,30}train\w*", r"post-?train\w* quanti[sz]",
+            "steps? (?:done|made|completed)", r"(?:leak|overlap).*", r"calibrat\w*.{0,30}train\w*",
+            r"post-?train\w* quanti[sz]",
         )
     ),
     re.IGNORECASE,
