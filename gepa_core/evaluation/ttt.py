@@ -149,15 +149,18 @@ def test_time_train(
     scorer = Scorer(model, text, windows, exec_cfg, int(np.diff(bounds).max()))
     adapter = Adapter(model, ttt_cfg, scorer, num_chunks)
     clock = PhaseClock(scorer.device)
-    for chunk in range(num_chunks):
-        with clock.phase("score"):
-            scorer.score(int(bounds[chunk]), int(bounds[chunk + 1]))
-        if chunk < num_chunks - 1:
-            with clock.phase("train"):
-                adapter.adapt(chunk)
-        if chunk % _CHECK_EVERY == 0:
-            adapter.check()
-    scores = scorer.gather()
+    try:
+        for chunk in range(num_chunks):
+            with clock.phase("score"):
+                scorer.score(int(bounds[chunk]), int(bounds[chunk + 1]))
+            if chunk < num_chunks - 1:
+                with clock.phase("train"):
+                    adapter.adapt(chunk)
+            if chunk % _CHECK_EVERY == 0:
+                adapter.check()
+        scores = scorer.gather()
+    finally:
+        adapter.captured = None  # it holds gigabytes, and the adapter: nothing else would free them soon
     score_seconds, train_seconds = clock.seconds("score"), clock.seconds("train")
     adaptation = Adaptation(
         len(scores), adapter.tokens_trained, adapter.updates, score_seconds, train_seconds
