@@ -25,10 +25,15 @@ _SPLIT = {"split", "phase", "set", "mode", "stage"}
 _OF_A_SEED = re.compile(r"(?P<metric>.+?)[_ -]?(?P<run>(?:seed|run)[_ -]?\d+)", re.IGNORECASE)
 _OF_A_RUN = re.compile(r"(?P<run>.+?) - (?P<metric>[^ ].*?)(?P<band>__(?:MIN|MAX))?")
 """W&B's name of a column: run, metric, and the band that it draws around it."""
-_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|evaluation|dev)(?![a-z])")
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|evaluation|dev|held_?out)(?![a-z])")
+_MEASURES = {
+    "bpb": re.compile(r"(?<![a-z])(?:bpb|bits_per_byte)(?![a-z])"),
+    "loss": re.compile(r"(?<![a-z])(?:loss|nll|ce|xent|cross_?entropy)(?![a-z])"),
+}
 _WORDS = {
     "val", "valid", "validation", "eval", "evaluation", "dev", "train", "training", "trainer", "loss", "bpb",
-    "ema", "lm", "ce", "step", "epoch", "mean", "avg", "per", "byte", "bits", "",
+    "ema", "lm", "ce", "nll", "xent", "cross", "entropy", "heldout", "held", "out", "step", "epoch", "mean",
+    "avg", "per", "byte", "bits", "",
 }  # fmt: skip
 """Words that the name of a curve may have."""
 _LONGEST = 64 << 20
@@ -246,7 +251,7 @@ def _curve(header: str, by_split: bool) -> tuple[str, str] | None:
     words = plain(metric)
     if set(words.split("_")) - _WORDS:  # of another model, of quantized weights, of a part of the loss
         return None
-    what = next((kind for kind in ("bpb", "loss") if re.search(rf"(?<![a-z]){kind}(?![a-z])", words)), None)
+    what = next((kind for kind, named in _MEASURES.items() if named.search(words)), None)
     if what is None:
         return None
     if "ema" in words.split("_"):
