@@ -64,8 +64,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             result = run_sweep(plan, args.output, replace(options, fresh=False), record)
         say(describe(result))
         for run_id, error in result.failures.items():
-            setting = plan.setting(run_id) if run_id in plan.runs else ""
-            say(f"  {run_id}{f' ({setting})' if setting else ''}: {error}")
+            say(f"  {plan.named(run_id) if run_id in plan.runs else run_id}: {error}")
         if result.dropped["states"] and result.exit_code == 0:
             say(deleted(result.dropped))
         written = answer(args, result)

@@ -156,9 +156,7 @@ class Watched:
         told = f"{', '.join(figures)} BPB" if figures else ""
         if not figures and VAL_LOSS in finals:
             told = f"val loss {finals[VAL_LOSS]:.4f}"
-        setting = self.plan.setting(run_id)
-        name = f"{run_id} ({setting})" if setting else run_id
-        return f"{counted:8} {name}" + (f": {told}" if told else "")
+        return f"{counted:8} {self.plan.named(run_id)}" + (f": {told}" if told else "")
 
     def read_reports(self) -> None:
         now = self.tally.clock()

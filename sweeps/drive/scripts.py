@@ -38,7 +38,7 @@ def archive_path(sweep: Sweep) -> str:
 def changed_files(store: Store, files: ScriptFiles, path: str) -> list[str]:
     """What differs between the script's files and those in an archive of the store, in one line or none."""
     data = store.files.read(path)
-    now = {file.name: file.link or file.sha256 for file in files.files}
+    now = {file.name: (file.link or file.sha256, file.executable) for file in files.files}
     try:
         was = _contents(data) if data is not None else None
     except (tarfile.TarError, EOFError, OSError):
@@ -56,13 +56,14 @@ def changed_files(store: Store, files: ScriptFiles, path: str) -> list[str]:
     ]
 
 
-def _contents(archive: bytes) -> dict[str, str]:
-    """Digest of each file, or where a link leads, by name."""
+def _contents(archive: bytes) -> dict[str, tuple[str, bool]]:
+    """Digest of each file, or where a link leads, and whether it may be executed, by name."""
     found = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:
             content = tar.extractfile(member) if member.isfile() else None
-            found[member.name] = hashlib.sha256(content.read()).hexdigest() if content else member.linkname
+            digest = hashlib.sha256(content.read()).hexdigest() if content else member.linkname
+            found[member.name] = digest, content is not None and bool(member.mode & 0o100)
     return found
 
 

@@ -80,16 +80,10 @@ def _trunk_name(plan: Plan, segments: list[Node]) -> str:
     axes = {"seed": config.seed, **plan.sweep.axis_values(config)}
     axes = {key: value for key, value in axes.items() if value is not None}
     if not segments[0].trunk and segments[0].start == 0:
-        return f"alone: {_named(plan, segments[0].runs[0])}"
+        return f"alone: {plan.named(segments[0].runs[0])}"
     shared = {"quant.", "ttt."}
     values = [f"{key} {value}" for key, value in axes.items() if not key.startswith(tuple(shared))]
     return f"trunk ({', '.join(values)})"
-
-
-def _named(plan: Plan, run_id: str) -> str:
-    """A run by its id, and what that does not show."""
-    setting = plan.setting(run_id)
-    return f"{run_id} ({setting})" if setting else run_id
 
 
 def _segment_text(plan: Plan, segment: Node) -> Text:
@@ -101,7 +95,7 @@ def _segment_text(plan: Plan, segment: Node) -> Text:
         words += f"  {config.schedule} over {config.warmdown_steps:,}"
     if segment.final:
         ending = [run for run in segment.runs if plan.runs[run].last == segment.id]
-        words += f"  {_named(plan, ending[0]) if len(ending) == 1 else _count(len(ending), 'run')}"
+        words += f"  {plan.named(ending[0]) if len(ending) == 1 else _count(len(ending), 'run')}"
     done = segment.id in plan.done
     return Text(words + ("  (done)" if done else ""), style="dim" if done else "")
 

@@ -144,6 +144,11 @@ class Plan:
         values = self.sweep.axis_values(self.runs[run_id].config) if self.sweep.axes else {}
         return ", ".join(f"{axis} {value}" for axis, value in values.items() if value is not None)
 
+    def named(self, run_id: str) -> str:
+        """A run by its id, and what that does not show."""
+        setting = self.setting(run_id)
+        return f"{run_id} ({setting})" if setting else run_id
+
     def segments_of(self, run_id: str) -> tuple[str, ...]:
         """The chain of training nodes that makes up a run, from its first step to its last."""
         chain: list[str] = []

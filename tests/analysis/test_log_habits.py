@@ -43,6 +43,10 @@ def losses(record: Record) -> list[tuple[float, float | None]]:
         "étape {0} sur 300 | perte d'entraînement : 2,9 | perte de validation : {1}",
         "paso {0} de 300, pérdida de validación: {1}",
         "шаг {0} из 300: потери на валидации {1}",
+        "passo {0} de 300: perda de treino 2.9, perda de validação {1}",
+        "passo {0} di 300: perdita di validazione {1}",
+        "stap {0} van 300, validatieverlies {1}",
+        "스텝 {0}/300 검증 손실: {1}",
         "第 {0} 步 训练损失 2.9 验证损失 {1}",
         "ステップ {0}/300 検証損失: {1}",
         "[{0}/300] train 2.91 val {1:.2f}",
@@ -108,6 +112,13 @@ def test_what_grep_finds_in_several_files_are_several_runs(tmp_path: Path) -> No
 def test_tables_of_others(tmp_path: Path, name: str, text: str) -> None:
     (record,) = read(tmp_path, text, name)
     assert losses(record) == [(100, 2.4), (200, 2.3)]
+
+
+def test_a_table_with_a_row_for_each_metric_keeps_its_runs_apart(tmp_path: Path) -> None:
+    rows = [f"{n},val_loss,{s},{n + s / 1000}" for n in (1, 2) for s in (100, 200)]
+    first, second = read(tmp_path, "\n".join(["seed,metric,step,value", *rows]), "a.csv")
+    assert (first.row["seed"], losses(first)) == (1, [(100, 1.1), (200, 1.2)])
+    assert (second.row["seed"], losses(second)) == (2, [(100, 2.1), (200, 2.2)])
 
 
 def test_records_name_their_seeds(tmp_path: Path) -> None:
@@ -195,6 +206,16 @@ def test_a_number_cut_by_the_end_of_the_file_is_none(tmp_path: Path) -> None:
         ("lr_decay_iters = 2000", None),
         ("weight_decay: 0.1, ema_decay: 0.997", None),
         ("muon_momentum_cooldown_steps: 50", None),
+        ("warmdown_iters ........ 800", 800),
+        ("| warmdown_iters | 800 |", 800),
+        ("warmdown_iters: 0", 0),
+        ("warmdown_frac: 0.0", 0),
+        ("warmdown_frac: 1.0", 2000),
+        ("warmdown_iters: -1", None),
+        # a moment of the run, not its setting
+        ("entering the warmdown (80% done)", None),
+        ("cooldown, GPU at 97 %", None),
+        ("lr warmdown from 1 to 0", None),
     ],
 )
 def test_warmdowns_in_words(tmp_path: Path, said: str, steps: int | None) -> None:
@@ -261,6 +282,7 @@ QUANTIZED = "Serialized model int6+zstd: 14400000 bytes\n"
         ("quant gap: 0.0112 (1.1200 -> 1.1312)", "int6_bpb", None),
         ("best int6 bpb so far: 1.1312", "int6_bpb", None),
         ("estimated int6 bpb 1.1312", "int6_bpb", None),
+        ("int6 bpb 1.1312s", "int6_bpb", None),
         ("sliding partial bpb 1.10 (10%)", "int6_sliding_bpb", None),
     ],
 )

@@ -27,11 +27,6 @@ _FACTS = {
         "max_train_seconds", "wall",
     ),
     "effective_seconds": ("effective",),
-    "warmdown_fraction": (
-        "warmdown_frac", "warmdown_fraction", "warmdown_ratio", "cooldown_frac", "cooldown_fraction",
-    ),
-    "warmdown_iters": ("warmdown_iters", "warmdown_steps", "cooldown_iters", "cooldown_steps"),
-    "warmdown": ("warmdown", "cooldown"),
     "lr_floor": (
         "min_lr", "min_lr_frac", "min_lr_scale", "min_lr_ratio", "lr_floor", "lr_min_frac",
         "warmdown_lr_floor",
@@ -68,7 +63,6 @@ _ON_VALIDATION = re.compile(
 )
 _EVAL_ONLY = re.compile(r"(?<![a-z])eval_?only\s*[:=]\s*(?:true|1)\b", re.IGNORECASE)
 _RUN_NAME = re.compile(rf"\s*{RUN_NAME}\s*(\S.*)")
-_WHERE = re.compile(r"\bstep\s*[:=]\s*\d", re.IGNORECASE)
 _DEFAULT = re.compile(
     r"['\"](warmdown_(?:iters|steps|frac\w*|ratio))['\"]\s*,\s*['\"]?([\d._]+)", re.IGNORECASE
 )
@@ -124,15 +118,9 @@ def _fact(line: Line, match: re.Match[str]) -> Fact | None:
         if match[3] is None and not re.search(r"wallclock|seconds", said):
             return None
         value *= SECONDS.get(match[3] or "s", 1.0)
-    elif match[3] == "%" and name.startswith("warmdown"):
-        name, value = "warmdown_fraction", value / 100
     elif match[3] and match[3] not in ("k", "K"):
         return None
-    # "batch", "params" and "warmdown" are words of many meanings: only likely sizes are taken.
+    # "batch" and "params" are words of many meanings: only likely sizes are taken.
     if (said == "batch" and value < 1024) or (said in ("params", "parameters") and value < 10_000):
         return None
-    if name == "warmdown":
-        if 1 <= value < 10 or _WHERE.search(line.text):
-            return None
-        name = "warmdown_fraction" if value < 1 else "warmdown_iters"
     return Fact(line.number, name, value)

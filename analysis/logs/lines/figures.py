@@ -14,7 +14,7 @@ _LOSS = re.compile(rf"(?<![\w.])val[_ ]?loss(?:\s*[:=]\s*|\s+)({NUMBER})(?![\w.%
 _VALUES = re.compile(
     rf"(?:(?<![\w.])(?P<before>[a-z]\w*?)_)?(?<![a-z\d.])(?:val[_ ]?)?(?:{BPB})(?:_(?P<behind>\w+))?['\"]?"
     rf"(?P<within>\s*\([^()]*\)|(?:\s+(?:after|with|of)\s[^:=\d]*(?:int\d[^:=\d]*)?))?(?:\s*[:=|]\s*|\s+(?:is\s+)?)"
-    rf"(?P<value>{NUMBER})(?![\w.%]\w)"
+    rf"(?P<value>{NUMBER})(?!\w|\.\d|%)"
     rf"|(?<![\w.])(?P<amount>\d\.\d{{2,}})\s*(?:{BPB})(?![\w])",
     re.IGNORECASE,
 )

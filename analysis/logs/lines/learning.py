@@ -84,9 +84,8 @@ _PEEKS = re.compile(
 _SCORES_FIRST = re.compile(
     rf"score[_ -]first|scor\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
 )
-
-
 _HINTS = ("val", "held", "test", "dev", "eval", "scor", "ttt", "adapt", "epoch", "tun")
+"""Without one of these no ASCII line has such words: most are told so at once."""
 
 
 def learning(text: str) -> str | None:

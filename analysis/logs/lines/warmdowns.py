@@ -1,4 +1,4 @@
-"""How long the learning rate falls at the end of a run, in other words than `warmdown_iters: 800`.
+"""How long the learning rate falls at the end of a run: `warmdown_iters: 800`, or the same in other words.
 
 `decay` is also what optimizers, averages and cosines have: it counts only beside the words of a schedule that
 stays constant before.
@@ -18,9 +18,12 @@ _CONSTANT_FIRST = re.compile(
     r"(?<![a-z])(?:wsd|trapez\w*|stable|num_decay\w*|constant)(?![a-z])", re.IGNORECASE
 )
 _FLAG = re.compile(r"--([a-z][a-z\d]*(?:-[a-z\d]+)+)(?:=|\s+)", re.IGNORECASE)
-_COUNT = r"(?P<count>\d{2}[\d,]*)(?P<kilo>k)?(?![\w.%])"
+_COUNT = r"(?P<count>\d[\d,_]*(?:\.\d+(?=k))?)(?P<kilo>k)?(?![\w./%])"
 _ITERATIONS = r"[-_ ]?(?:iters?|iterations|steps)"
-_GIVEN = r"['\"]?\s*[:=(]?\s*['\"]?"
+_PLAINLY = r"['\"]?(?:\s*[:=]\s*|\s*\.{3,}\s*|\s+\|\s*|\s+)['\"]?"
+_GIVEN = _PLAINLY.replace("[:=]", "[:=(]")
+_SHARE = r"(?P<share>[01]?\.\d+|1|0)(?![\w./%])"
+_PERCENT = r"(?P<percent>\d{1,3}(?:\.\d+)?)\s*%"
 
 
 def _patterns(word: str) -> tuple[re.Pattern[str], ...]:
@@ -28,11 +31,14 @@ def _patterns(word: str) -> tuple[re.Pattern[str], ...]:
         rf"{word}{_ITERATIONS}{_GIVEN}{_COUNT}",
         rf"{word}{_GIVEN}(?:\w+,\s*|over (?:the )?(?:last |final )?)?{_COUNT}"
         r"\s*(?:iters?|iterations|steps)(?![a-z])",
-        rf"{word}(?:[-_ ]?(?:frac\w*|ratio|share|pct|percent))?{_GIVEN}(?P<share>0?\.\d+)(?![\w.])",
-        rf"{word}.{{0,30}}?(?<![\d.])(?P<percent>\d{{1,2}}(?:\.\d+)?)\s*%",
-        rf"(?:last|final)\s+(?P<before>\d{{1,2}}(?:\.\d+)?)\s*%.{{0,30}}?{word}",
+        rf"{word}(?:\s*[:=]\s*)(?P<bare>\d{{2}}[\d,_]*)(?![\w./%])",
+        rf"{word}[-_ ]?(?:frac\w*|ratio|share|pct|percent){_GIVEN}{_SHARE}",
+        rf"{word}{_GIVEN}(?P<point>0?\.\d+)(?![\w./%])",
+        rf"{word}(?:[-_ ]?(?:frac\w*|ratio|share|pct|percent))?{_PLAINLY}{_PERCENT}",
+        rf"{word}.{{0,30}}?(?:last|final)\s+{_PERCENT}",
+        rf"(?:last|final)\s+{_PERCENT}.{{0,30}}?{word}",
         rf"{word}[-_ ]?(?:phase[_ ])?(?:starts?|begins?|from|starting)(?:[_ ](?:step|iter\w*))?\W{{1,3}}"
-        r"(?:(?:at|with|from)\s+)?(?:(?:step|iter\w*)\W{0,2})?(?P<start>\d[\d,]*)(?![\w.%])",
+        r"(?:(?:at|with|from)\s+)?(?:(?:step|iter\w*)\W{0,2})?(?P<start>\d{2}[\d,]*)(?![\w.%])",
         rf"{word}[-_ ]?(?:phase[_ ])?(?:starts?|begins?)\s+(?:at|after|from)\s+"
         r"(?P<until>\d{1,2}(?:\.\d+)?)\s*%",
     )
@@ -42,13 +48,10 @@ def _patterns(word: str) -> tuple[re.Pattern[str], ...]:
 _OWN_FORMS = _patterns(_OWN)
 _DECAY_FORMS = _patterns(_DECAY)
 _WSD = re.compile(rf"(?<![a-z])wsd(?![a-z]).*?(?<![a-z])decay(?:_steps)?\W{{1,3}}{_COUNT}", re.IGNORECASE)
-_DECAY_FRACTION = re.compile(
-    rf"(?<![\w])decay_frac(?:tion)?{_GIVEN}(?P<share>0?\.\d+)(?![\w.])", re.IGNORECASE
-)
+_DECAY_FRACTION = re.compile(rf"(?<![\w])decay_frac(?:tion)?{_GIVEN}{_SHARE}", re.IGNORECASE)
 _DECAY_START = re.compile(
     r"(?<![\w])decay_start(?:_step|_iter)?\s*[:=]\s*(?P<start>\d[\d,]*)(?![\w.%])", re.IGNORECASE
 )
-
 _LONGEST = 15  # characters of a number of steps
 _OVERRIDDEN = re.compile(r"\s*(?:->|→|=>)\s*(\d[\d,]*)(?![\w.])")
 
@@ -68,19 +71,15 @@ def warmdowns(line: Line) -> Iterator[Fact]:
 
 
 def _fact(line: Line, match: re.Match[str]) -> Fact | None:
-    given = {name: value for name, value in match.groupdict().items() if value is not None}
-    if max(map(len, given.values())) > _LONGEST:
+    ((name, digits),) = ((k, v) for k, v in match.groupdict().items() if v is not None and k != "kilo")
+    if len(digits) > _LONGEST:
         return None
-    if "count" in given:
+    if name in ("count", "bare"):
         later = _OVERRIDDEN.match(match.string, match.end())
-        count = float((later[1] if later else given["count"]).replace(",", ""))
-        count *= 1000 if "kilo" in given else 1
-        return Fact(line.number, "warmdown_iters", count)
-    if "start" in given:
-        return Fact(line.number, "warmdown_start", float(given["start"].replace(",", "")))
-    if "until" in given:
-        return Fact(line.number, "warmdown_fraction", 1.0 - float(given["until"]) / 100)
-    share = (
-        float(given["share"]) if "share" in given else float(given.get("percent") or given["before"]) / 100
-    )
-    return Fact(line.number, "warmdown_fraction", share) if 0 < share <= 1 else None
+        count = float((later[1] if later else digits).replace(",", "").replace("_", ""))
+        return Fact(line.number, "warmdown_iters", count * (1000 if match.groupdict().get("kilo") else 1))
+    value = float(digits.replace(",", ""))
+    if name == "start":
+        return Fact(line.number, "warmdown_start", value)
+    share = {"until": 1.0 - value / 100, "percent": value / 100}.get(name, value)
+    return Fact(line.number, "warmdown_fraction", share) if 0 <= share <= 1 else None

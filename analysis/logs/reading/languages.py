@@ -44,4 +44,4 @@ def in_english(text: str) -> str:
         return text
     if "第" in text:
         text = _NUMBERED.sub(r"step \1", text)
-    return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH[match[0].lower()], text))
+    return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH.get(match[0].lower(), match[0]), text))

@@ -144,11 +144,10 @@ def _columns(head: list[str], rows: Iterable[list[str]]) -> _Columns | None:
     value, metric = (
         next((i for i, name in enumerate(names) if name in of), None) for of in (_VALUE, _METRIC)
     )
-    if steps and not curves and value is not None and metric is not None:
-        curves = {value: ("", "")}
-        found = _Columns(steps[0], curves, metric=metric)
-        found.runs = [i for i, name in enumerate(names) if name in _RUN and i != metric]
-        return found
+    if curves or value is None or metric is None:
+        metric = None
+    else:
+        curves = {value: ("", "")}  # each row names its own
     if not steps or not curves:
         if len(head) > 1 and (steps or curves):
             _refuse_other_tables(
@@ -158,9 +157,10 @@ def _columns(head: list[str], rows: Iterable[list[str]]) -> _Columns | None:
     return _Columns(
         min(steps, key=lambda i: STEPS.index(names[i])),
         curves,
-        [i for i, name in enumerate(names) if name in _RUN],
+        [i for i, name in enumerate(names) if name in _RUN and i != metric],
         next((i for i, name in enumerate(names) if name == "seed"), None),
         split,
+        metric,
     )
 
 
@@ -175,7 +175,7 @@ def _refuse_other_tables(header: list[str], rows: Iterable[list[str]], missing: 
 
 def _lines(rows: list[list[str]], columns: _Columns) -> Iterator[str]:
     """Run after run."""
-    commas = any(_DECIMAL_COMMA.fullmatch(_cell(row, i)) for row in rows for i in columns.curves)
+    commas = any(_DECIMAL_COMMA.fullmatch(_bare(_cell(row, i))) for row in rows for i in columns.curves)
     runs: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     single = not columns.runs and columns.seed is None
     part, first, before = 1, -1, None
@@ -262,12 +262,12 @@ def _curve(header: str, by_split: bool) -> tuple[str, str] | None:
 
 
 def _cell(row: list[str], column: int) -> str:
-    return row[column].strip().strip("*_`").strip() if column < len(row) else ""
+    return row[column].strip() if column < len(row) else ""
 
 
 def _step(cell: str, commas: bool) -> int | None:
     """A count, also of thousands that are set apart as a country does; `commas`: that of decimals is one."""
-    cell = cell.replace("\u202f", " ").replace("\xa0", " ")
+    cell = _bare(cell).replace("\u202f", " ").replace("\xa0", " ")
     apart = r"[., '_]" if commas else "[, '_]"
     if re.fullmatch(rf"\d{{1,3}}(?:{apart}\d{{3}})+", cell):
         cell = re.sub(apart, "", cell)
@@ -278,7 +278,13 @@ def _step(cell: str, commas: bool) -> int | None:
     return int(value)
 
 
+def _bare(cell: str) -> str:
+    """Without Markdown's marks of what is bold, slanted or code."""
+    return cell.strip("*_` ")
+
+
 def _number(cell: str) -> float | None:
+    cell = _bare(cell)
     try:
         return float(cell.replace(",", ".", 1) if _DECIMAL_COMMA.fullmatch(cell) else cell)
     except ValueError:
