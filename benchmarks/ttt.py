@@ -2,8 +2,9 @@
 
     python -m benchmarks.ttt [--width 384] [--device cpu] [--compile] [--ablate] [--profile]
 
-Both score every token once, and must find the same bits per byte. The published code scores the end of the text
-again and again, in windows of 31 lengths: nothing in a long text, much of the time of one as short as this.
+Both score every token once, and must find the same bits per byte. The published code scores the end of the
+text again and again, in windows of 31 lengths: nothing in a long text, much of the time of one as short as
+this.
 """
 
 import argparse

@@ -97,6 +97,11 @@ def test_a_command_in_a_message_works_as_it_is_pasted(
     assert invocation.launch() == ".venv/bin/python launch.py"
     monkeypatch.setenv("PATH", f"{own.parent}:/usr/bin")
     assert invocation.module("analysis") == "python -m analysis"
+    # Console scripts may be started by the interpreter's other name.
+    (own.parent / "python3").symlink_to("python")
+    monkeypatch.setattr(sys, "executable", str(own.parent / "python3"))
+    assert invocation.python() == "python"
+    monkeypatch.setattr(sys, "executable", str(own))
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "a folder" / "python"))
