@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from analysis.logs.events import Event, Fact, Figure, Loose, Mark, Step
+from analysis.logs.resumes import counted_on
 from analysis.runs.errors import AnalysisError
 
 _HEADER = {"params", "iterations"}
@@ -81,6 +82,8 @@ class Training:
             # The header's last word counts; what is printed after training began may be of something else.
             if not self.points or event.name not in self.facts:
                 self.facts[event.name] = event.value
+        elif isinstance(event, Mark) and event.kind == "counted on":
+            self.notes.append(event.text)
         elif isinstance(event, Figure | Mark) and (self.points or _tells_rate(event)):
             self.printed.append(event)
 
@@ -112,7 +115,7 @@ def trainings(found: Iterable[Event]) -> list[Training]:
     """
     runs, run = list[Training](), Training()
     waiting: list[Fact] = []  # a header after steps: of the next run if one begins, else of this one
-    for event in _placed(list(found)):
+    for event in counted_on(_placed(list(found))):
         if isinstance(event, Fact) and run.points:
             waiting.append(event)
             continue

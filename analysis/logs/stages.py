@@ -24,7 +24,7 @@ _NEUTRAL = {
     "the", "with", "after", "of", "reaches", "is", "at", "chunk", "result", "results", "bpb", "average",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
     "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
-    "stride", "s", "v", "",
+    "stride", "s", "v", "applying", "using", "we", "get", "",
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
@@ -168,7 +168,8 @@ def _before_ttt(label: str) -> tuple[str, bool]:
 
 
 def _joined(label: str) -> str:
-    """The label with what precedes quantization, or follows it, as one word."""
+    """The label with what precedes quantization, follows it, or is called EMA, as one word."""
+    label = re.sub(r"exponential(?:ly)?[-_ ]moving[-_ ]average[ds]?(?![a-z])", "ema", label)
     label = re.sub(r"post[-_ ]?quant(?:iz\w+)?(?![a-z])", "quantized", label)
     return re.sub(r"pre[-_ ]?quant(?:iz\w+)?(?![a-z])", "prequantization", label)
 

@@ -311,3 +311,25 @@ def test_numbers_that_no_column_holds_are_none(tmp_path: Path) -> None:
     path.write_text(head + CURVE + "Serialized model int6+zstd: 1" + "0" * 30 + " bytes\n", encoding="utf-8")
     (log,) = import_logs([path], tmp_path / "out.csv").logs
     assert [log.records[0].row[name] for name in ("params", "seed", "artifact_bytes")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "params"),
+    [
+        ("total params = 8388608 (embeddings) + 8671304 (blocks) = 17059912", 17059912),
+        ("params: 8388608 + 8671304", None),
+        ("params: 17,059,912 (of which 8,388,608 embeddings)", 17059912),
+    ],
+)
+def test_a_sum_of_parameters_is_its_sum(tmp_path: Path, said: str, params: int | None) -> None:
+    (record,) = read(tmp_path, f"{said}\n{CURVE}")
+    assert record.row["params"] == params
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["after applying EMA weights:", "using the exponential moving average of weights:", "with EMA applied:"],
+)
+def test_an_average_called_in_a_sentence(tmp_path: Path, label: str) -> None:
+    (record,) = read(tmp_path, f"{CURVE}\n{label} val_loss:3.69 val_bpb:2.185\n")
+    assert record.row["ema_bpb"] == 2.185

@@ -82,6 +82,42 @@ def test_a_run_that_was_resumed_is_one(tmp_path: Path) -> None:
     assert "resumed at step 3,000" in str(record.row["notes"])
 
 
+@pytest.mark.parametrize(
+    ("said", "at", "steps"),
+    [
+        ("resuming from checkpoint step_1000.pt", [0, 500, 1000], [0, 500, 1000, 1500, 2000]),
+        ("Resumed training from runs/a.pt (1,000 steps done)", [500, 1000], [0, 500, 1000, 1500, 2000]),
+        ("loaded checkpoint at iteration 500, continuing", [250, 500], [0, 500, 750, 1000]),
+        ("continuing from step 1000", [1500, 2000], [0, 500, 1000, 1500, 2000]),  # these count themselves
+        ("resuming from last.pt", [1000, 1500], [0, 500, 1000, 1500]),
+    ],
+)
+def test_steps_that_begin_again_after_a_resume_are_counted_on(
+    tmp_path: Path, said: str, at: list[int], steps: list[int]
+) -> None:
+    before = [f"step:{step} val_bpb:{2.0 - step / 10_000:.4f}" for step in (0, 500, 1000)]
+    first = 1000 if said.endswith("last.pt") else 1001
+    after = [f"step:{step} val_bpb:{1.9 - i / 100 - (first - 1000) / 1000:.4f}" for i, step in enumerate(at)]
+    (record,) = read(tmp_path, "\n".join([*before, "Traceback (most recent call last):", said, *after]))
+    assert [point["step"] for point in record.curve] == steps
+    counted = "counted on from" in str(record.row["notes"])
+    assert counted == (at[0] < 1000 and at[-1] <= 1000)
+
+
+def test_a_resume_that_does_not_say_how_many_steps_were_done(tmp_path: Path) -> None:
+    """Neither its length nor its curve can be known; a model that begins is another run."""
+    before = [f"step:{step} val_bpb:{3.0 - step / 1000:.4f}" for step in (0, 500, 1000)]
+    with pytest.raises(
+        AnalysisError, match=r"line 5: steps begin again after line 4 \(resuming from last.pt\)"
+    ):
+        read(
+            tmp_path,
+            "\n".join([*before, "resuming from last.pt", "step:0 val_bpb:2.0", "step:500 val_bpb:1.9"]),
+        )
+    again = [f"step:{step} val_bpb:{3.01 - step / 1000:.4f}" for step in (0, 500, 1000)]
+    assert len(read(tmp_path, "\n".join([*before, "restarting from the beginning", *again]))) == 2
+
+
 def test_a_run_printed_twice_is_one(tmp_path: Path) -> None:
     """A console's output with the log file, source and all, behind it."""
     (record,) = read(tmp_path, log(*FINALS) + SOURCE[200:] + "\n" + log(*FINALS))

@@ -45,6 +45,8 @@ _FACT = re.compile(
 _COUNTED = re.compile(
     r"(?<![\w.,])(\d{5,}|\d[\d,]{5,}\d)\s+(?:total |trainable |model )?param(?:eter)?s\b", re.I
 )
+_SUM = re.compile(rf"\s*(?:\([^()]*\)\s*)?\+(?:.*=\s*({NUMBER})(?![\w./%]))?")
+"""`params = 8388608 (embeddings) + 8671304 (blocks) = 17059912`, after the first number."""
 _OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
 _IN_BITS = re.compile(
     r"loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)", re.I
@@ -110,6 +112,10 @@ def _fact(line: Line, match: re.Match[str]) -> Fact | None:
         value = number(later[1])
     if name == "params" and _OF_A_PART.search(line.text[max(0, match.start() - 20) : match.start()]):
         return None
+    if name == "params" and (parts := _SUM.match(line.text, match.end())) is not None:
+        if parts[1] is None:
+            return None
+        value = number(parts[1])
     if match[3] in ("k", "K"):
         value *= 1000
     if not isfinite(value) or value < 0:  # -1 is how scripts say that a setting is not used

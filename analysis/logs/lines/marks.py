@@ -48,6 +48,17 @@ _CRASH = re.compile(
     r"|^\s*Killed\b|ChildFailedError|KeyboardInterrupt|TIMEOUT|CUDA error|Connection to .* closed"
     r"|DUE TO TIME LIMIT"
 )
+_RESUMED = re.compile(
+    r"(?<![a-z_-])(?:resum(?:ed|es|ing)|continu(?:ed|es|ing)|restart(?:ed|s|ing))\W+(?:the\W+)?(?:training\W+|run\W+)?"
+    r"(?:from|at)\b(?!\W*(?:none|null|false|scratch)\b)(?P<what>.*)"
+    r"|(?:load|restor)\w*\W.{0,40}(?:checkpoint|ckpt|state)(?P<loaded>.*\bcontinu\w+.*)",
+    re.IGNORECASE,
+)
+_RESUMED_AT = re.compile(
+    r"(\d[\d,]*)\s*(?:steps?|iter(?:ation)?s?|updates?)\b"
+    r"|(?:step|iter(?:ation)?|update|ckpt|checkpoint|model|state)[-_ =:#]*(\d\d[\d,]*)",
+    re.IGNORECASE,
+)
 _MODE = re.compile(r"\s*final_eval_mode\s*[:=]\s*(\w+)")
 _SLIDING = re.compile(
     r"sliding[_ ](?:window[_ ])?eval|eval(?:uat\w+)?.{0,20}sliding|^\s*sliding_eval", re.IGNORECASE
@@ -108,6 +119,9 @@ def marks(line: Line) -> Iterator[Mark]:
         yield Mark(at, kind, said)
     if _RESTORED.search(text):
         yield Mark(at, "restored", said)
+    if resumed := _RESUMED.search(text):
+        done = _RESUMED_AT.search(resumed["what"] or resumed["loaded"])
+        yield Mark(at, "resumed", said, {"step": number(done[1] or done[2])} if done else {})
     if _PRUNED.search(text):
         yield Mark(at, "pruned", said)
     if (kind := learning(text)) is not None:
