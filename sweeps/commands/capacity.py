@@ -65,7 +65,7 @@ def capacity(sweep: Sweep, args: argparse.Namespace) -> tuple[int, str, list[str
             nodes, where = cluster_nodes(address), f"the cluster at {address}"
         except UserError as error:
             unreachable, address = [str(error)], None
-    leases = places(sweep.bundles(), resources, nodes)
+    leases = places(sweep, nodes)
     why = refusal(sweep, nodes)
     cannot = [*unreachable, f"not on {where}: {why}"] if why else unreachable
     if not address and resources.cluster_gpus and resources.gpus_per_run:

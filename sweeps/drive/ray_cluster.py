@@ -2,7 +2,8 @@
 
 A lease is one placement group with a bundle a rank, and an actor in each; the actors of a lease are one
 torch.distributed group (nccl on GPUs, gloo on CPUs; a plain process where there is one rank) and execute one
-job after another, so that imports and group are paid for once. Ray restarts and retries nothing.
+job after another, so that imports and group are paid for once. A script has an actor a node, and its ranks
+form their group themselves, at a place that is new for every job. Ray restarts and retries nothing.
 """
 
 import contextlib
@@ -84,7 +85,11 @@ class RankActor(Worker):
 
     def hello(self) -> tuple[int, str, int]:
         """(rank, address of this node, a port free on it), once the worker is ready for jobs."""
-        return self.rank, ray.util.get_node_ip_address(), self.prepare()
+        return self.rank, *self.meeting()
+
+    def meeting(self) -> tuple[str, int]:
+        """(address of this node, a port free on it): where a job's processes may meet."""
+        return ray.util.get_node_ip_address(), self.prepare()
 
 
 @dataclass
@@ -199,7 +204,7 @@ class RayCluster:
                 f"this machine cannot hold a run: {why}; lower resources or exec.threads, "
                 "or give --address of a cluster"
             )
-        return places(self.bundles, self.sweep.resources, nodes)
+        return places(self.sweep, nodes)
 
     def _check(self) -> None:
         """Raises ClusterError where the local Ray is gone."""
@@ -211,7 +216,8 @@ class RayCluster:
         name = f"lease-{self._opened}"
         labels = self.sweep.resources.node_labels
         selector = [labels] * len(self.bundles) if labels else None
-        group = placement_group(self.bundles, strategy="PACK", bundle_label_selector=selector)
+        strategy = "STRICT_SPREAD" if self.sweep.spread else "PACK"
+        group = placement_group(self.bundles, strategy=strategy, bundle_label_selector=selector)
         workers: list[Any] = []
         for rank, bundle in enumerate(self.bundles):
             custom = {k: v for k, v in bundle.items() if k not in ("CPU", "GPU", "memory")}
@@ -238,7 +244,13 @@ class RayCluster:
     def start(self, lease: str, job: Job) -> None:
         held = self._leases[lease]
         held.job, held.outcomes, held.failed_at = job, [], None
-        self._expect(lease, "run", [worker.run.remote(job) for worker in held.workers])
+        if self.sweep.spread:
+            self._expect(lease, "meeting", [held.workers[0].meeting.remote()])
+        else:
+            self._run(lease, held)
+
+    def _run(self, lease: str, held: _Lease, meeting: tuple[str, int] | None = None) -> None:
+        self._expect(lease, "run", [worker.run.remote(held.job, meeting) for worker in held.workers])
 
     def stop(self, lease: str) -> None:
         for worker in self._leases[lease].workers:
@@ -303,8 +315,11 @@ class RayCluster:
             answer: Any = ray.get(ref)
         except RayError as error:
             answer = _one_line(error)
-        if what == "run":
+        if what == "run" or (what == "meeting" and isinstance(answer, str)):
             return self._rank_ended(lease, held, answer)
+        if what == "meeting":
+            self._run(lease, held, answer)
+            return []
         if isinstance(answer, str):
             self._forget(lease)
             return [LeaseGone(lease, answer)]
@@ -312,7 +327,7 @@ class RayCluster:
             held.outcomes.append(answer)
         if any(name == lease for name, _ in self._waiting.values()):
             return []
-        if what == "hello" and len(held.workers) > 1:
+        if what == "hello" and len(held.workers) > 1 and self.sweep.script is None:
             address, port = _master(held.outcomes)
             self._expect(lease, "join", [worker.join.remote(address, port) for worker in held.workers])
             return []
@@ -327,6 +342,9 @@ class RayCluster:
             return self._end(lease)
         if isinstance(answer, str) or answer.status not in ("finished", Observed.STOPPED):
             held.failed_at = held.failed_at or time.monotonic()
+        elif self.sweep.spread and answer.files:  # a script's first node speaks for all
+            with contextlib.suppress(RayError):
+                ray.get([worker.stop.remote() for worker in held.workers], timeout=_GRACE_SECONDS)
         return []
 
     def _end(self, lease: str) -> list[Event]:
@@ -337,6 +355,9 @@ class RayCluster:
         lost = [error for error in held.outcomes if isinstance(error, str)]
         job, held.job, held.failed_at = held.job, None, None
         assert job is not None
+        writer = next((outcome for outcome in told if outcome.files), None)
+        if self.sweep.spread and writer:
+            return [Ended(lease, writer)]
         for status in _TELLING:
             if status is Observed.CRASHED and lost:
                 break  # the others crashed because one was lost
@@ -344,7 +365,6 @@ class RayCluster:
                 return [Ended(lease, found[0])]
         if lost or len(told) < len(held.workers):
             return [Ended(lease, None, "; ".join(lost) or "a rank did not answer")]
-        writer = next(outcome for outcome in told if outcome.files)
         return [Ended(lease, writer)]
 
 

@@ -26,7 +26,17 @@ RUN_PLACEHOLDERS = (
     "schedule",
     "final_lr_fraction",
 )
-MACHINE_PLACEHOLDERS = ("ranks", "gpus", "port", "out", "run_id")
+MACHINE_PLACEHOLDERS = (
+    "ranks",
+    "gpus",
+    "port",
+    "out",
+    "run_id",
+    "nodes",
+    "node_rank",
+    "ranks_per_node",
+    "master_addr",
+)
 STATE_PLACEHOLDERS = ("state", "stop")
 """Only within `state`: the saved state's path, and the step after which it is saved."""
 LENGTHS = ("steps", "warmdown_steps", "warmdown_ratio", "peak_steps", "schedule", "final_lr_fraction")
@@ -125,6 +135,8 @@ class Script(BaseModel):
     state: State | None = None
     silence_minutes: float = Field(30.0, gt=0)
     """A run that prints nothing for so long hangs, and is ended."""
+    nodes: int = Field(1, ge=1, le=1024)
+    """Machines that a run spans: the command is started on each, with its {node_rank}."""
     grace_seconds: float = Field(15.0, ge=0)
     """Between SIGTERM and SIGKILL."""
 
@@ -146,7 +158,7 @@ class ScriptRun(Length):
     data_fingerprint: str | None = None
     """Fingerprint of the data that the sweep file names."""
     ranks: int | None = None
-    """Only where a template has {ranks}."""
+    """Only where a template has {ranks} or {ranks_per_node}."""
     ema_decay: ClassVar[float] = 0.0
     """As far as the plan knows there is one average."""
 

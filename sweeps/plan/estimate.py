@@ -10,7 +10,7 @@ from gepa_core.config import CAP_BYTES, RunConfig
 from gepa_core.sizes import num_params, state_bytes
 from sweeps.kinds.kind import ARTIFACT, Rate
 from sweeps.plan.tree import Node, Plan
-from sweeps.spec.sweep import Resources, Sweep
+from sweeps.spec.sweep import Sweep
 
 HOUR = 3600.0
 
@@ -76,26 +76,32 @@ class Machine:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def places(bundles: Sequence[Mapping[str, float]], resources: Resources, nodes: Iterable[Machine]) -> int:
-    """How many leases of these (equal) bundles the nodes hold at once; a lease may span nodes."""
+def places(sweep: Sweep, nodes: Iterable[Machine]) -> int:
+    """How many leases the nodes hold at once. A lease may span nodes; one that is spread must."""
+    bundles = sweep.bundles()  # which are equal
     bundle = {name: amount for name, amount in bundles[0].items() if amount > 0}
-    wanted = resources.node_labels.items()
-    fitting = 0
-    for node in nodes:
-        if wanted <= node.labels.items():
-            # An amount that leaves a rounding error of a thousandth is still taken to fit.
-            fitting += int(min(node.resources.get(name, 0.0) / need + 1e-3 for name, need in bundle.items()))
-    return fitting // len(bundles)
+    wanted = sweep.resources.node_labels.items()
+    # An amount that leaves a rounding error of a thousandth is still taken to fit.
+    fitting = [
+        int(min(node.resources.get(name, 0.0) / need + 1e-3 for name, need in bundle.items()))
+        for node in nodes
+        if wanted <= node.labels.items()
+    ]
+    leases = sum(fitting) // len(bundles)
+    while sweep.spread and sum(min(fits, leases) for fits in fitting) < leases * len(bundles):
+        leases -= 1
+    return leases
 
 
 def refusal(sweep: Sweep, nodes: Sequence[Machine]) -> str | None:
     """Why these nodes could never run one lease of the sweep; None if they can."""
     bundles = sweep.bundles()
-    if places(bundles, sweep.resources, nodes):
+    if places(sweep, nodes):
         return None
     need = _amounts(bundles[0])
     labels = sweep.resources.node_labels
-    each = f"{len(bundles)} x ({need})" + (f" on nodes with labels {labels}" if labels else "")
+    apart = ", each on a node of its own" if sweep.spread else ""
+    each = f"{len(bundles)} x ({need}){apart}" + (f" on nodes with labels {labels}" if labels else "")
     most = {name: max((node.resources.get(name, 0.0) for node in nodes), default=0.0) for name in bundles[0]}
     return (
         f"a run asks for {each}, which no set of nodes here has "

@@ -90,7 +90,7 @@ class _Expander:
                 command=self.script.command,
                 files=self.files,
                 data_fingerprint=self.data,
-                ranks=self.ranks if "ranks" in self.used else None,
+                ranks=self.ranks if {"ranks", "ranks_per_node"} & self.used else None,
             )
         except ValidationError as error:
             return BadCell(
@@ -120,6 +120,7 @@ class ScriptReader(Reader):
         files = self._files(script)
         data = self._data_of(script, files)
         self._check_use(script, grid, points, settings)
+        self._check_nodes(script, exec_config.ranks, used_placeholders(script, grid, points))
         if self.document.problems or files is None:
             return None
         expander = _Expander(
@@ -295,6 +296,24 @@ class ScriptReader(Reader):
                 allowed = " and ".join(_EXEC_KEYS)
                 self.document.report(("exec", name), f"has no effect on a script, which has {allowed} only")
         return self._exec(resources)
+
+    def _check_nodes(self, script: Script, ranks: int, used: set[str]) -> None:
+        if script.nodes == 1:
+            return
+        path: KeyPath = ("script", "nodes")
+        if ranks % script.nodes:
+            self.document.report(path, f"{ranks} ranks do not divide among {script.nodes} nodes")
+        if "node_rank" not in used:
+            self.document.report(
+                path,
+                "every node would be started the same way: give the command {node_rank}, e.g. "
+                "torchrun --nnodes={nodes} --node-rank={node_rank} --nproc-per-node={ranks_per_node} "
+                "--master-addr={master_addr} --master-port={port} train_gpt.py",
+            )
+        if script.state is not None:
+            self.document.report(
+                ("script", "state"), "a run on several nodes is made whole: leave out state, or nodes"
+            )
 
     def _files(self, script: Script) -> ScriptFiles | None:
         path: KeyPath = ("script", "workdir")

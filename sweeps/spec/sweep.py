@@ -163,8 +163,13 @@ class Sweep:
 
     @property
     def workers(self) -> int:
-        """Worker processes of a lease. A script starts its ranks itself."""
-        return 1 if self.script else self.ranks
+        """Worker processes of a lease. A script starts its ranks itself, by one worker a node."""
+        return self.script.nodes if self.script else self.ranks
+
+    @property
+    def spread(self) -> bool:
+        """Whether each worker of a lease must be on a node of its own."""
+        return self.script is not None and self.script.nodes > 1
 
     @property
     def devices(self) -> float:
@@ -172,7 +177,7 @@ class Sweep:
         return devices(self.resources.gpus_per_run, self.ranks)
 
     def bundles(self) -> list[dict[str, float]]:
-        """What each worker asks for: one Ray bundle a rank, one in all for a script and its processes."""
+        """What each worker asks for: one Ray bundle a rank, or a node for a script and its processes."""
         ranks, resources = self.workers, self.resources
         cpus = resources.cpus_per_run or self.ranks * (self.exec.threads or 1)
         bundle = {"CPU": cpus / ranks}

@@ -35,14 +35,22 @@ def warm_up() -> None:
 
 
 def execute(
-    job: Job, rank: int, world: int, should_stop: Callable[[], Observed | None], scratch: Path
+    job: Job,
+    rank: int,
+    world: int,
+    should_stop: Callable[[], Observed | None],
+    scratch: Path,
+    meeting: tuple[str, int] | None = None,
 ) -> Outcome:
-    """Runs the job on this rank; the rank's own outcome. `scratch`: a local folder of this worker."""
+    """Runs the job on this rank; the rank's own outcome. `scratch`: a local folder of this worker.
+
+    `meeting`: address and port for the processes of a script that runs on several nodes.
+    """
     started = time.time()
     begun = time.perf_counter()
     workdir = Workdir(job.store, job.store.attempt_path(job.id, job.attempt), scratch)
     outcome = Outcome(job.id, job.attempt, job.kind, "finished", identity=job.identity, started_at=started)
-    at = Attempt(job, workdir, rank, world, should_stop, outcome)
+    at = Attempt(job, workdir, rank, world, should_stop, outcome, meeting)
     log = "log.txt" if rank == 0 else f"log.{rank}.txt"
     try:
         with workdir.mirrored(), captured_output(workdir.path / log):

@@ -84,6 +84,8 @@ class Attempt:
     should_stop: Callable[[], Observed | None]
     outcome: Outcome
     """To be handed back with its result."""
+    meeting: tuple[str, int] | None = None
+    """Address and port where the processes of a script on several nodes find each other."""
 
     def source(self) -> Path:
         """A local copy of what the job starts from."""

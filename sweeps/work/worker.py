@@ -54,12 +54,12 @@ class Worker:
         store = dist.TCPStore(LOOPBACK, port, self.world, self.rank == 0, master_listen_fd=listener)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world)
 
-    def run(self, job: Job) -> Outcome:
-        """Executes a job; this rank's outcome."""
+    def run(self, job: Job, meeting: tuple[str, int] | None = None) -> Outcome:
+        """Executes a job; this rank's outcome. `meeting`: address and port for a script on several nodes."""
         self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
         self._at_stage = not KINDS[job.kind].trains
         try:
-            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch())
+            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch(), meeting)
         finally:
             self._at_stage = False
 

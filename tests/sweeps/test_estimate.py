@@ -109,7 +109,7 @@ H100 = Machine({"CPU": 16, "GPU": 8, "memory": 512e9}, {"gpu": "H100"})
 )
 def test_places(resources: str, nodes: list[Machine], leases: int) -> None:
     sweep = asking(resources)
-    assert places(sweep.bundles(), sweep.resources, nodes) == leases
+    assert places(sweep, nodes) == leases
     assert (refusal(sweep, nodes) is None) == (leases > 0)
 
 

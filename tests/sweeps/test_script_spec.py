@@ -78,6 +78,16 @@ def problems(folder: Path, **changed: str) -> list[str]:
             "  max_workdir_mb: 0.0001",
             "train_gpt.py (0.0 MB); leave out what the script does not need",
         ),
+        (
+            "more",
+            "  nodes: 2\nexec: {ranks: 2}",
+            "line 6, script.nodes: every node would be started the same way: give the command {node_rank}",
+        ),
+        (
+            "command",
+            "  command: python train_gpt.py {node_rank}\n  nodes: 2",
+            "line 5, script.nodes: 1 ranks do not divide among 2 nodes",
+        ),
         ("more", "recipe: gepa-nano", "line 6, recipe: does not go with script: leave it out"),
         ("more", "exec: {compile: true}", "line 6, exec.compile: has no effect on a script"),
         (

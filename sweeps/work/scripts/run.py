@@ -5,6 +5,7 @@ is the log, the curve, the files that the sweep file asks for and, at the end of
 """
 
 import json
+import math
 import os
 import re
 import socket
@@ -47,6 +48,8 @@ def run(at: Attempt) -> Outcome:
     """Runs the script, in as many starts as it has stretches, and says what came of it."""
     job, how = at.job, at.job.script
     assert how is not None and isinstance(job.config, ScriptRun)
+    if at.rank:
+        return _run_beside(at, job.config)
     is_trunk, start = bool(job.identity["trunk"]), int(job.identity["start"])
     journal = at.workdir.path / "events.jsonl"
     at.workdir.adopt(job.resume)
@@ -89,6 +92,15 @@ def run(at: Attempt) -> Outcome:
     return outcome
 
 
+def _run_beside(at: Attempt, config: ScriptRun) -> Outcome:
+    """The script on another node than the first, which prints the curve and leaves the files."""
+    curve = Curve({})
+    with copied(at, "run") as place:
+        ended = start_script(at, place, config, curve)
+    wrong = verdict(ended, curve, at.job.until, [], is_trunk=False)
+    return replace(at.outcome, status=wrong[0], error=wrong[1]) if wrong else at.outcome
+
+
 def start_script(
     at: Attempt,
     place: Place,
@@ -102,10 +114,15 @@ def start_script(
     how = at.job.script
     assert how is not None
     script, state = how.script, how.script.state
+    address, port = at.meeting or ("127.0.0.1", _free_port())
     machine: dict[str, Any] = {
         "ranks": how.ranks,
+        "ranks_per_node": how.ranks // script.nodes,
+        "nodes": script.nodes,
+        "node_rank": at.rank,
+        "master_addr": address,
         "gpus": int(how.gpus) if float(how.gpus).is_integer() else how.gpus,
-        "port": _free_port(),
+        "port": port,
         "out": str(place.out),
         "run_id": config.run_id,
     }
@@ -118,13 +135,13 @@ def start_script(
             k: fill(v, {**values, "state": str(place.state), "stop": stop}) for k, v in state.save.items()
         }
     env = base_environment()
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(machine["port"])}
+    env |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     if threads := at.job.exec.threads or (1 if not how.gpus else None):
         env["OMP_NUM_THREADS"] = str(threads)
     if not how.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""
     env |= how.secrets | config.environment(machine, {}) | extra
-    log = KeptLog(at.workdir.path / SCRIPT_LOG)
+    log = KeptLog(at.workdir.path / (f"node{at.rank}.txt" if at.rank else SCRIPT_LOG))
     try:
         return run_group(
             config.argv(machine),
@@ -132,7 +149,8 @@ def start_script(
             env,
             log=log,
             curve=curve,
-            silence_seconds=script.silence_minutes * 60,
+            # The first node's silence tells for all: others may print nothing for hours.
+            silence_seconds=math.inf if at.rank else script.silence_minutes * 60,
             grace_seconds=script.grace_seconds,
             should_stop=at.should_stop,
             log_pattern=script.log,
