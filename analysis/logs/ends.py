@@ -30,9 +30,8 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
     """`vouched`: who imports it gave its warmdown, and so says that it ended where its log does, if that does
     not say otherwise. `known`: the steps planned for a run that ended well."""
     stop = run.stop
-    stated = run.facts.get("iterations")
-    planned = run.totals[-1] if run.totals else int(stated) if isinstance(stated, float) else None
     steps, seconds = run.last, {}
+    planned = _planned(run)
     if stop is not None and "step" in stop.values:
         steps = max(steps, int(stop.values["step"]))
         if "seconds" in stop.values:
@@ -79,6 +78,15 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
         return End(steps, None, DONE, "", seconds, ("the log does not say how many steps were planned",))
     of = f" of {planned:,}" if planned else ", for all the log says (give --warmdown if it ended there)"
     return End(steps, planned, UNFINISHED, "", seconds, (f"unfinished at step {steps:,}{of}{said}",))
+
+
+def _planned(run: Training) -> int | None:
+    if run.totals:
+        return run.totals[-1]
+    stated, said = run.facts.get("iterations"), run.facts.get("planned")
+    if isinstance(stated, float):
+        return int(stated)
+    return int(said) if isinstance(said, float) and said >= run.last else None
 
 
 def _measured_after(run: Training) -> bool:

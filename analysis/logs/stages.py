@@ -15,8 +15,11 @@ from analysis.logs.split import Training
 FINALS = ("ema_bpb", "int6_bpb", "int6_sliding_bpb", "ttt_bpb")
 ABSENT = "not in the log"
 
-_SLIDING = {"sliding", "slide", "window", "windows", "sw", "strided"}
-_QUANTIZED = {"quant", "quantized", "quantised", "roundtrip", "dequantized", "gptq", "int"}
+_SLIDING = {"sliding", "slide", "window", "windows", "sw", "strided", "stride", "overlapping"}
+_QUANTIZED = {
+    "quant", "quantized", "quantised", "quantize", "roundtrip", "dequantized", "dequantize", "dequant", "gptq", "int",
+    "decoded", "decompressed", "reloaded", "reload", "unpacked", "exported", "deployed", "packed",
+}  # fmt: skip
 _NEUTRAL = {
     "final", "exact", "diagnostic", "eval", "evaluation", "val", "post", "model", "artifact", "submission",
     "loaded", "legal", "plain", "zstd", "zst", "zlib", "deflate", "lzma", "bcj", "brotli", "br", "xz", "gz",
@@ -24,7 +27,8 @@ _NEUTRAL = {
     "the", "with", "after", "of", "reaches", "is", "at", "chunk", "result", "results", "bpb", "average",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
     "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
-    "stride", "s", "v", "applying", "using", "we", "get", "",
+    "s", "v", "applying", "using", "we", "get", "ours", "our", "this", "run", "context", "ctx", "averaged",
+    "live", "float", "unquantized", "prequential", "on", "and", "then", "",
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
@@ -36,13 +40,15 @@ _BEGUN = re.compile(
     r"(?<![a-z])(?:start(?:s|ed|ing)?|begin\w*|running|adapting|dynamic\w*)(?![a-z])", re.IGNORECASE
 )
 """The line is of test-time training itself, not of its settings."""
-_WIDTH = re.compile(r"u?int(\d+)|(?<!\d)(\d+)[-_ ]?bits?(?![a-z])|(?<![a-z])q(\d)(?!\d)")
-TERNARY, MIXED, FLOAT = 1.58, 0.0, 32.0
+_WIDTH = re.compile(
+    r"u?int(\d+)|(?<!\d)(\d+)[-_ ]?bits?(?![a-z])|(?<![a-z])[qw](\d)(?![\d.])|(?<![a-z])bits[=: ]+(\d)(?!\d)"
+)
+TERNARY, MIXED, FLOAT, OTHER = 1.58, 0.0, 32.0, -1.0
 _SLICE = re.compile(r"\[\d*:\d*\]")
 _PASSES = re.compile(r"epoch\W*\d+\s*/\s*\d|pre[-_ ]?quant", re.IGNORECASE)
 """Training on the whole text before any of it is scored."""
 _IDLE = re.compile(
-    r"compil|warm(?!.?start)|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)"
+    r"compil|warm(?:ing)?[-_ ]?up|disabled|skip|\boff\b|not run|ttt_enabled|enabled\s*[:=]\s*(?:0|false)"
     r"|not used|[:=]\s*none|epochs\s*[:=]\s*0\b|=0\.0s|saved|config"
     r"|grad_steps|timer|precompute|hints|no val data",
     re.IGNORECASE,
@@ -170,6 +176,9 @@ def _before_ttt(label: str) -> tuple[str, bool]:
 def _joined(label: str) -> str:
     """The label with what precedes quantization, follows it, or is called EMA, as one word."""
     label = re.sub(r"exponential(?:ly)?[-_ ]moving[-_ ]average[ds]?(?![a-z])", "ema", label)
+    label = re.sub(r"(?<![a-z])polyak(?:[- ]averag\w+)?", "ema", label)
+    label = re.sub(r"online[- ]adapt\w+|adapt\w+[- ]online", "ttt", label)
+    label = re.sub(r"after (?:the )?quantization", "quantized", label)
     label = re.sub(r"post[-_ ]?quant(?:iz\w+)?(?![a-z])", "quantized", label)
     return re.sub(r"pre[-_ ]?quant(?:iz\w+)?(?![a-z])", "prequantization", label)
 
@@ -183,7 +192,12 @@ def _widths(text: str) -> set[float]:
 
 
 def _format(bits: float) -> str:
-    said = {TERNARY: "ternary weights", MIXED: "mixed widths", FLOAT: "unquantized weights"}
+    said = {
+        TERNARY: "ternary weights",
+        MIXED: "mixed widths",
+        FLOAT: "unquantized weights",
+        OTHER: "another format",
+    }
     return said.get(bits, f"int{bits:g}")
 
 
@@ -202,7 +216,12 @@ def _file(figure: Figure, state: _State, filed: list[_Filed]) -> _Filed:
         word.rstrip("0123456789") for word in re.findall(r"[a-z0-9]+", _WIDTH.sub("int", _joined(label)))
     }
     ttt = {word for word in words if "ttt" in word}
-    if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"} or (ttt and "mixed" in words):
+    unquantized = words & {"float", "unquantized"}
+    if unquantized and words & _QUANTIZED:
+        return _Filed(figure, None, f"'{figure.label}' names two formats")
+    if words - ttt - _SLIDING - _QUANTIZED - _NEUTRAL - {"ema"} or (
+        ttt and ("mixed" in words or unquantized)
+    ):
         return _Filed(figure, None, f"'{figure.label}' is none of the job's stages")
     if ttt:
         return _test_time(figure, state, bits)

@@ -14,6 +14,7 @@ from analysis.logs.events import Event
 from analysis.logs.lines.facts import default, facts
 from analysis.logs.lines.figures import figures
 from analysis.logs.lines.marks import marks
+from analysis.logs.lines.planned import planned
 from analysis.logs.lines.steps import loose, step
 from analysis.logs.reading.tables import RUN_NAME
 from analysis.logs.reading.text import Line
@@ -27,7 +28,7 @@ _RELEVANT = re.compile(
     r"val|bpb|loss|ttt|adapt|tun|warm|cool|seed|param|iter|step|wall|effective|batch|serial|code|stop|lr|sched"
     r"|scale|bits|int\d|gram|mix|ppm|backoff|ema|swa|lawa|error|kill|sig|trace|memory|skip|slid|mode|connection|time"
     r"|train|held|test|quant|compress|teach|checkpoint|comparison|pack|cast|bitnet|mini|soup|ensemble|draft|baseline|init|capped|first|knn|k-nn|retriev|datastore|blend|restor|reload|revert|reset|token|epoch|quick|s:\d|it/s|s/it"
-    r"|batch=|entropy|prun|spars|switch|swap|fit|scor|learn|lora|updat|epo|passes|sweep|decay|anneal|resum|continu|restart|[^\x00-\x7f]",
+    r"|batch=|entropy|prun|spars|switch|swap|fit|scor|learn|lora|updat|epo|passes|sweep|decay|anneal|resum|continu|restart|archive|artifact|finish|done|export|rng|[^\x00-\x7f]",
     re.IGNORECASE,
 )
 
@@ -51,3 +52,4 @@ def events(line: Line) -> Iterator[Event]:
         return
     yield from marks(line)
     yield from facts(line)
+    yield from planned(line)

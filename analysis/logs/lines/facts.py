@@ -17,7 +17,7 @@ _FACTS = {
         "model_params", "model params", "total_params", "num_params", "n_params", "num_parameters",
         "number of parameters", "total parameters", "parameters", "params",
     ),
-    "seed": ("seed",),
+    "seed": ("seed", "rng"),
     "batch_tokens": ("train_batch_tokens", "batch_tokens", "tokens_per_step", "batch"),
     "iterations": (
         "iterations", "num_iterations", "max_steps", "total_steps", "train_steps", "max_iters", "train_iters",
@@ -38,7 +38,7 @@ _CANONICAL = {name: fact for fact, names in _FACTS.items() for name in names}
 _SETTING = rf"\d{{1,3}}(?:_\d{{3}})+|{NUMBER}"
 _FACT = re.compile(
     rf"(?<![\w.])({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})"
-    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*|(?<=seed)(?:\s+set)?\s+to\s+|(?<=--seed)\s+)"
+    rf"(?:['\"]?\s*[:=]\s*['\"]?|\s*\.{{3,}}\s*|\s+\|\s*|(?<=seed)(?:\s+set)?\s+(?:to\s+)?)"
     rf"({_SETTING})\s*(ms|s|min|m|h|%|k)?(?![\w./%])",
     re.IGNORECASE,
 )
@@ -47,6 +47,12 @@ _COUNTED = re.compile(
 )
 _SUM = re.compile(rf"\s*(?:\([^()]*\)\s*)?\+(?:.*=\s*({NUMBER})(?![\w./%]))?")
 """`params = 8388608 (embeddings) + 8671304 (blocks) = 17059912`, after the first number."""
+_MEGATRON = re.compile(r"number of parameters on .*rank \([\d, ]+\):\s*(\d+)\s*$", re.IGNORECASE)
+_OF_ANOTHER = re.compile(
+    r"\W*(?:old|prev\w*|prior|earlier|other|baseline|reference|sota|record)(?![a-z])\W+(?:run|config|record|setup|\w+:)",
+    re.IGNORECASE,
+)
+"""A line of settings that are another run's."""
 _OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
 _IN_BITS = re.compile(
     r"loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)", re.I
@@ -83,6 +89,10 @@ def facts(line: Line) -> Iterator[Fact]:
     if name := _RUN_NAME.fullmatch(text):
         yield Fact(line.number, "name", name[1].strip())
         return
+    if _OF_ANOTHER.match(text):
+        return
+    if ranked := _MEGATRON.search(text):
+        yield Fact(line.number, "params", number(ranked[1]))
     for match in _FACT.finditer(text):
         if (fact := _fact(line, match)) is not None:
             yield fact

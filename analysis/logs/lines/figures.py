@@ -24,7 +24,7 @@ _NOT_A_STAGES = re.compile(
     r"(?<![a-z])(?:best|prev\w*|train|test|delta|gap|target|loss)(?![a-z])", re.IGNORECASE
 )
 _OTHER_VALUE = re.compile(rf"(?<![a-z])(?:val[_ ]?)?{LOSS}\s*[:=]?\s*{NUMBER}", re.IGNORECASE)
-_SETTING = re.compile(r"(?<=\s)\S+[:=]\S+\s*")  # after the first word of a label
+_SETTING = re.compile(r"(?<=\s)(?!bits)\S+[:=]\S+\s*")  # after the first word of a label
 _FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*(?:[:=]|(?=[\d.]))", re.IGNORECASE)
 _SUMMARY = re.compile(r"\s*wandb:")
 """W&B repeats the last values of a run, however it ended."""

@@ -18,8 +18,8 @@ def _words(*alternatives: str) -> str:
 _TEXT = "|".join(
     (
         _words(
-            r"val(?:id|idation|idierung\w*|idación|idação|idazione)?", r"held-?\s?out", "test", "dev",
-            r"eval(?:uation)?", "evaluación", r"scor(?:ing|ed) (?:text|windows|documents|docs|tokens|data)",
+            r"val(?:id|idation|idierung\w*|idación|idação|idazione)?", r"held-?\s?out", "test", "dev", r"test\w*daten", "benchmark", "graded", "leaderboard",
+            r"eval(?:uation)?", "evaluación", r"scor(?:ing|ed) (?:text|windows|documents|docs|tokens|data|corpus|set|stream|bytes)",
             r"(?:to be|it is|are|gets?) scored",
         ),
         r"before (?:it is |being )?scor",
@@ -35,7 +35,7 @@ _LEARNS = "|".join(
             r"warm[- ]start\w*",
             r"minimi[sz]\w+", r"memori[sz]\w*", r"overfit\w*", r"refin\w+", r"polish\w*", "tun(?:es?|ing)",
             r"distil\w+", r"anneal\w*", "appending", "steps (?:on|over|against|with)",
-            "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
+            "rounds", "fast weights", r"(?:nach)?schulung", "durchgänge", "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
             "iteraciones", r"ép?o[cq]\w+", r"ajust\w+",
         ),
         "训练", "訓練", "微调", "学习", "学習", "обуч",
@@ -61,7 +61,8 @@ _ONLY_MEASURES = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _TTT = re.compile(
-    r"ttt|test[- ]time[- ](?:train|adapt)|dynamic(?:al)? eval\w*|(?<![a-z])adapt(?:ing|ation|ed)?(?![a-z])"
+    r"ttt|test[- ]time[- ](?:train|adapt)|dynamic(?:al)? eval\w*"
+    r"|(?<![a-z])adapt(?:ing|ation|ed|s)?(?![a-z])(?! (?:the )?(?:clip|range|scale|threshold|step|lr|learning|batch))"
     r"|fine-?tun\w*.{0,40}\b(?:val|eval|dev|test)|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
     re.IGNORECASE,
 )
@@ -73,7 +74,7 @@ _PEEKS = re.compile(
         (
             r"train[_ -]?(?:(?:and )?then|before|first)[_ -]?(?:scor|eval)\w*",
             rf"{_ADAPTS}\W.{{0,60}}?(?:then|before)\W.{{0,10}}?scor", "to be scored",
-            rf"scor\w*\W.{{0,30}}?after {_ADAPTS}", r"scor\w*\W.{0,10}?(?:afterwards|later)",
+            rf"scor\w*\W.{{0,30}}?after {_ADAPTS}", r"scor\w*\W.{0,30}?(?:afterwards|later|again)", "unscored",
             r"(?:lowest|best|minimum|min|better) of (?:its|the|all|both)",
             _words("oracle", "non-?causal", "look-?ahead", "hindsight", "two-?pass", "second pass"),
         )
@@ -84,7 +85,24 @@ _PEEKS = re.compile(
 _SCORES_FIRST = re.compile(
     rf"score[_ -]first|scor\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
 )
-_HINTS = ("val", "held", "test", "dev", "eval", "scor", "ttt", "adapt", "epoch", "tun")
+_NOT = re.compile(
+    _words("no", "never", "not", "none", "without", "nothing") + r"[^.;,:]{0,80}", re.IGNORECASE
+)
+_HINTS = (
+    "val",
+    "held",
+    "test",
+    "dev",
+    "eval",
+    "scor",
+    "ttt",
+    "adapt",
+    "epoch",
+    "tun",
+    "bench",
+    "grad",
+    "leader",
+)
 """Without one of these no ASCII line has such words: most are told so at once."""
 
 
@@ -93,6 +111,7 @@ def learning(text: str) -> str | None:
     lowered = text.lower()
     if text.isascii() and not any(hint in lowered for hint in _HINTS):
         return None
+    text = _NOT.sub(" ", text)
     if _TTT.search(_NO_TTT.sub("", text)):
         return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
     return "learns" if _LEARNS_IT.search(_ONLY_MEASURES.sub(" ", text)) else None

@@ -15,9 +15,11 @@ _ARTIFACT = re.compile(
     r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
     r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes"
     r"|\s*(?P<named>int\d[\w+.-]*) (?:artifact|model)[ _](?:bytes|size)\s*[:=]\s*(?P<count>\d[\d,]*)"
-    r"|\s*(?:compressed |quantized |final )?(?:artifact|model)(?:[_ ](?P<width>int\d))?"
+    r"|\s*(?:compressed |quantized |final |(?P<of>int\d(?:[+ ]\w+)?)[ _])?(?:artifact|model|archive)"
+    r"(?:[_ ](?P<width>int\d(?:[+]\w+)?))?"
     r"(?:[_ ](?:size|bytes))?"
-    r"\s*[:=]\s*(?P<size>\d[\d,]{5,})(?:\s*bytes)?\s*(?:\((?P<how>[^()]*)\))?\s*$"
+    r"\s*[:=]\s*(?P<size>\d[\d,]{5,})(?:\s*(?:bytes|B)(?![a-z]))?\s*(?:\((?P<how>[^()]*)\))?\s*(?:$|,(?!.*over))"
+    r"|\s*(?:\w+\W+)?(?:artifact|compressed)_bytes[:=](?P<plain>\d[\d,]{5,})(?!\d)"
     r"|\s*(?:saved|wrote|exported)\s+(?P<file>\S*(?:int\d|quant|\.ptz|\.zst)\S*)"
     r"\s*\((?P<written>\d[\d,]{5,})\s*bytes\)",
     re.IGNORECASE,
@@ -39,7 +41,9 @@ _STOP_SAID = re.compile(
 )
 """The same in a sentence."""
 _OVER = re.compile(
-    r"\s*training\W+(?:is\W+|has\W+)?(?:completed?|finished|done|ended)\b(?!\s*[:=]\s*(?:false|0|\d+\s*%))",
+    r"(?:\[\w+\])?\s*training\W+(?:is\W+|has\W+)?(?:completed?|finished|done|ended)\b(?!\s*[:=]\s*(?:false|0|\d+\s*%))"
+    r"|\W*(?:all\W)?(?:finished|done|bye)\W*$|\s*(?:total )?training[ _]time\s*[:=]|.*\btrain_runtime\b"
+    r"|\W*Trainer\.fit\W+stopped:\W+max_(?:steps|epochs)=\d+\W+reached",
     re.IGNORECASE,
 )
 _STOPPED_AT = re.compile(r"\bstep\s*[:=]\s*(\d[\d,]*)(?:/(\d[\d,]*))?", re.IGNORECASE)
@@ -80,6 +84,10 @@ _RESTORED = re.compile(
     r"(?<![a-z])(?:restor|reload|revert|reset)\w*.{0,80}(?:weights|model|int6|quantized|checkpoint|artifact)",
     re.IGNORECASE,
 )
+_OWN_AGAIN = re.compile(
+    r"(?:evaluat|measur|scor)\w*\W+(?:this|our|the (?:present|current|trained))\W+(?:run|model|checkpoint)",
+    re.I,
+)
 _PRUNED = re.compile(
     r"(?<![a-z])(?:prun(?:e|es|ed|ing)|sparsif\w+|zeroing|dropping)\W.{0,40}(?:weights|heads|layers|params|blocks|%)",
     re.I,
@@ -90,7 +98,9 @@ _SCALE = re.compile(
 )
 _TAKES = r"(?<![a-z])(?:switch|swap|load|reload|restor|revert|now|us(?:e|ing)(?![a-z])|back to)\w*\W"
 _PACKED = re.compile(
-    r"(?:quanti[sz]|compress|pack|cast)\w*\W.{0,80}?"
+    r"(?P<odd>(?<![a-z\d])(?:nf4|fp4|mxfp\d|e[2345]m[123])(?![a-z\d])|(?<![a-z])(?:codebook|centroids|binari[sz]\w+)"
+    r"(?![a-z]))|(?P<average>\d+\.\d+) bits? per (?:weight|param)"
+    r"|(?:quant|compress|pack|cast|export)\w*\W.{0,80}?"
     r"(?:(?P<bits>\d+|eight|four|five|six)[- ]?bits?(?![a-z])|int(?P<int>\d+)|(?P<float>float8|fp8)"
     r"|(?P<ternary>ternary|\{-1, ?0, ?1\}))|(?P<bitnet>bitnet)"
     rf"|{_TAKES}.{{0,30}}?int(?P<taken>\d+)\W{{0,2}}(?:weights|model|artifact|quantized|checkpoint)"
@@ -117,7 +127,7 @@ def marks(line: Line) -> Iterator[Mark]:
         yield mark
     elif (kind := next((kind for kind, tells in _SAID if tells(text)), None)) is not None:
         yield Mark(at, kind, said)
-    if _RESTORED.search(text):
+    if _RESTORED.search(text) or _OWN_AGAIN.search(text):
         yield Mark(at, "restored", said)
     if resumed := _RESUMED.search(text):
         done = _RESUMED_AT.search(resumed["what"] or resumed["loaded"])
@@ -136,9 +146,9 @@ def _measured(line: Line) -> Mark | None:
     """A mark with numbers, or none."""
     text, at = line.text, line.number
     if match := _ARTIFACT.match(text):
-        names = (match[name] for name in ("format", "packed", "named", "width", "how", "file"))
+        names = (match[name] for name in ("format", "packed", "named", "width", "of", "how", "file"))
         name = next((name.strip().lower() for name in names if name), "compressed")
-        sizes = (match[name] for name in ("bytes", "count", "size", "written"))
+        sizes = (match[name] for name in ("bytes", "count", "size", "written", "plain"))
         return Mark(at, "artifact", name, {"bytes": number(next(filter(None, sizes)))})
     if match := _CODE.match(text):
         return Mark(at, "code", match["packed"].strip(" ()_").lower(), {"bytes": number(match["bytes"])})
@@ -155,7 +165,8 @@ def _measured(line: Line) -> Mark | None:
         return Mark(at, "weights", text.strip()[:100], {"bits": bits})
     if match := _PACKED.search(text):
         spelt = match["bits"] or match["int"] or match["taken"]
-        bits = 32.0 if match["full"] else 8.0 if match["float"] else 1.58
+        bits = -1.0 if match["odd"] else 0.0 if match["average"] else 1.58
+        bits = 32.0 if match["full"] else 8.0 if match["float"] else bits
         bits = (_SPELT.get(spelt.lower()) or float(spelt)) if spelt else bits
         return Mark(at, "weights", text.strip()[:100], {"bits": bits})
     if match := _SCALE.search(text):

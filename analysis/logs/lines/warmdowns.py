@@ -29,7 +29,7 @@ _PERCENT = r"(?P<percent>\d{1,3}(?:\.\d+)?)\s*%"
 def _patterns(word: str) -> tuple[re.Pattern[str], ...]:
     forms = (
         rf"{word}{_ITERATIONS}{_GIVEN}{_COUNT}",
-        rf"{word}{_GIVEN}(?:\w+,\s*|over (?:the )?(?:last |final )?)?{_COUNT}"
+        rf"{word}{_GIVEN}(?:[a-z]\w*,\s*|over (?:the )?(?:last |final )?)?{_COUNT}"
         r"\s*(?:iters?|iterations|steps)(?![a-z])",
         rf"{word}(?:\s*[:=]\s*)(?P<bare>\d{{2}}[\d,_]*)(?![\w./%])",
         rf"{word}[-_ ]?(?:frac\w*|ratio|share|pct|percent){_GIVEN}{_SHARE}",

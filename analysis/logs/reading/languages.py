@@ -19,11 +19,36 @@ _WORDS = {
         "perda de treinamento", "perdita di addestramento", "trainingsverlies", "потери на обучении",
         "потеря на обучении", "训练损失", "訓練損失", "学習損失", "訓練ロス", "훈련 손실", "학습 손실",
     ),
+    "val_bpb": ("検証bpb", "验证bpb", "검증 bpb"),
+    "bits per byte": (
+        "bit/byte", "bit pro byte", "bits pro byte", "bits par octet", "bit par octet", "bits por byte", "bit per byte",
+        "бит на байт", "бита на байт", "бит/байт", "每字节比特数", "每字节比特", "每字節位元數",
+        "バイトあたりのビット数", "バイトあたりのビット", "バイトあたりビット", "바이트당 비트",
+    ),
+    "quantization": (
+        "quantisierung", "quantification", "cuantización", "cuantizacion", "quantização", "quantizzazione",
+        "kwantisatie", "квантования", "квантование", "квантизации", "量化", "量子化", "양자화",
+    ),
+    "sliding window": (
+        "gleitendem fenster", "gleitendes fenster", "fenêtre glissante", "ventana deslizante",
+        "janela deslizante", "finestra scorrevole", "schuivend venster", "скользящее окно",
+        "скользящим окном", "滑动窗口", "滑動窗口", "スライディングウィンドウ", "슬라이딩 윈도우",
+    ),
+    "artifact size": (
+        "größe des artefakts", "artefaktgröße", "taille de l'artefact", "taille de l’artefact",
+        "tamaño del artefacto", "tamanho do artefato", "dimensione dell'artefatto", "размер артефакта",
+    ),
+    "bytes": ("octets", "байт", "байтов", "字节"),
+    "seed": ("startwert", "graine", "semilla", "semente", "сид", "种子", "シード", "시드"),
+    "after": ("nach", "après", "después de", "após", "dopo", "после"),
+    "with": ("mit", "avec"),
     "step": (
         "schritt", "schritte", "étape", "etape", "paso", "passo", "stap", "шаг", "итерация", "步数",
         "步骤", "步", "迭代", "ステップ", "스텝", "단계",
     ),
 }  # fmt: skip
+_SHORT = {"after", "with", "bytes", "seed"}
+"""What is translated only in a text that has other such words."""
 _ENGLISH = {word: english for english, words in _WORDS.items() for word in words}
 _FOREIGN = re.compile(
     r"(?<![^\W_])(?:"
@@ -39,7 +64,11 @@ _NUMBERED = re.compile(r"第\s*(\d[\d,]*)\s*(?:步|ステップ|轮迭代)")
 def in_english(text: str) -> str:
     """The text with such words translated; any other as it is."""
     lowered, ascii_only = text.lower(), text.isascii()
-    known = [word for word in _ENGLISH if (word.isascii() or not ascii_only) and word in lowered]
+    known = [
+        word
+        for word in _ENGLISH
+        if (word.isascii() or not ascii_only) and word in lowered and _ENGLISH[word] not in _SHORT
+    ]
     if not known:
         return text
     if "第" in text:

@@ -65,7 +65,7 @@ def as_table(text: str, name: str = "") -> list[str] | None:
         AnalysisError: a table has steps, but no column with a loss, or the reverse, or is too long; it has
             two values of one step and run.
     """
-    head, rows = _cells(text)
+    head, rows = cells(text)
     if head is None or any(_number(name) is not None for name in head):
         return None
     of = _metric_in(name)
@@ -89,7 +89,7 @@ def _metric_in(name: str) -> str:
     return "" if found is None else found[1] or found[2]
 
 
-def _cells(text: str) -> tuple[list[str] | None, Iterable[list[str]]]:
+def cells(text: str) -> tuple[list[str] | None, Iterable[list[str]]]:
     """The header's cells and the rows', after lines of comment; None where the first line is no header."""
     rest = text.lstrip("\ufeff\r\n")
     if rest.startswith(_BOX):

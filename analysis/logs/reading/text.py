@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis.logs.reading import languages, numbers
+from analysis.logs.reading.blocks import under_headings, with_tables
 from analysis.logs.reading.keyed import as_records, message, source, worded
-from analysis.logs.reading.languages import in_english
 from analysis.logs.reading.prefix import common_prefix, unprefixed
 from analysis.logs.reading.streams import MAIN, files_of, stream_tags
 from analysis.logs.reading.tables import as_table
+from analysis.logs.reading.wording import usual
 from analysis.runs.errors import AnalysisError
 
 LIMIT = 512 * 2**20
@@ -61,17 +63,20 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         AnalysisError: the file is missing, too long, or not text.
     """
-    text = _uncut(_plain_numbers(in_english(_decoded(_content(path), path))))
+    text = _uncut(_plain_numbers(languages.in_english(_decoded(_content(path), path))))
     try:
         rows = as_table(text, path.name) or as_records(text)
     except AnalysisError as error:
         raise AnalysisError(f"{path}: {error}") from None
     if rows is not None:
         return [Line(number, row) for number, row in enumerate(rows, start=1)]
+    text = numbers.in_english(text)
     lines = _in_streams([each for line in _whole(list(_clean(text))) for each in _records(line)])
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
-    return without_source([line._replace(text=worded(line.text)) for line in lines])
+    for joined in (with_tables, under_headings):
+        lines = [lines[i]._replace(text=said) for i, said in joined([line.text for line in lines])]
+    return without_source([line._replace(text=usual(worded(line.text))) for line in lines])
 
 
 def _plain_numbers(text: str) -> str:
