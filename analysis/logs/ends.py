@@ -55,9 +55,15 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
     if known is not None and run.last + run.spacing >= known:
         return End(known, known, DONE, "steps", seconds)
     # Scripts that count from 0 print their last step as one less.
-    last_of_0 = planned is not None and steps == planned - 1 and (stop is not None or _measured_after(run))
+    last_of_0 = (
+        planned is not None
+        and steps == planned - 1
+        and (stop is not None or _measured_after(run) or _counts_from_0(run))
+    )
     if planned is not None and (steps >= planned or last_of_0):
         return End(steps, planned, DONE, "steps", seconds, badly)
+    if stop is None and planned is None and _last_epoch(run):
+        return End(steps, None, DONE, "", seconds, badly)
     if stop is not None:
         by = (
             "wallclock"
@@ -87,6 +93,20 @@ def _planned(run: Training) -> int | None:
     if isinstance(stated, float):
         return int(stated)
     return int(said) if isinstance(said, float) and said >= run.last else None
+
+
+def _counts_from_0(run: Training) -> bool:
+    """Whether validations come at 999, 1999, ...: at the ends of stretches of steps from 0."""
+    measured = [step + 1 for step in run.measured]
+    return len(measured) > 1 and measured[0] > 1 and all(step % measured[0] == 0 for step in measured)
+
+
+def _last_epoch(run: Training) -> bool:
+    """Whether it ends with the last epoch of those it counts, all of one length."""
+    epochs = [mark.values for mark in run.marks if mark.kind == "epoch"]
+    return (
+        bool(epochs) and epochs[-1]["epoch"] == epochs[-1]["of"] > 1 and run.last % int(epochs[-1]["of"]) == 0
+    )
 
 
 def _measured_after(run: Training) -> bool:

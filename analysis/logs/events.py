@@ -21,6 +21,8 @@ class Step:
     words: str = ""  # before the step
     skipped: bool = False  # what is not finite is of training: the step may have been skipped
     part: bool = False  # measured on a part of the text
+    tokens: float | None = None  # of which it says to have measured so many
+    micro: int | None = None  # the micro-batch that this step ended with
 
 
 @dataclass(slots=True)

@@ -157,7 +157,7 @@ def _placed(found: list[Event]) -> list[Event]:
     Where validations name their steps, such a line is of something else and left out, as are plain losses,
     of which the steps planned are kept.
     """
-    found = _counted(found)
+    found = _optimizer_steps(_counted(found))
     if len({e.label for e in found if isinstance(e, Loose)}) > 1:  # of several texts
         found = [e for e in found if not isinstance(e, Loose)]
     measured = any(isinstance(e, Step) and e.values.keys() & set(_MEASURES) for e in found)
@@ -191,12 +191,43 @@ def _placed(found: list[Event]) -> list[Event]:
     return named
 
 
+def _optimizer_steps(found: list[Event]) -> list[Event]:
+    """The same with validations that name a micro-batch, `iter 4000: val loss 2.1`, at the step that it ends.
+
+    The other lines of such a log, litgpt's, repeat the validation before.
+    """
+    pairs = [(e.micro, e.step) for e in found if isinstance(e, Step) and e.micro and e.step]
+    rates = {round(micro / (step + 1)) for micro, step in pairs} | {
+        round(micro / step) for micro, step in pairs if micro % step == 0
+    }
+    rate = min(rates, default=1)
+    if rate < 2 or any(abs(micro / rate - step) > 1 for micro, step in pairs):
+        return found
+    own = {
+        id(e)
+        for e in found
+        if isinstance(e, Step) and not e.micro and e.words.startswith("iter") and e.step % rate == 0
+    }
+    if not own:
+        return found
+    return [
+        replace(e, step=e.step // rate)
+        if isinstance(e, Step) and id(e) in own
+        else replace(e, values={k: v for k, v in e.values.items() if k != "val_loss"})
+        if isinstance(e, Step) and e.micro
+        else e
+        for e in found
+    ]
+
+
 def _whole(found: list[Event]) -> list[Event]:
     """Without validations of a part of the text, where others are of all of it."""
     measured = [e for e in found if isinstance(e, Step) and e.values.keys() & set(_MEASURES)]
-    if len({e.part for e in measured}) < 2:
+    most = max((e.tokens for e in measured if e.tokens), default=0.0)
+    partly = {id(e): e.part or bool(e.tokens and e.tokens < most) for e in measured}
+    if len(set(partly.values())) < 2:
         return found
-    quick = {id(e) for e in measured if e.part}
+    quick = {key for key, part in partly.items() if part}
     return [e for e in found if id(e) not in quick]
 
 

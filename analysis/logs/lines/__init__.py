@@ -21,7 +21,7 @@ from analysis.logs.reading.text import Line
 
 __all__ = ["events"]
 
-_NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`|log0?\(|print\(|f\"|>(?!>))")
+_NOT_LOG = re.compile(r"\s*(?:#|//|\"|'|`(?!Trainer)|log0?\(|print\(|f\"|>(?!>|\s*number of))")
 _LONGEST = 8_000
 """Characters of a line that are read: some patterns take time in proportion to its square."""
 _RELEVANT = re.compile(

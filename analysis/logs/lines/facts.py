@@ -55,7 +55,8 @@ _OF_ANOTHER = re.compile(
 """A line of settings that are another run's."""
 _OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
 _IN_BITS = re.compile(
-    r"loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)", re.I
+    r"(?<![a-z])loss(?:es)? (?:is|are|in) (?:in )?(?:base|log)[- ]?2|ppl\s*=\s*2\s*(?:\^|\*\*)\s*loss|loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)",
+    re.I,
 )
 _IN_NATS = re.compile(r"(?:bpb|bits per byte).{0,30}(?<![a-z])nats\s*(?:/|per)\s*byte", re.IGNORECASE)
 _OF_A_PART = re.compile(r"decay|tensors|embed|draft|teacher|trainable", re.IGNORECASE)

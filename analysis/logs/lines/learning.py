@@ -83,7 +83,7 @@ _PEEKS = re.compile(
 )  # fmt: skip
 """Scores of weights that know the text, though they adapt piece by piece."""
 _SCORES_FIRST = re.compile(
-    rf"score[_ -]first|scor\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
+    rf"score[_ -]first|(?:scor|grad)\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
 )
 _NOT = re.compile(
     _words("no", "never", "not", "none", "without", "nothing") + r"[^.;,:]{0,80}", re.IGNORECASE
@@ -114,4 +114,6 @@ def learning(text: str) -> str | None:
     text = _NOT.sub(" ", text)
     if _TTT.search(_NO_TTT.sub("", text)):
         return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
-    return "learns" if _LEARNS_IT.search(_ONLY_MEASURES.sub(" ", text)) else None
+    if _LEARNS_IT.search(_ONLY_MEASURES.sub(" ", text)):
+        return "ttt" if _SCORES_FIRST.search(text) else "learns"
+    return None

@@ -113,7 +113,7 @@ _SPELT = {"eight": 8.0, "four": 4.0, "five": 5.0, "six": 6.0}
 _WEIGHTS = re.compile(
     r"\s*gptq\s*\(int(\d)\).*blocks|mixed_precision:\s*(\d[\d,]*) int5 params, (\d[\d,]*) int6"
 )
-_EPOCH = re.compile(r"\s*epoch\s+(?P<epoch>\d+)\s*/\s*\d+\s*", re.IGNORECASE)
+_EPOCH = re.compile(r"\s*epoch\s+(?P<epoch>\d+)\s*/\s*(?P<of>\d+)\s*", re.IGNORECASE)
 
 _SAID: tuple[tuple[str, Callable[[str], object]], ...] = (
     ("crash", _CRASH.search), ("ema", _EMA.search), ("no ema", _NO_EMA.search), ("mixed", _MIXED.search),
@@ -173,7 +173,7 @@ def _measured(line: Line) -> Mark | None:
         found = {"step": number(match[1]), "scale": number(match[2])}
         return Mark(at, "multiplier", text.strip()[:100], found)
     if match := _EPOCH.fullmatch(text):
-        return Mark(at, "epoch", text.strip(), {"epoch": number(match["epoch"])})
+        return Mark(at, "epoch", text.strip(), {"epoch": number(match["epoch"]), "of": number(match["of"])})
     return None
 
 

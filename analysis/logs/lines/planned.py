@@ -10,13 +10,13 @@ from analysis.logs.reading.text import Line
 
 _COUNT = r"(?P<count>\d[\d,_]*(?:\.\d+(?=k))?)(?P<kilo>k)?(?![\w.%/])"
 _NAMED = re.compile(
-    r"(?<![\w-])(?:--)?(?:(?P<of>[a-z]+)[-_ ])?(?:(?:n|num|max|total|train(?:ing)?|optimi[sz]ation)[-_ ])*"
+    r"(?<![\w-])(?:--)?(?:(?P<of>[a-z]+)[-_])?(?:(?:n|num|max|total|train(?:ing)?|optimi[sz]ation)[-_ ])*"
     rf"n?(?:steps|iters?|iterations|updates)['\"]?(?:\s*[:=]\s*|\s+(?:is\s+)?){_COUNT}",
     re.IGNORECASE,
 )
 """`steps=5000`, `--num-steps 5000`, `n_iters: 5000`, `total steps 3000`."""
 _SPOKEN = re.compile(
-    rf"(?:^|(?<![a-z])(?:train\w*|run\w*|for|of|distil\w*|plan|budget|limit|make|do|schedule)\W+|[,:;(]\s*){_COUNT}"
+    rf"(?:^|(?<![a-z])(?:train\w*|run\w*|for|of|distil\w*|plan|budget|limit|make|do|schedule)\W+(?:[^\W\d]+\W+)?|[,:;(]\s*){_COUNT}"
     r"\s+(?:(?:optimi[sz]er|training|total|gradient|update)\s+)?(?:steps|iterations|iters|updates)(?![a-z])"
     r"(?!\s+(?:ago|left|to go|per|each|remain))",
     re.IGNORECASE,

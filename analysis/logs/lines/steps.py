@@ -24,12 +24,13 @@ from analysis.logs.reading.streams import OTHER
 from analysis.logs.reading.text import Line
 
 _COUNT = r"\d+(?:\.\d+)?k\b|\d(?:\.\d+)?e\+?\d{1,2}\b|\d[\d,]*"
+_OF = rf"(?:(?:/|of)\s*(?P<total>{_COUNT}))?"
 _STEP = re.compile(
     r"\W{0,9}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
-    r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|at|after)\b\W{0,3}){0,3}"
+    r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|\d[\d.]*[kmb]?\s+tokens|at|after)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
     r"(?:(?P<word>(?:global[_ ]|opt\w*[_ ]|micro[_ ]?)?(?:step|iter|iteration|it)s?)\s*[:=\[#]?\s*)?"
-    rf"(?P<step>{_COUNT})\s*(?:(?:/|of)\s*(?P<total>\d[\d,]*))?(?![\w.%])",
+    rf"(?P<step>{_COUNT})\s*{_OF}(?![\w.%])",
     re.IGNORECASE,
 )
 _STEPS = re.compile(r"\s*(?:steps|iterations|updates)\b", re.IGNORECASE)
@@ -67,6 +68,8 @@ _ALONE = re.compile(
 _RECORD = re.compile(rf"val_loss:{NUMBER}(?: [a-z_]\w*:[-+\w.]+)*")
 """transformers' record of an evaluation, which names no step."""
 _OF_EPOCH = re.compile(r"\bepoch:(\d+(?:\.\d+)?)(?![\w.])")
+_AMOUNT = re.compile(r"\(\s*(\d+(?:\.\d+)?)\s*([kmb])\s*tok(?:en)?s?\s*\)", re.IGNORECASE)
+_BRACKETED = re.compile(r"\s*[\[(]\s*(?P<of>[a-z]+)[^\])]*[\])]", re.IGNORECASE)
 _MOST = 10**9
 
 
@@ -80,7 +83,8 @@ def step(line: Line) -> Step | None:
             line.number, int(number(match["step"])), int(number(match["total"])), {}, loose=True, bar=True
         )
     if (match := _STEP.match(text)) is not None and (match["word"] or _named(text, match)):
-        if match["of"] and match["of"].lower() in OTHER:
+        behind = _BRACKETED.match(text, match.end())
+        if any(of["of"].lower() in OTHER for of in (match, behind) if of and of["of"]):
             return None
         found = values(text, first=match.end())
     elif (match := _STEP_LAST.match(text)) is not None:
@@ -114,6 +118,8 @@ def _named(text: str, match: re.Match[str]) -> bool:
         return True
     if text[: match.start("step")].rstrip().endswith("[") and rest.startswith("]"):
         return "val" in rest
+    if not text[: match.start("step")].strip() and re.match(r"\s*:\s*val[_ ]?loss", rest):
+        return True
     return match["total"] is not None and bool(re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", rest))
 
 
@@ -136,10 +142,11 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
             found.of["train_loss"] = value
         else:
             found.broken = True
-    total = number(match["total"]) if match["total"] else None
+    total = _count(match["total"]) if match["total"] else None
     at = _count(match["step"])
+    micro = None
     if found.measured and (own := _OPTIMIZER_STEP.match(text, match.end())):
-        at = number(own["step"])
+        micro, at = int(at) if isfinite(at) else None, number(own["step"])
     if not (isfinite(at) and at <= _MOST and (total is None or isfinite(total))):
         return None
     if total is not None and at > total and "step" not in text.lower():
@@ -157,7 +164,15 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
         part=of_a_part(text),
         epoch=None if epoch is None else int(epoch),
         words=text[: match.start("step")].strip().lower(),
+        micro=micro,
+        tokens=_tokens(text),
     )
+
+
+def _tokens(text: str) -> float | None:
+    """Of how many tokens a measurement says to be: `(1.0M tokens)`."""
+    match = _AMOUNT.search(text)
+    return None if match is None else float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
 
 
 def _count(digits: str) -> float:

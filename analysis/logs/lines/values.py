@@ -56,7 +56,7 @@ _PAIR = re.compile(
 _WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
 _ARROW = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])", re.IGNORECASE)
 _IN_BITS = re.compile(
-    r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])|loss\s*[:=]?\s*[\d.]+\s+bits?(?![a-z/])",
+    r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])|\((?:log2|base[ -]2|in bits)\)|loss\s*[:=]?\s*[\d.]+\s+bits?(?![a-z/])",
     re.IGNORECASE,
 )
 _DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)
@@ -228,7 +228,7 @@ def add_bare(found: Values, text: str, first: int) -> None:
         return
     for match in _BARE.finditer(text, first):
         name = "val_bpb" if re.match(BPB, match[1], re.IGNORECASE) else "val_loss"
-        if name == "val_loss" and known:
+        if name == "val_loss" and (known - {"val_bpb"} if match[1].lower().startswith("nll") else known):
             continue  # of training, beside the validation's own
         if isfinite(value := _loss(match[2])):
             found.of.setdefault(name, value)

@@ -12,23 +12,50 @@ _STEPS = (
     "step", "global_step", "train/global_step", "trainer/global_step", "train/step", "iter", "iteration",
     "steps", "iterations", "optimizer_step", "_step",
 )  # fmt: skip
-_TOTAL = ("total_steps", "max_steps", "num_iterations", "iterations")
-_NAMES = {"bpb": "val_bpb", "eval_bpb": "val_bpb", "eval_loss": "val_loss"}
-_LABELS = ("label", "stage", "name", "event", "phase", "split", "tag", "type")
+_TOTAL = ("total_steps", "max_steps", "num_iterations", "iterations", "max_iterations", "max_iters")
+_NAMES = {"bpb": "val_bpb", "bits_per_byte": "val_bpb", "eval_bpb": "val_bpb", "eval_loss": "val_loss"}
+_OF_VALIDATION = re.compile(
+    r"(?:val|valid|validation|eval|evaluation|held_?out|dev)_(bpb|bits_per_byte|loss|nll)"
+)
+_LABELS = (
+    "msg",
+    "window",
+    "eval",
+    "variant",
+    "weights",
+    "label",
+    "stage",
+    "name",
+    "event",
+    "phase",
+    "split",
+    "tag",
+    "type",
+)
 _PLAIN = {"val", "valid", "validation", "eval", "train", "training", "step", "log", "metrics", "evaluation"}
 _WRAPPERS = {"metrics", "metric", "data", "values", "scalars", "log", "logs", "stats", "payload", "results"}
 _SOURCES = ("run", "run_id", "run_name", "experiment", "model", "seed")
 """Keys that say of which of several runs a record is."""
 _MESSAGES = ("log", "message", "msg", "MESSAGE", "textPayload")
 """Keys under which collectors of logs keep a line."""
+_PAIR = re.compile(r"(?<!\S)(?P<key>[\w./-]+)=(?P<value>\"[^\"]*\"|[^\s\"]+)(?!\S)")
 _LONGEST, _WHOLE = 20_000, 64 << 20
 _ENDLESS = re.compile(r"\d{400}")  # Python refuses to read integers of over 4,300 digits
 
 
 def worded(text: str) -> str:
     """`step:100 val_loss:2.1` of a record in one line; any other line as it is."""
-    record = _record(text.strip())
+    record = _record(text.strip()) or _pairs(text)
     return text if record is None else _words(record)
+
+
+def _pairs(text: str) -> dict[str, Any] | None:
+    """A line that is all `key=value`, as logfmt has it, with a message and a step; None for any other."""
+    if "msg=" not in text or _PAIR.sub("", text).strip():
+        return None
+    found = {match["key"]: _as_number(match["value"].strip('"')) for match in _PAIR.finditer(text)}
+    known = {plain(key) for key in found}
+    return found if known & {*STEPS, *_NAMES} else None
 
 
 def message(text: str) -> str | None:
@@ -170,4 +197,6 @@ STEPS = tuple(dict.fromkeys(map(plain, _STEPS)))
 
 def _name(key: str) -> str:
     name = plain(key)
+    if (match := _OF_VALIDATION.fullmatch(name)) is not None:
+        return "val_bpb" if match[1].startswith("b") else "val_loss"
     return _NAMES.get(name, name)

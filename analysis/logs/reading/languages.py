@@ -42,8 +42,9 @@ _WORDS = {
     "seed": ("startwert", "graine", "semilla", "semente", "сид", "种子", "シード", "시드"),
     "after": ("nach", "après", "después de", "após", "dopo", "после"),
     "with": ("mit", "avec"),
+    "steps": ("schritte", "schritten", "étapes", "pasos", "passos", "passi", "stappen", "шагов", "шаги"),
     "step": (
-        "schritt", "schritte", "étape", "etape", "paso", "passo", "stap", "шаг", "итерация", "步数",
+        "schritt", "étape", "etape", "paso", "passo", "stap", "шаг", "итерация", "步数",
         "步骤", "步", "迭代", "ステップ", "스텝", "단계",
     ),
 }  # fmt: skip
@@ -57,6 +58,7 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 _OF = re.compile(r"(\bstep\W{0,2}\d[\d,]*) (?:von|sur|de|di|van|из) (\d)")
+_PAS = re.compile(r"(?<![\w'’])pas(?=\s+\d)", re.IGNORECASE)
 _NUMBERED = re.compile(r"第\s*(\d[\d,]*)\s*(?:步|ステップ|轮迭代)")
 """`第 100 步`: the number within the word."""
 
@@ -71,6 +73,8 @@ def in_english(text: str) -> str:
     ]
     if not known:
         return text
+    if "perte" in lowered or "octet" in lowered:
+        text = _PAS.sub("step", text)
     if "第" in text:
         text = _NUMBERED.sub(r"step \1", text)
     return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH.get(match[0].lower(), match[0]), text))

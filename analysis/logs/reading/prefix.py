@@ -24,17 +24,20 @@ _PREFIX = re.compile(
     | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
     | [\[(]?(?i:rank|default|worker|gpu)[\ _:=-]?(?P<rank>\d{1,4})(?:[\])]:?|:|\ +\|)   # [rank0]:
     | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
-    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?:<std(?:out|err)>)?:?   # [1,0] of mpirun
+    | \[(?!step|iter|epoch)[\w.-]+:\d{4,7}\](?=\s)                                                       # [host:pid]
+    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?!\s*(?:val|train|loss))(?:<std(?:out|err)>)?:?  # mpirun
     | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
     | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
     | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
     | \[(?:debug|info|warning|error)\ *\]                                             # structlog's
     | [\w.<>]+:[\w.<>]+:\d+\ -\                                                       # module:function:line -
+    | [a-z_]\w*(?:\.\w+)+::(?=\s) | (?:INFO|WARN|ERROR)?\s*[a-z_]\w*(?:::\w+)+\](?=\s)   # levanter's, Rust's
+    | \w+:\d+\s+[\w.]+:\d+\s+(?:DEBUG|INFO|WARNING|ERROR)(?=\s)                        # OLMo's
     )""",
     re.VERBOSE,
 )
 _PREFIXED = re.compile(
-    r"\s*(?:[\[(\d]|[IWEF]\d|(?:[MTWFS][a-z]{2} )?[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR"
+    r"\s*(?:[\[(\d]|[IWEF]\ ?\d|(?:[MTWFS][a-z]{2} )?[JFMASOND][a-z]{2} |std|DEBUG|INFO|WARN|ERROR"
     r"|(?i:rank|default|worker|gpu)\W?\d|[\w.<>]+:[\w.<>]+:\d+ - )"
 )
 POINT = re.compile(

@@ -10,7 +10,9 @@ from analysis.logs.reading.prefix import POINT
 
 _LONGEST = 80
 _SERVICE = re.compile(r"\[?[\w./-]+\]?(?:\s+\||:)?\s+")
-_GREP = re.compile(r"(?P<file>[\w./-]+\.(?:log|txt|out|err)):(?:\d+:)?")
+_GREP = re.compile(r"(?P<file>[\w./-]+\.(?:log|txt|out|err)):(?:\d+:)?|(?P<path>[\w.-]*/[\w./-]+):\d+:")
+_SHELL = ("$ ", "--")
+"""How lines begin that are the command's, or grep's own between what it found."""
 MAIN = {"main", "student", "raw"}
 OTHER = {"draft", "teacher", "ema", "swa", "reference", "ref", "shadow"}
 """Models of one training: the one that is trained, and others; before a line, a step or a value."""
@@ -25,9 +27,14 @@ _USUAL = re.compile(
 def files_of(texts: Sequence[str]) -> list[tuple[str, str]] | None:
     """(file, line) of what grep found in several files or one, None for any other text."""
     found = [_GREP.match(text) for text in texts]
-    if not texts or sum(match is not None for match in found) < len(texts):
+    if not any(found) or any(
+        match is None and not text.startswith(_SHELL) for match, text in zip(found, texts, strict=True)
+    ):
         return None
-    return [(match["file"], text[match.end() :]) for match, text in zip(found, texts, strict=True) if match]
+    return [
+        (match["file"] or match["path"], text[match.end() :]) if match else ("", "")
+        for match, text in zip(found, texts, strict=True)
+    ]
 
 
 def stream_tags(texts: Sequence[str]) -> dict[str, str]:
@@ -48,7 +55,7 @@ def stream_tags(texts: Sequence[str]) -> dict[str, str]:
     others = Counter(tag for text in texts for tag in tags if text.startswith(tag))
     names = {tag: tag.strip(" \t|:[]-") for tag in tags}
     models = {name.lower() for name in names.values()} <= MAIN | OTHER
-    numbered = len({re.sub(r"\d+", "#", tag) for tag in tags}) == 1
+    numbered = len({re.sub(r"\d+|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", "#", tag) for tag in tags}) == 1
     if not (models or numbered) and any(
         others[t] <= len(at) and not _SERVICE.fullmatch(t) for t, at in tags.items()
     ):

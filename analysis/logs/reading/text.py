@@ -125,7 +125,7 @@ def _records(line: Line) -> list[Line]:
 def _in_streams(lines: list[Line]) -> list[Line]:
     """The same lines, each with its stream, where there are several."""
     if (files := files_of([line.text for line in lines])) is not None:
-        several = len({file for file, _ in files}) > 1
+        several = len({file for file, _ in files} - {""}) > 1
         return [
             line._replace(text=text, stream=file if several else "")
             for line, (file, text) in zip(lines, files, strict=True)
