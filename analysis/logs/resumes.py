@@ -21,7 +21,7 @@ def counted_on(found: list[Event]) -> Iterator[Event]:
     known: _Known = {}  # of the run so far
     totals: set[int | None] = {None}  # of steps that count from the run's beginning
     resumed: Mark | None = None
-    done = 0  # when this step was 0
+    done = last = 0  # steps when this one was 0; the furthest of the run so far
     for event in found:
         if isinstance(event, Mark) and event.kind == "resumed":
             resumed = event
@@ -34,13 +34,14 @@ def counted_on(found: list[Event]) -> Iterator[Event]:
                 said = f"steps begin again after line {resumed.line}, and are counted on from {done:,}"
                 yield replace(resumed, kind="counted on", text=said)
             resumed = None
-        elif step.step + done < max(known, default=0):
-            done, known = 0, {}
+        elif step.step + done < last:
+            done, last, known = 0, 0, {}
         if done:
             total = None if step.total in totals else (step.total or 0) + done
             step = replace(step, step=step.step + done, total=total)
         else:
             totals.add(step.total)
+        last = max(last, step.step)
         known.setdefault(step.step, {}).update(step.values)
         yield step
 

@@ -17,7 +17,8 @@ ABSENT = "not in the log"
 
 _SLIDING = {"sliding", "slide", "window", "windows", "sw", "strided", "stride", "overlapping"}
 _QUANTIZED = {
-    "quant", "quantized", "quantised", "quantize", "roundtrip", "dequantized", "dequantize", "dequant", "gptq", "int",
+    "quant", "quantized", "quantised", "quantize", "roundtrip", "dequantized", "dequantize", "dequant",
+    "gptq", "int",
     "decoded", "decompressed", "reloaded", "reload", "unpacked", "exported", "deployed", "packed",
 }  # fmt: skip
 _NEUTRAL = {

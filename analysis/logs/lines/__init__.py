@@ -28,7 +28,7 @@ _RELEVANT = re.compile(
     r"val|bpb|loss|ttt|adapt|tun|warm|cool|seed|param|iter|step|wall|effective|batch|serial|code|stop|lr|sched"
     r"|scale|bits|int\d|gram|mix|ppm|backoff|ema|swa|lawa|error|kill|sig|trace|memory|skip|slid|mode|connection|time"
     r"|train|held|test|quant|compress|teach|checkpoint|comparison|pack|cast|bitnet|mini|soup|ensemble|draft|baseline|init|capped|first|knn|k-nn|retriev|datastore|blend|restor|reload|revert|reset|token|epoch|quick|s:\d|it/s|s/it"
-    r"|batch=|entropy|prun|spars|switch|swap|fit|scor|learn|lora|updat|epo|passes|sweep|decay|anneal|resum|continu|restart|archive|artifact|finish|done|export|rng|[^\x00-\x7f]",
+    r"|batch=|entropy|prun|spars|switch|swap|fit|scor|learn|lora|updat|epo|passes|sweep|decay|anneal|resum|continu|restart|archive|artifact|weight|binar|codebook|centroid|nf4|fp4|mxfp|budget|minutes|finish|done|export|rng|[^\x00-\x7f]",
     re.IGNORECASE,
 )
 

@@ -47,6 +47,11 @@ _COUNTED = re.compile(
 )
 _SUM = re.compile(rf"\s*(?:\([^()]*\)\s*)?\+(?:.*=\s*({NUMBER})(?![\w./%]))?")
 """`params = 8388608 (embeddings) + 8671304 (blocks) = 17059912`, after the first number."""
+_CAP = re.compile(
+    r"(?<![a-z])(?:(?:time|wall[- _]?clock)[ _-]?(?:limit|budget|cap)|budget)\W{1,3}(\d+(?:\.\d+)?)\s*"
+    r"(s|m|h)(?:ec\w*|in\w*|ours?)?(?![a-z])|(?<![a-z])or (\d+) (m|h)(?:inutes|ours)(?![a-z])",
+    re.IGNORECASE,
+)
 _MEGATRON = re.compile(r"number of parameters on .*rank \([\d, ]+\):\s*(\d+)\s*$", re.IGNORECASE)
 _OF_ANOTHER = re.compile(
     r"\W*(?:old|prev\w*|prior|earlier|other|baseline|reference|sota|record)(?![a-z])\W+(?:run|config|record|setup|\w+:)",
@@ -55,7 +60,8 @@ _OF_ANOTHER = re.compile(
 """A line of settings that are another run's."""
 _OVERRIDDEN = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])")
 _IN_BITS = re.compile(
-    r"(?<![a-z])loss(?:es)? (?:is|are|in) (?:in )?(?:base|log)[- ]?2|ppl\s*=\s*2\s*(?:\^|\*\*)\s*loss|loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)",
+    r"(?<![a-z])loss(?:es)? (?:is|are|in) (?:in )?(?:base|log)[- ]?2|ppl\s*=\s*2\s*(?:\^|\*\*)\s*loss"
+    r"|loss(?:es)?\s*(?:unit|below)?\W{0,3}(?:is|are|in|:|=)?\s*(?:in\s+)?bits(?![a-z])(?!.*byte)",
     re.I,
 )
 _IN_NATS = re.compile(r"(?:bpb|bits per byte).{0,30}(?<![a-z])nats\s*(?:/|per)\s*byte", re.IGNORECASE)
@@ -92,6 +98,9 @@ def facts(line: Line) -> Iterator[Fact]:
         return
     if _OF_ANOTHER.match(text):
         return
+    if cap := _CAP.search(text):
+        seconds = number(cap[1] or cap[3]) * SECONDS[(cap[2] or cap[4]).lower()]
+        yield Fact(line.number, "cap_seconds", seconds)
     if ranked := _MEGATRON.search(text):
         yield Fact(line.number, "params", number(ranked[1]))
     for match in _FACT.finditer(text):

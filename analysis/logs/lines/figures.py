@@ -29,7 +29,8 @@ _FIRST_VALUE = re.compile(r"(?<![\w.])val[_ ]?(?:loss|bpb)\s*(?:[:=]|(?=[\d.]))"
 _SUMMARY = re.compile(r"\s*wandb:")
 """W&B repeats the last values of a run, however it ended."""
 _PROGRESS = re.compile(
-    r"\d+\s*/\s*\d+|%|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|windows|phase)(?![a-z])"
+    r"\d+\s*/\s*\d+|%|\d+ windows|windows (?:done|\d)"
+    r"|(?<![a-z])(?:chunk|batch|batches|running|progress|epoch|phase)(?![a-z])"
     r"|(?<![a-z])(?:best|saved|saving|checkpoint|improved)(?![a-z])",
     re.IGNORECASE,
 )

@@ -18,8 +18,10 @@ def _words(*alternatives: str) -> str:
 _TEXT = "|".join(
     (
         _words(
-            r"val(?:id|idation|idierung\w*|idación|idação|idazione)?", r"held-?\s?out", "test", "dev", r"test\w*daten", "benchmark", "graded", "leaderboard",
-            r"eval(?:uation)?", "evaluación", r"scor(?:ing|ed) (?:text|windows|documents|docs|tokens|data|corpus|set|stream|bytes)",
+            r"val(?:id|idation|idierung\w*|idación|idação|idazione)?", r"held-?\s?out", "test", "dev",
+            r"test\w*daten", "benchmark", "graded", "leaderboard",
+            r"eval(?:uation)?", "evaluación",
+            r"scor(?:ing|ed) (?:text|windows|documents|docs|tokens|data|corpus|set|stream|bytes)",
             r"(?:to be|it is|are|gets?) scored",
         ),
         r"before (?:it is |being )?scor",
@@ -35,7 +37,8 @@ _LEARNS = "|".join(
             r"warm[- ]start\w*",
             r"minimi[sz]\w+", r"memori[sz]\w*", r"overfit\w*", r"refin\w+", r"polish\w*", "tun(?:es?|ing)",
             r"distil\w+", r"anneal\w*", "appending", "steps (?:on|over|against|with)",
-            "rounds", "fast weights", r"(?:nach)?schulung", "durchgänge", "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
+            "rounds", "fast weights", r"(?:nach)?schulung", "durchgänge",
+            "epochen", "nachtraining", r"trainier\w*", r"affin\w+", r"entra[iîí]n\w*", "itérations",
             "iteraciones", r"ép?o[cq]\w+", r"ajust\w+",
         ),
         "训练", "訓練", "微调", "学习", "学習", "обуч",
@@ -62,7 +65,8 @@ _ONLY_MEASURES = re.compile(
 )  # fmt: skip
 _TTT = re.compile(
     r"ttt|test[- ]time[- ](?:train|adapt)|dynamic(?:al)? eval\w*"
-    r"|(?<![a-z])adapt(?:ing|ation|ed|s)?(?![a-z])(?! (?:the )?(?:clip|range|scale|threshold|step|lr|learning|batch))"
+    r"|(?<![a-z])adapt(?:ing|ation|ed|s)?(?![a-z])"
+    r"(?! (?:the )?(?:clip|range|scale|threshold|step|lr|learning|batch))"
     r"|fine-?tun\w*.{0,40}\b(?:val|eval|dev|test)|\bval\w*.{0,20}fine-?tun|epoch\W*\d+\s*/\s*\d+.*\bloss",
     re.IGNORECASE,
 )
@@ -74,7 +78,8 @@ _PEEKS = re.compile(
         (
             r"train[_ -]?(?:(?:and )?then|before|first)[_ -]?(?:scor|eval)\w*",
             rf"{_ADAPTS}\W.{{0,60}}?(?:then|before)\W.{{0,10}}?scor", "to be scored",
-            rf"scor\w*\W.{{0,30}}?after {_ADAPTS}", r"scor\w*\W.{0,30}?(?:afterwards|later|again)", "unscored",
+            rf"scor\w*\W.{{0,30}}?after {_ADAPTS}",
+            r"scor\w*\W.{0,30}?(?:afterwards|later|again)", "unscored",
             r"(?:lowest|best|minimum|min|better) of (?:its|the|all|both)",
             _words("oracle", "non-?causal", "look-?ahead", "hindsight", "two-?pass", "second pass"),
         )
@@ -85,6 +90,10 @@ _PEEKS = re.compile(
 _SCORES_FIRST = re.compile(
     rf"score[_ -]first|(?:scor|grad)\w*\W.{{0,30}}(?:then|before)\W.{{0,20}}{_ADAPTS}", re.IGNORECASE
 )
+_FIRST_SCORED = re.compile(
+    rf"score[_ -]first|(?:scor|grad)\w*\W.{{0,30}}?(?:first|then)\W.{{0,25}}{_ADAPTS}", re.IGNORECASE
+)
+"""The same, of a line without a word for test-time training."""
 _NOT = re.compile(
     _words("no", "never", "not", "none", "without", "nothing") + r"[^.;,:]{0,80}", re.IGNORECASE
 )
@@ -115,5 +124,5 @@ def learning(text: str) -> str | None:
     if _TTT.search(_NO_TTT.sub("", text)):
         return "learns" if _PEEKS.search(text) and not _SCORES_FIRST.search(text) else "ttt"
     if _LEARNS_IT.search(_ONLY_MEASURES.sub(" ", text)):
-        return "ttt" if _SCORES_FIRST.search(text) else "learns"
+        return "ttt" if _FIRST_SCORED.search(text) else "learns"
     return None

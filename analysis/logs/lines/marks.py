@@ -33,6 +33,7 @@ _STOP = re.compile(
 _STOP_SAID = re.compile(
     r"(?<![a-z])(?:early[- ]stopp(?:ing|ed)\W+(?:at|after|triggered)"
     r"|stopp(?:ing|ed)\W+(?:training\W+)?(?:early|at step)"
+    r"|out of (?P<out>budget|time)|(?P<up>time|minutes|hours) (?:is|are) up"
     r"|(?:reached|hit|exceeded|out of)\W+(?:the\W+)?(?:max\w*\W+)?"
     r"(?P<clock>wall[- _]?clock|time)(?:[- _]*(?:cap|limit|budget))"
     r"|(?P<limit>wall[- _]?clock|time)[- _]*(?:cap|limit|budget)\W+"
@@ -46,7 +47,11 @@ _OVER = re.compile(
     r"|\W*Trainer\.fit\W+stopped:\W+max_(?:steps|epochs)=\d+\W+reached",
     re.IGNORECASE,
 )
-_STOPPED_AT = re.compile(r"\bstep\s*[:=]\s*(\d[\d,]*)(?:/(\d[\d,]*))?", re.IGNORECASE)
+_STOPPED_AT = re.compile(
+    r"\b(?:step\s*[:=]|at (?:step|iter\w*)|final (?:step|iteration)\W?|after)\s*"
+    r"(\d[\d,]*)(?![\d.])(?:/(\d[\d,]*))?",
+    re.IGNORECASE,
+)
 _CRASH = re.compile(
     r"Traceback \(most recent|OutOfMemoryError|out of memory|SIG(?:SEGV|KILL|TERM|ABRT)|Signal \d+"
     r"|^\s*Killed\b|ChildFailedError|KeyboardInterrupt|TIMEOUT|CUDA error|Connection to .* closed"
@@ -157,7 +162,9 @@ def _measured(line: Line) -> Mark | None:
     if _OVER.match(text):
         return _stop(line, "")
     if (match := _STOP_SAID.search(text)) and not _CRASH.search(text):
-        return _stop(line, "wallclock" if match["clock"] or match["limit"] else "early")
+        return _stop(
+            line, "wallclock" if match["clock"] or match["limit"] or match["out"] or match["up"] else "early"
+        )
     if match := _MODE.match(text):
         return Mark(at, "mode", match[1].lower())
     if match := _WEIGHTS.match(text):

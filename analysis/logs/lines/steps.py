@@ -117,7 +117,7 @@ def _named(text: str, match: re.Match[str]) -> bool:
     if "@" in text[: match.start("step")] or _STEPS.match(rest):
         return True
     if text[: match.start("step")].rstrip().endswith("[") and rest.startswith("]"):
-        return "val" in rest
+        return "val" in rest or (match["total"] is not None and "train_loss" in rest)
     if not text[: match.start("step")].strip() and re.match(r"\s*:\s*val[_ ]?loss", rest):
         return True
     return match["total"] is not None and bool(re.match(r"\W*(?:val|train)[_ ]?(?:loss|bpb)", rest))
@@ -171,7 +171,7 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
 
 def _tokens(text: str) -> float | None:
     """Of how many tokens a measurement says to be: `(1.0M tokens)`."""
-    match = _AMOUNT.search(text)
+    match = _AMOUNT.search(text) if "(" in text else None
     return None if match is None else float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
 
 

@@ -22,14 +22,15 @@ LOSS = r"(?:loss|nll(?:[_ ]loss)?(?:/tok(?:en)?)?|c(?:ross)?[-_ ]?e(?:ntropy)?|x
 OF_VALIDATION = r"(?:val(?:id(?:ation)?)?|eval(?:uation)?|dev|held[-_ ]?out)"
 _OTHER_NAMES = {
     "val_loss_mean": "val_loss", "mean_val_loss": "val_loss", "lr": "lr", "learning_rate": "lr",
-    "train_time": "seconds", "elapsed": "seconds",
+    "train_time": "seconds", "elapsed": "seconds", "t": "seconds",
     "tok/s": "tokens_per_second", "tok_s": "tokens_per_second",
     "lr_scale": "lr_scale", "lr_mul": "lr_scale", "lrm": "lr_scale",
     "learning_rate_multiplier": "lr_scale",
 }  # fmt: skip
 _VALUE = re.compile(
     rf"(?<![a-z\d.])({OF_VALIDATION}[_ /.-]?(?:{BPB}|{LOSS}|loss_mean)|mean_val_loss|(?<!_)lr"
-    r"|learning_rate(?!_)|train[_ /.-]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm"
+    r"|learning_rate(?!_)|(?<![\w-])t(?==\d+\.\d+s)"
+    r"|train[_ /.-]?loss|train[_ ]?time|elapsed|tok[/_]s|lr_scale|lr_mul|lrm"
     r"|learning_rate_multiplier)"
     r"(?:\s*\((?P<of>[a-z]\w*)\))?['\"]?(?:\s+(?:reached|is|was))?"
     rf"\s*[:=]?\s*({NUMBER})(ms|s|min|m|h)?(?!\w|\.\d)",
@@ -56,7 +57,8 @@ _PAIR = re.compile(
 _WORD = re.compile(r"(?<![a-z\d])([a-z][a-z\d-]*)[\s_:|,;(){}\[\]\"'>=-]*$", re.IGNORECASE)
 _ARROW = re.compile(rf"\s*(?:->|→|=>)\s*({NUMBER})(?![\w.])", re.IGNORECASE)
 _IN_BITS = re.compile(
-    r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])|\((?:log2|base[ -]2|in bits)\)|loss\s*[:=]?\s*[\d.]+\s+bits?(?![a-z/])",
+    r"(?<![a-z])bits?\s*(?:/|per)\s*tok(?:en)?(?![a-z])|\((?:log2|base[ -]2|in bits)\)"
+    r"|loss\s*[:=]?\s*[\d.]+\s+bits?(?![a-z/]|\s*per)",
     re.IGNORECASE,
 )
 _DIRECTLY = re.compile(r"(?<![a-z\d])([a-z][a-z\d/-]*)\s+$", re.IGNORECASE)

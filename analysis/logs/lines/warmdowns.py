@@ -52,7 +52,8 @@ _DECAY_FORMS = _patterns(_DECAY)
 _WSD = re.compile(rf"(?<![a-z])wsd(?![a-z]).*?(?<![a-z])decay(?:_steps)?\W{{1,3}}{_COUNT}", re.IGNORECASE)
 _DECAY_FRACTION = re.compile(rf"(?<![\w])decay_frac(?:tion)?{_GIVEN}{_SHARE}", re.IGNORECASE)
 _OVER_THE_LAST = re.compile(
-    r"(?<![a-z])(?:decay\w*|linear\w*|falls?|anneal\w*|(?:warm|cool)[-_ ]?down)\b.{0,40}?\bover the (?:last|final)\s+"
+    r"(?<![a-z])(?:decay\w*|linear\w*|falls?|anneal\w*|(?:warm|cool)[-_ ]?down)\b.{0,40}?"
+    r"\bover the (?:last|final)\s+"
     rf"{_COUNT}\s*(?:iters?|iterations|steps)(?![a-z])",
     re.IGNORECASE,
 )

@@ -10,7 +10,8 @@ from analysis.logs.reading.tables import as_table, cells
 from analysis.runs.errors import AnalysisError
 
 _BELOW = re.compile(
-    r"\s+(?:(?:train\w*|val\w*|eval|plain|sliding\w*|raw)[ _]+)*(?:loss|bpb|nll|bits_per_byte)\s*[:=]?\s*\d+\.\d+(?!\w).*",
+    r"\s+(?:(?:train\w*|val\w*|eval|plain|sliding\w*|raw)[ _]+)*"
+    r"(?:loss|bpb|nll|bits_per_byte)\s*[:=]?\s*\d+\.\d+(?!\w).*",
     re.IGNORECASE,
 )
 _OF_A_STEP = re.compile(
@@ -45,7 +46,7 @@ def under_headings(texts: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def with_tables(texts: list[str]) -> Iterator[tuple[int, str]]:
-    """(index, line): tables of steps, or of stages and their bits per byte, as the lines that say the same."""
+    """(index, line): tables of steps, or of stages and their bits per byte, as lines that say the same."""
     at = 0
     for in_table, group in groupby(_tabular(texts)):
         count = len(list(group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _WORDS = {
     "val_loss": (
@@ -21,7 +22,8 @@ _WORDS = {
     ),
     "val_bpb": ("検証bpb", "验证bpb", "검증 bpb"),
     "bits per byte": (
-        "bit/byte", "bit pro byte", "bits pro byte", "bits par octet", "bit par octet", "bits por byte", "bit per byte",
+        "bit/byte", "bit pro byte", "bits pro byte", "bits par octet", "bit par octet", "bits por byte",
+        "bit per byte",
         "бит на байт", "бита на байт", "бит/байт", "每字节比特数", "每字节比特", "每字節位元數",
         "バイトあたりのビット数", "バイトあたりのビット", "バイトあたりビット", "바이트당 비트",
     ),
@@ -40,8 +42,12 @@ _WORDS = {
     ),
     "bytes": ("octets", "байт", "байтов", "字节"),
     "seed": ("startwert", "graine", "semilla", "semente", "сид", "种子", "シード", "시드"),
-    "after": ("nach", "après", "después de", "após", "dopo", "после"),
-    "with": ("mit", "avec"),
+    "after": (
+        "nach", "nach der", "après", "après la", "después de", "después de la", "após", "após a", "dopo",
+        "dopo la",
+        "после", "na de",
+    ),
+    "with": ("mit", "avec", "con", "com", "met", "с"),
     "steps": ("schritte", "schritten", "étapes", "pasos", "passos", "passi", "stappen", "шагов", "шаги"),
     "step": (
         "schritt", "étape", "etape", "paso", "passo", "stap", "шаг", "итерация", "步数",
@@ -51,10 +57,17 @@ _WORDS = {
 _SHORT = {"after", "with", "bytes", "seed"}
 """What is translated only in a text that has other such words."""
 _ENGLISH = {word: english for english, words in _WORDS.items() for word in words}
+_BLANKLESS = "\u2e80"
+"""From here on scripts put no blanks between words."""
+
+
+def _any_of(words: Iterable[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
 _FOREIGN = re.compile(
-    r"(?<![^\W_])(?:"
-    + "|".join(re.escape(w) for w in sorted(_ENGLISH, key=len, reverse=True))
-    + r")(?![a-zà-ÿа-я])",
+    rf"(?<![^\W_])(?:{_any_of(w for w in _ENGLISH if w < _BLANKLESS)})(?![a-zà-ÿа-я])"
+    rf"|(?:{_any_of(w for w in _ENGLISH if w >= _BLANKLESS)})",
     re.IGNORECASE,
 )
 _OF = re.compile(r"(\bstep\W{0,2}\d[\d,]*) (?:von|sur|de|di|van|из) (\d)")
@@ -77,4 +90,9 @@ def in_english(text: str) -> str:
         text = _PAS.sub("step", text)
     if "第" in text:
         text = _NUMBERED.sub(r"step \1", text)
-    return _OF.sub(r"\1 of \2", _FOREIGN.sub(lambda match: _ENGLISH.get(match[0].lower(), match[0]), text))
+    return _OF.sub(r"\1 of \2", _FOREIGN.sub(_translated, text))
+
+
+def _translated(match: re.Match[str]) -> str:
+    english = _ENGLISH.get(match[0].lower(), match[0])
+    return f" {english} " if match[0] >= _BLANKLESS else english  # where no blanks part words

@@ -1,4 +1,4 @@
-"""Numbers as English programs print them: `12'000`, `12 000`, `12.000` and `2,1362` of other countries' texts."""
+"""Numbers as English programs print them, of `12'000`, `12 000`, `12.000` and `2,1362`."""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ _PREFIX = re.compile(
     | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d(?:\ [\w.-]+\ [\w./-]+\[\d+\]:)?   # syslog
     | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
     | [\[(]?(?i:rank|default|worker|gpu)[\ _:=-]?(?P<rank>\d{1,4})(?:[\])]:?|:|\ +\|)   # [rank0]:
-    | (?P<task>\d{1,4}):(?=\s)                                                        # 0: of srun
-    | \[(?!step|iter|epoch)[\w.-]+:\d{4,7}\](?=\s)                                                       # [host:pid]
-    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?!\s*(?:val|train|loss))(?:<std(?:out|err)>)?:?  # mpirun
+    | (?P<task>\d{1,4}):(?=\s)(?!\s*val)                                                        # 0: of srun
+    | \[(?!step|iter|epoch)[\w.-]+:\d{4,7}\](?=\s)                                      # [host:pid]
+    | \[(?!step|iter|epoch)(?:\d+,|[\w.-]+:)?(?P<peer>\d{1,4})\](?!\s*(?:val|train|loss))
+      (?:<std(?:out|err)>)?:?  # mpirun
     | \(\w+\ pid=\d+(?:,\ ip=[\d.]+)?\)                                               # (Worker pid=1234)
     | \[?(?:stdout|stderr)\]?(?:\ [FP]\ |:|(?=\ )) | \[(?:__\w+__|\w+(?:\.\w+)+)\]    # a stream, a module
     | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level

@@ -75,8 +75,12 @@ def read_lines(path: Path) -> list[Line]:
     if pattern := common_prefix(line.text for line in lines):
         lines = [line._replace(text=pattern.sub("", line.text, count=1)) for line in lines]
     for joined in (with_tables, under_headings):
-        lines = [lines[i]._replace(text=said) for i, said in joined([line.text for line in lines])]
-    return without_source([line._replace(text=usual(worded(line.text))) for line in lines])
+        lines = [_saying(lines[i], said) for i, said in joined([line.text for line in lines])]
+    return without_source([_saying(line, usual(worded(line.text))) for line in lines])
+
+
+def _saying(line: Line, text: str) -> Line:
+    return line if text is line.text else line._replace(text=text)
 
 
 def _plain_numbers(text: str) -> str:

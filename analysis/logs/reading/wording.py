@@ -22,14 +22,18 @@ _SPELLINGS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], st
     ("vbpb", re.compile(r"(?<!\w)vbpb(?=[\s:=])", re.IGNORECASE), "val_bpb"),
     ("vl", re.compile(r"(?<!\w)vl(?=[\s:=]+\d)", re.IGNORECASE), "val_loss"),
     ("(", re.compile(
-        rf"(?<!\w)(?P<name>{_MEASURE}|bpb|bits_per_byte)\s*\((?P<part>{_VALIDATION}|train(?:ing)?)\)", re.IGNORECASE
+        rf"(?<!\w)(?P<name>{_MEASURE}|bpb|bits_per_byte)\s*\((?P<part>{_VALIDATION}|train(?:ing)?)\)",
+        re.IGNORECASE,
     ), _measured),
     ("raw", re.compile(rf"val_bpb\s*:?\s*raw[=: ]\s*({_N}),?\s*ema[=: ]\s*({_N})", re.IGNORECASE),
      r"val_bpb \1 ema_val_bpb \2"),
-    ("nats", re.compile(rf"(?<![a-z]){_VALIDATION}\s+({_N})\s+nats\W+({_N})\s+(?:bpb|bits/byte)", re.IGNORECASE),
+    ("nats", re.compile(
+        rf"(?<![a-z]){_VALIDATION}\s+({_N})\s+nats\W+({_N})\s+(?:bpb|bits/byte)", re.IGNORECASE
+    ),
      r"val_loss \1 val_bpb \2"),
     ("bits/token", re.compile(
-        rf"(?<![a-z]){_VALIDATION}[_ ]loss\s*[:=]?\s*{_N}\s*bits/token\s*\(({_N})\s*bits/byte\)", re.IGNORECASE
+        rf"(?<![a-z]){_VALIDATION}[_ ]loss\s*[:=]?\s*{_N}\s*bits/token\s*\(({_N})\s*bits/byte\)",
+        re.IGNORECASE,
     ), r"val_bpb \1"),
     ("/", re.compile(rf"(\]\s+train)\s+(?={_N}\s*$)"), r"\1_loss "),
     ("s ", re.compile(r"^\s*s\s+(?=\d+\s+val_)"), "step "),
