@@ -33,7 +33,8 @@ _NEUTRAL = {
 }  # fmt: skip
 """Words of a label that leave its stage what the others say; with any word not known here it is none."""
 _CHUNKED = re.compile(
-    r"prequential|chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|causal|online|per-doc|docs\b|ttp|tttg",
+    r"prequential|graded|(?:per|each|every)[- ]block"
+    r"|chunks?\s*=|chunk_tokens|chunk_size|ttt_chunk|sliding|lora|phased|legal|score|causal|online|per-doc|docs\b|ttp|tttg",
     re.IGNORECASE,
 )
 """Test-time training that scores a piece of the text before it trains on it."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from analysis.logs.events import Figure
-from analysis.logs.lines.values import BPB, LOSS, NUMBER, number
+from analysis.logs.lines.values import BPB, LOSS, NUMBER, measure
 from analysis.logs.reading.text import Line
 
 _FIGURE = re.compile(rf"(?<![\w.])val[_ ]?bpb(?:\s*[:=]\s*|\s+)({NUMBER})(?![\w.%])", re.IGNORECASE)
@@ -52,7 +52,7 @@ def figures(line: Line) -> Iterator[Figure]:
     if not label or len(label) > 100 or _PROGRESS.search(label):
         return
     loss = _LOSS.search(line.text)
-    yield Figure(line.number, label, number(match[1]), _digits(match[1]), number(loss[1]) if loss else None)
+    yield Figure(line.number, label, measure(match[1]), _digits(match[1]), measure(loss[1]) if loss else None)
 
 
 def _named(line: Line) -> Iterator[Figure]:
@@ -65,8 +65,8 @@ def _named(line: Line) -> Iterator[Figure]:
         label = _SETTING.sub("", _OTHER_VALUE.sub(" ", label)).strip(" :|-=>*,;\t")
         digits = match["value"] or match["amount"]
         if _STAGE.search(label) and len(label) <= 100 and not _NOT_A_STAGES.search(label):
-            yield Figure(line.number, label, number(digits), _digits(digits))
+            yield Figure(line.number, label, measure(digits), _digits(digits))
 
 
 def _digits(text: str) -> int:
-    return len(text.partition(".")[2])
+    return len(re.split(r"[.,]", text)[-1]) if re.search(r"[.,]", text) else 0

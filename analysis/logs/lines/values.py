@@ -139,15 +139,15 @@ def values(text: str, *, first: int = 0) -> Values:
         if before.endswith(("_", "/", "-")) and not _OF_VALIDATION.search(before):
             name, _ = _owner("", set(), key, before)  # `ema_val_loss`: of this value alone
             if name:
-                _take(found, key, _loss(digits), name.lower())
+                _take(found, key, measure(digits), name.lower())
             continue
         owner, given = _owner(owner, given, key, before)
         given.add(key)
         own = match["of"] or (after[1] if (after := _AFTER.match(text, end)) else None)
         if not (own or owner) and (name := _name(before)):
-            named.setdefault(key, []).append((name, _loss(digits)))
+            named.setdefault(key, []).append((name, measure(digits)))
         else:
-            _take(found, key, _loss(digits), (own or owner).lower())
+            _take(found, key, measure(digits), (own or owner).lower())
     if _IN_BITS.search(text) and "nat" not in text.lower():
         found.others = found.of.pop("val_loss", None) is not None or found.others
     for key, of in named.items():
@@ -155,7 +155,7 @@ def values(text: str, *, first: int = 0) -> Values:
             _take(found, key, of[0][1], "")
     if (pair := _PAIR.search(text, first)) is not None:
         for key, digits in zip(("train_loss", "val_loss"), filter(None, pair.groups()), strict=True):
-            _take(found, key, _loss(digits), "")
+            _take(found, key, measure(digits), "")
     return found
 
 
@@ -174,7 +174,7 @@ def _name(before: str) -> str:
     return match[1].lower() if match is not None and match[1].lower() not in _NEUTRAL else ""
 
 
-def _loss(digits: str) -> float:
+def measure(digits: str) -> float:
     """A loss is below 1,000: its comma is that of decimals."""
     digits = digits.rstrip(",")
     return number(digits.replace(",", ".") if digits.count(",") == 1 and "." not in digits else digits)
@@ -232,7 +232,7 @@ def add_bare(found: Values, text: str, first: int) -> None:
         name = "val_bpb" if re.match(BPB, match[1], re.IGNORECASE) else "val_loss"
         if name == "val_loss" and (known - {"val_bpb"} if match[1].lower().startswith("nll") else known):
             continue  # of training, beside the validation's own
-        if isfinite(value := _loss(match[2])):
+        if isfinite(value := measure(match[2])):
             found.of.setdefault(name, value)
         else:
             found.broken = found.validated = True
@@ -253,4 +253,4 @@ def add_direct(found: Values, text: str) -> None:
 def plain_loss(text: str, first: int) -> float | None:
     """The first plain `loss` from position `first` on: of training, or what else the line is about."""
     match = _BARE.search(text, first)
-    return None if match is None or match[1].lower() != "loss" else _loss(match[2])
+    return None if match is None or match[1].lower() != "loss" else measure(match[2])

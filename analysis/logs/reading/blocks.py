@@ -19,6 +19,8 @@ _OF_A_STEP = re.compile(
     re.IGNORECASE,
 )
 _TABLE = re.compile(r"\s*(?:[|│┃║┌├└┏┡┗╔╠╚╒╞╘╭╰]|\+[-=]{2,})")
+_TOP = re.compile(r"\s*[┌┏╔╒╭]")
+_MARKDOWN_RULE = re.compile(r"\s*\|[\s:|-]*-{3,}[\s:|-]*")
 _RULED = re.compile(r"\s*-{3,}(?:\s+-{3,})+\s*")
 _BITS = re.compile(r"bpb|bits", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+\.\d+")
@@ -48,12 +50,24 @@ def under_headings(texts: list[str]) -> Iterator[tuple[int, str]]:
 def with_tables(texts: list[str]) -> Iterator[tuple[int, str]]:
     """(index, line): tables of steps, or of stages and their bits per byte, as lines that say the same."""
     at = 0
-    for in_table, group in groupby(_tabular(texts)):
+    for in_table, group in groupby(_numbered(texts)):
         count = len(list(group))
         block = texts[at : at + count]
         rows = _read(block) if in_table else None
         yield from ((at, row) for row in rows) if rows else ((at + i, text) for i, text in enumerate(block))
         at += count
+
+
+def _numbered(texts: list[str]) -> Iterator[int]:
+    """For each line the number of the table that it is of, 0 outside of any; blank lines are not there."""
+    number, tabular = 0, _tabular(texts)
+    for i, (text, of_table) in enumerate(zip(texts, tabular, strict=True)):
+        below = texts[i + 1] if i + 1 < len(texts) else ""
+        above = texts[i - 1] if i else ""
+        frames = text.lstrip()[:2] == "+-" == above.lstrip()[:2]
+        if not (i and tabular[i - 1]) or _TOP.match(text) or _MARKDOWN_RULE.fullmatch(below) or frames:
+            number += 1
+        yield number if of_table else 0
 
 
 def _tabular(texts: list[str]) -> list[bool]:
