@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
 from gepa_core.data import inspect, prepare
 from gepa_core.errors import DataError, UserError, about_name
+from gepa_core.invocation import launch
 
 
 class Progress:
@@ -93,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "a file is a document, a long one is cut at line ends every 32,768 characters)",
     )
     p.add_argument(
+        "--in-order",
+        action="store_true",
+        help="keep the documents in the order of the files (default: shuffle them, by a hash)",
+    )
+    p.add_argument(
         "--shard-tokens", type=int, default=prepare.SHARD_TOKENS, metavar="N", help="default %(default)s"
     )
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
@@ -145,6 +152,7 @@ def _prepare(args: argparse.Namespace) -> int:
             val_fraction=prepare.VAL_FRACTION if args.val_fraction is None else args.val_fraction,
             text_key=args.text_key,
             split_on=None if args.split_on is None else _unescaped(args.split_on),
+            in_order=args.in_order,
             tokenizer=args.tokenizer,
             vocab_size=args.vocab_size,
             shard_tokens=args.shard_tokens,
@@ -155,6 +163,11 @@ def _prepare(args: argparse.Namespace) -> int:
     say.close()
     sys.stdout.write(inspect.as_text(inspect.inspect(str(args.out))))
     sys.stdout.write(f"ready in {time.monotonic() - started:.0f} s\n")
+    name = args.out.absolute().name
+    sys.stdout.write(
+        f"what a sweep on it would be: {launch()} sweeps/quickstart.yaml "
+        f"data.dir={shlex.quote(str(args.out))} data.val_tokens=null name={shlex.quote(name)} --plan\n"
+    )
     return 0
 
 

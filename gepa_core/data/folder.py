@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -148,8 +149,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         what = (
             "is not a prepared data folder (no manifest.json)" if path.parent.is_dir() else "does not exist"
         )
+        there = [p.parent.name for p in path.parent.parent.glob(f"*/{MANIFEST}")]
+        close = get_close_matches(path.parent.name, there, n=1)
+        near = f"; did you mean {path.parent.with_name(close[0])}?" if close else ""
         raise DataError(
-            f"{folder}: {what}; make it with "
+            f"{folder}: {what}{near}; make it with "
             f"`{module('gepa_core.data')} prepare TEXT... --out {folder}` from any .txt, .jsonl or .parquet"
         )
     try:

@@ -28,6 +28,7 @@ from gepa_core.data.folder import (
     write_json,
 )
 from gepa_core.data.shards import file_sha256
+from gepa_core.data.shuffle import Shuffled
 from gepa_core.data.texts import find_texts, survey
 from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import DataError
@@ -155,8 +156,7 @@ def written_aside(out: Path) -> Iterator[Path]:
     out = out.absolute()
     if out.exists():
         raise DataError(f"{out}: exists already; remove it or choose another --out")
-    host = socket.gethostname()
-    aside = out.with_name(f".{out.name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+    host, aside = socket.gethostname(), _aside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for leftover in out.parent.glob(f".{glob.escape(out.name)}.{host}.*.partial"):
@@ -173,6 +173,11 @@ def written_aside(out: Path) -> Iterator[Path]:
         raise DataError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(out: Path) -> Path:
+    """A name beside `out` for what is not whole yet, which tells whose it is."""
+    return out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def _alive(pid: int) -> bool:
@@ -226,6 +231,7 @@ def prepare_files(
     val_fraction: float = VAL_FRACTION,
     text_key: str = "text",
     split_on: str | None = None,
+    in_order: bool = False,
     tokenizer: Path | None = None,
     vocab_size: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
@@ -234,7 +240,8 @@ def prepare_files(
     warn: Say = silent,
 ) -> Dataset:
     """Text files, or folders of them, as a prepared folder. Without val_inputs, a document is validation if
-    the hash of its text is below val_fraction: equal documents never lie on both sides.
+    the hash of its text is below val_fraction: equal documents never lie on both sides. Documents of either
+    part are shuffled, the same way every time, unless `in_order`.
 
     Everything is read once before anything is made: `warn` hears what the splits will be. Raises DataError.
     """
@@ -251,8 +258,10 @@ def prepare_files(
         )
     texts = find_texts(inputs, text_key, split_on, warn)
     held_out = find_texts(val_inputs, text_key, split_on, warn) if val_inputs else None
+    train: Documents
+    val: Documents
     say("reading the text")
-    survey(texts, held_out, val_fraction, warn)
+    train_size, val_size = survey(texts, held_out, val_fraction, warn)
     source: dict[str, Any] = {"inputs": [path.name for path in inputs], "text_key": text_key}
     if split_on is not None:
         source["split_on"] = split_on
@@ -263,15 +272,33 @@ def prepare_files(
         train = lambda: (text for text in texts.documents() if unit_hash(text) >= val_fraction)  # noqa: E731
         val = lambda: (text for text in texts.documents() if unit_hash(text) < val_fraction)  # noqa: E731
         source["val_fraction"] = val_fraction
-    return prepare(
-        Path(out),
-        train,
-        val,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        source=source,
-        shard_tokens=shard_tokens,
-        workers=workers,
-        say=say,
-        warn=warn,
-    )
+    source["order"] = "of the files" if in_order else "shuffled"
+    with contextlib.ExitStack() as stack:
+        if not in_order:
+            train = _shuffled(train, train_size.bytes, Path(out), stack)
+            val = _shuffled(val, val_size.bytes, Path(out), stack)
+        return prepare(
+            Path(out),
+            train,
+            val,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            source=source,
+            shard_tokens=shard_tokens,
+            workers=workers,
+            say=say,
+            warn=warn,
+        )
+
+
+def _shuffled(documents: Documents, total_bytes: int, out: Path, stack: contextlib.ExitStack) -> Documents:
+    """The documents shuffled, with a folder for large ones that is deleted with the stack."""
+    folder = _aside(out.absolute())
+    shuffled = Shuffled(documents, total_bytes, folder)
+    if shuffled.buckets > 1:
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return shuffled

@@ -261,7 +261,7 @@ def print_plan(sweep: Sweep, args: argparse.Namespace) -> int:
     leases, basis, cannot = capacity(sweep, args)
     figures = summary(plan, leases=leases, leases_basis=basis)
     notes = [*sweep.notices, *unused_gpus(sweep, args), *emulated(sweep, args)]
-    notes += [*sweep.unchecked, *sharing, *epochs(plan), *cannot, *trained_again(plan, args.output)]
+    notes += [*sweep.unchecked, *sharing, *data_use(plan), *cannot, *trained_again(plan, args.output)]
     if args.fresh and (store := existing_store(args.output)):
         from sweeps.drive.fresh import refusal as refused
 
@@ -318,8 +318,9 @@ def only(sweep: Sweep, glob: str) -> Sweep:
     return replace(sweep, runs=runs)
 
 
-def epochs(plan: Plan) -> list[str]:
-    """How often the longest run reads its data, where that is more than once."""
+def data_use(plan: Plan) -> list[str]:
+    """How often the longest run reads its data, if more than once, and how much of validation is scored, if
+    less than all."""
     tokens = {data.config.train: data.train_tokens for data in plan.sweep.data.values()}
     passes = max(
         (
@@ -329,4 +330,13 @@ def epochs(plan: Plan) -> list[str]:
         ),
         default=(0.0, ""),
     )
-    return [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
+    said = [f"{passes[1]} reads its data {passes[0]:.2f} times"] if passes[0] > 1 else []
+    for data in plan.sweep.data.values():
+        scored = {run.data.val_tokens for run in plan.sweep.recipe_runs if run.data.val == data.config.val}
+        least = min((n for n in scored if n is not None), default=data.val_tokens)
+        if least < data.val_tokens:
+            said.append(
+                f"{least:,} of its {data.val_tokens:,} validation tokens are scored "
+                "(data.val_tokens; null scores all)"
+            )
+    return list(dict.fromkeys(said))

@@ -8,7 +8,7 @@ from gepa_core.bounded import MAX_TEXT_BYTES, read_bytes
 from gepa_core.errors import ConfigError
 from gepa_core.yamlfile import Problem, parse
 from sweeps.spec.keys import near_miss, run_vocabulary
-from sweeps.spec.overrides import override
+from sweeps.spec.overrides import leave_out_corpus, override
 from sweeps.spec.read import Reader
 from sweeps.spec.script import ScriptReader, script_vocabulary
 from sweeps.spec.sweep import TOP_KEYS, SpecError, Sweep
@@ -43,6 +43,8 @@ def read_sweep(text: str, overrides: Sequence[str] = (), file: str = "sweep.yaml
     is_script = "script" in document.value
     for argument in overrides:
         override(document, argument, script_vocabulary(document.value) if is_script else run_vocabulary())
+    if not is_script:
+        leave_out_corpus(document, overrides)
     sweep = (ScriptReader if is_script else Reader)(document, file).sweep()
     if document.problems or sweep is None:
         unreadable = {(problem.place, problem.key) for problem in syntax}

@@ -1,5 +1,6 @@
 """Command-line overrides, `key.path=value`, entered into a sweep file before it is typed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from gepa_core.yamlfile import Document, KeyPath, Problem, parse, scalar, too_long
@@ -44,6 +45,15 @@ def override(document: Document, text: str, keys: Vocabulary) -> None:
         del document.places[known]
     document.places[path] = place
     document.places |= {(*path, *rest): where for rest, where in inner.items()}
+
+
+def leave_out_corpus(document: Document, overrides: Sequence[str]) -> None:
+    """A folder named on the command line is meant as it is: what the file would prepare in its own is not."""
+    given = {text.partition("=")[0] for text in overrides}
+    settings = document.value.get("set")
+    named = {"data.dir", "set.data.dir"} & given and not {"data.corpus", "set.data.corpus"} & given
+    if named and isinstance(settings, dict) and settings.get("data.corpus"):
+        settings["data.corpus"] = None
 
 
 def _target(document: Document, name: str, value: Any, keys: Vocabulary) -> KeyPath:

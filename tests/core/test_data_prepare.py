@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gepa_core.data import corpus
+from gepa_core.data import corpus, shuffle
 from gepa_core.data.__main__ import main
 from gepa_core.data.folder import open_folder
 from gepa_core.data.prepare import prepare, prepare_files
@@ -62,11 +63,27 @@ def decoded(folder: Path, split: str) -> list[str]:
     return [sp.decode(document[1:].tolist()) for document in documents]
 
 
+def test_documents_are_shuffled_alike_however_large_the_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parted on disk or sorted at once; and in the order of the files where that is asked for."""
+    source = folder.parent / "a.jsonl"
+    options: dict[str, Any] = {"vocab_size": 400, "val_fraction": 0.1, "shard_tokens": 7000, "workers": 1}
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 10_000)
+    prepare_files(tmp_path / "parted", [source], **options)
+    for split in ("train", "val"):
+        assert decoded(tmp_path / "parted", split) == decoded(folder, split)
+    prepare_files(tmp_path / "in-order", [source], in_order=True, **options)
+    train = set(decoded(folder, "train"))
+    assert decoded(tmp_path / "in-order", "train") == [text for text in texts(400) if text in train]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in-order", "parted"]
+
+
 def test_folder_gives_the_documents_back(folder: Path) -> None:
     train, val = decoded(folder, "train"), decoded(folder, "val")
     assert sorted(train + val) == sorted(texts(400))
     assert 20 <= len(val) <= 70
-    assert train == [text for text in texts(400) if text in set(train)]  # input order is kept
+    assert train != [text for text in texts(400) if text in set(train)]  # one file after another
 
 
 def test_manifest_counts_are_those_of_the_text(folder: Path) -> None:
@@ -139,8 +156,8 @@ def test_given_tokenizer_and_validation_file(tmp_path: Path, folder: Path) -> No
     held_out = write_jsonl(tmp_path / "v.jsonl", texts(5, seed=1))
     tokenizer = folder / "tokenizer.model"
     prepare_files(tmp_path / "out", [source, source], val_inputs=[held_out], tokenizer=tokenizer, workers=1)
-    assert decoded(tmp_path / "out", "train") == texts(30) * 2
-    assert decoded(tmp_path / "out", "val") == texts(5, seed=1)
+    assert sorted(decoded(tmp_path / "out", "train")) == sorted(texts(30) * 2)
+    assert sorted(decoded(tmp_path / "out", "val")) == sorted(texts(5, seed=1))
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
 
 
