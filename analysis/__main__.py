@@ -168,7 +168,9 @@ def make_report(
         if is_url(source) and out is None:
             upload(folder, below(source, "report"))
             path = below(source, "report/report.html").partition("?")[0]
-    return path, answer.headline, table.notes
+    cautions = len(made.findings)
+    said = f" ({cautions} caution{'s' * (cautions != 1)} in the report)" if cautions else ""
+    return path, f"{answer.headline}{said}", table.notes
 
 
 def report_on(folder: str) -> tuple[str, str]:
@@ -195,7 +197,7 @@ def _command(options: argparse.Namespace) -> str:
 
 def _predict(options: argparse.Namespace) -> None:
     from analysis.forecast.predict import predict
-    from analysis.report.study import final_metric
+    from analysis.report.study import cautioned, final_metric
     from analysis.runs.load import load
     from analysis.runs.table import default_metric
 
@@ -209,6 +211,7 @@ def _predict(options: argparse.Namespace) -> None:
         schedule=options.schedule,
         where=dict(_axis(text, table) for text in options.where),
     )
+    result = cautioned(result, table)
     if options.json:
         print(strictjson.dumps(result.to_json()))
         return

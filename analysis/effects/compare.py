@@ -134,7 +134,8 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
     )
     paired = {id(run) for pair in pairs for run in pair}
     alone = [run.run_id for table in (before, after) for run in table.runs if id(run) not in paired]
-    return Comparison(frame, summary, tuple(alone), _clock_notes(pairs))
+    notes = (*_text_notes(before, after, pairs), *_clock_notes(pairs))
+    return Comparison(frame, summary, tuple(alone), notes)
 
 
 def _planned_pairs(before: Table, after: Table, shared: set[str]) -> list[tuple[Run, Run]]:
@@ -218,6 +219,21 @@ def _same_clock(a: Run, b: Run, shared: set[str]) -> bool:
     if UNKNOWN in (a.schedule, b.schedule):
         return True
     return abs(a.warmdown_ratio - b.warmdown_ratio) <= _RATIO_APART
+
+
+def _text_notes(before: Table, after: Table, pairs: list[tuple[Run, Run]]) -> list[str]:
+    other = 0
+    for a, b in pairs:
+        ours, theirs = (
+            read_blocks(t.folder, r.run_id) if t.folder else {} for t, r in ((before, a), (after, b))
+        )
+        other += any(not same_text(ours, theirs, stage) for stage in ours.keys() & theirs.keys())
+    if not other:
+        return []
+    return [
+        f"{other} of {len(pairs)} pairs were scored on different validation texts: their differences are of "
+        "the texts as well as of the models, and of one training they have no interval"
+    ]
 
 
 def _clock_notes(pairs: list[tuple[Run, Run]]) -> tuple[str, ...]:

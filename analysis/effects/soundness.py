@@ -131,7 +131,10 @@ def unstable_trunk(table: Table, metric: str, level: float = 0.9) -> str:
     if not found:
         return ""
     text = max(found)[1]
-    return f"The trunk is unstable: {text}. A lower learning rate or a longer warm-up comes first."
+    return (
+        f"The trunk is unstable: {text}. A lower learning rate, a longer warm-up or a shuffled text comes "
+        "first."
+    )
 
 
 def _longest_of_each_trunk(table: Table, metric: str) -> list[Run]:

@@ -210,7 +210,7 @@ def _ttt_sentence(trend: Trend) -> str:
         text = f"{trend.what}: runs of higher BPB gain {word} from it"
     else:
         text = f"{trend.what}: no clear dependence"
-    text += f" (slope {s} over {trend.points} points, in BPB a BPB)"
+    text += f" (slope {s} over {trend.points} points, BPB gained for each BPB higher)"
     if "+" in trend.what:
         text += "; as it mixes effects, this says nothing of test-time training alone"
     return text + "."

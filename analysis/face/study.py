@@ -12,7 +12,7 @@ from analysis.forecast.predict import Prediction, predict
 from analysis.reach.remote import Copied, copy_of, is_url
 from analysis.report.answer import Answer, answer
 from analysis.report.report import fits, write_report
-from analysis.report.study import Study, final_metric, study
+from analysis.report.study import Study, cautioned, final_metric, study
 from analysis.report.tables import all_tables
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
@@ -145,7 +145,7 @@ class LoadedStudy:
         Raises:
             AnalysisError: the plan is impossible, or the runs carry no law; see `analysis.forecast.predict`.
         """
-        return predict(
+        found = predict(
             self.table,
             steps=steps,
             warmdown=warmdown,
@@ -154,6 +154,7 @@ class LoadedStudy:
             schedule=schedule,
             where=where,
         )
+        return cautioned(found, self.table)
 
     @cached_property
     def fits(self) -> dict[str, object]:

@@ -113,7 +113,7 @@ def one_group(table: Table, where: dict[str, object]) -> Table:
         raise AnalysisError(
             f"{table.source}: the runs differ in more than steps and schedule ({told}), and one law "
             f"would mix them; "
-            "keep the rows of one value of each"
+            "keep the rows of one value of each (--where AXIS=VALUE)"
         )
     return kept
 

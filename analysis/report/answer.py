@@ -18,6 +18,7 @@ from analysis.forecast.cost import Cost, cost_of
 from analysis.forecast.predict import Prediction
 from analysis.forecast.surface import BestRatio, Forecast
 from analysis.report.study import Study
+from analysis.runs.settings import setting, varying_axes
 from analysis.runs.sweepfile import SweepFile
 from analysis.runs.table import Run
 from analysis.runs.units import axis, counted, unit
@@ -54,8 +55,8 @@ def headline(study: Study) -> str:
     lengths, tried = {run.steps for run in study.table.runs}, ratios_run(study)
     if len(lengths) == 1 and len(tried) == 1:
         return (
-            f"Undetermined, how long and how much warmdown: all runs have {best.steps:,} steps and warm down "
-            f"for {tried[0]:.2f} of them."
+            "How long to train, and how much of it as warmdown, is undetermined: "
+            f"all runs have {best.steps:,} steps and warm down for {tried[0]:.2f} of them."
         )
     gain = gain_of_doubling(study)
     if study.longer_worse is not None:
@@ -90,7 +91,7 @@ def _share(study: Study) -> str:
     if len(tried) == 1:
         return f"all runs warm down for {tried[0]:.2f} of their steps, so how much is best is undetermined"
     span = f"{tried[0]:.2f} to {tried[-1]:.2f}"
-    undetermined = f"how much warmdown is undetermined: {span} of the steps cannot be told apart"
+    undetermined = f"how much warmdown is undetermined: {_apart(study, span)}"
     best = _best_at_longest(study)
     if best is None or not _narrows(best, tried) or _misfits(study):
         if (measured := measured_ratios(study)) is None:
@@ -151,6 +152,28 @@ class MeasuredRatios(NamedTuple):
     noise: float  # one run's SD, in the metric's unit
 
 
+def _apart(study: Study, span: str) -> str:
+    """Why no ratio is named as the best; of an unstable trunk, whose noise nobody knows, which one was."""
+    if not study.unstable or study.best is None or len(means := _means_by_ratio(study, study.best[0])) < 2:
+        return f"{span} of the steps cannot be told apart"
+    lowest = min(means, key=lambda ratio: means[ratio])
+    return (
+        f"of {span} at {study.best[0].steps:,} steps {lowest:.2f} was best, but the trunk is too unstable to "
+        "tell whether by more than noise"
+    )
+
+
+def _means_by_ratio(study: Study, best: Run) -> dict[float, float]:
+    """Mean final value by warmdown ratio, of the runs that are as long as the best one."""
+    finals: dict[float, list[float]] = {}
+    for run in study.table.runs:
+        known = run.final(study.final_metric)
+        like = (run.steps, run.group, run.schedule) == (best.steps, best.group, best.schedule)
+        if like and not run.is_constant and known is not None:
+            finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
+    return {ratio: float(np.mean(values)) for ratio, values in sorted(finals.items())}
+
+
 def measured_ratios(study: Study) -> MeasuredRatios | None:
     """The ratios that are as good as the best one at the best run's length, by the runs alone.
 
@@ -160,13 +183,7 @@ def measured_ratios(study: Study) -> MeasuredRatios | None:
     if study.best is None or study.unstable:
         return None
     best, value = study.best
-    finals: dict[float, list[float]] = {}
-    for run in study.table.runs:
-        known = run.final(study.final_metric)
-        like = (run.steps, run.group, run.schedule) == (best.steps, best.group, best.schedule)
-        if like and not run.is_constant and known is not None:
-            finals.setdefault(round(run.warmdown_ratio, 2), []).append(known)
-    means = {ratio: float(np.mean(values)) for ratio, values in sorted(finals.items())}
+    means = _means_by_ratio(study, best)
     if len(means) < 2:
         return None
     noise = noise_of(study.table, study.final_metric, value)[0]
@@ -206,10 +223,7 @@ def warmdown_share(study: Study) -> str:
         return "" if not tried else f"Undetermined: every run warms down for {tried[0]:.2f} of its steps."
     if best is None or not _narrows(best, tried) or _misfits(study):
         if (measured := measured_ratios(study)) is None:
-            return (
-                f"Undetermined: {tried[0]:.2f} to {tried[-1]:.2f} of the steps, all that was run, cannot be "
-                "told apart."
-            )
+            return f"Undetermined: {_apart(study, f'{tried[0]:.2f} to {tried[-1]:.2f}')}."
         only = measured.low == measured.high
         alike = "no other ratio" if only else f"{measured.low:.2f} to {measured.high:.2f}"
         return (
@@ -255,8 +269,15 @@ def gain_of_doubling(study: Study) -> Estimate | None:
     ahead = doubled(study)
     if ahead is None or study.best is None or ahead.low is None or ahead.high is None:
         return None
-    value = study.best[1]
+    value = _best_of_like(study)
     return Estimate(value - ahead.value, value - ahead.high, value - ahead.low)
+
+
+def _best_of_like(study: Study) -> float:
+    """The best final value of the runs that the forecast is made from: another axis's are of another law."""
+    assert study.forecast is not None and study.best is not None
+    finals = (run.final(study.final_metric) for run in study.forecast.ensemble.table.runs)
+    return min((value for value in finals if value is not None), default=study.best[1])
 
 
 def doubling(study: Study) -> str:
@@ -268,8 +289,13 @@ def doubling(study: Study) -> str:
         return f"Undetermined: {ahead.reason}."
     word = "better than" if gain.above(0) else "worse than" if gain.below(0) else "not clearly better than"
     amount = gain if gain.value >= 0 else Estimate(-gain.value, -gain.high, -gain.low)  # type: ignore[operator]
+    assert study.forecast is not None
+    run = "the best run"
+    if study.forecast.left_out:
+        of = setting(study.forecast.ensemble.table.runs[0], varying_axes(study.table))
+        run += f" with {of}"
     return (
-        f"{ahead.steps:,} steps with {ahead.warmdown:,} of warmdown: {interval(ahead)}, {word} the best run "
+        f"{ahead.steps:,} steps with {ahead.warmdown:,} of warmdown: {interval(ahead)}, {word} {run} "
         f"(by {amount.text('.4f')}).{_own_misses(study)}"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import Warmdown
 from analysis.effects.warmdown import analyse as analyse_warmdowns
 from analysis.forecast.advise import Advice, advise
+from analysis.forecast.predict import Prediction
 from analysis.forecast.surface import Forecast, forecast
 from analysis.laws.plans import last_known
 from analysis.report.residuals import fitted_metric, residuals, rms
@@ -86,6 +87,13 @@ def study(table: Table) -> Study:
         findings=tuple(text for text in findings if text),
         residuals=left_over,
     )
+
+
+def cautioned(result: Prediction, table: Table) -> Prediction:
+    """A prediction with what the report finds to warn of in the runs that it is made from."""
+    worse, default = longer_worse(table, result.metric), default_metric(table)
+    found = (worse.sentence(result.metric) if worse else "", unstable_trunk(table, default))
+    return replace(result, warnings=(*result.warnings, *(text for text in found if text)))
 
 
 def relative_noise(table: Table, metric: str) -> float | None:

@@ -30,9 +30,11 @@ def describe(result: "SweepResult") -> str:
 
 def deleted(dropped: Mapping[str, int]) -> str:
     """What `keep: artifacts` took away, and what having it again would cost."""
+    plural = "s" * (dropped["states"] != 1)
     return (
-        f"deleted the final states of {dropped['states']} runs ({human_bytes(dropped['bytes'])}); another "
-        f"quantizer or further stages would train {dropped['steps']:,} steps again: `keep: final` keeps them"
+        f"deleted the final states of {dropped['states']} run{plural} ({human_bytes(dropped['bytes'])}); "
+        f"another quantizer or further stages would train {dropped['steps']:,} steps again: "
+        "`keep: final` keeps them"
     )
 
 

@@ -100,12 +100,20 @@ def ls_command(args: argparse.Namespace) -> int:
         metric = best[1] if best else FINALS[0]
         print(f"{name}: {len(rows)} runs, by {metric}")
         width = max((len(row["run_id"]) for row in rows), default=0)
+        axes = _varying(rows)
         ordered = sorted(rows, key=lambda row: (row.get(metric) is None, row.get(metric) or 0.0))
         for row in ordered:
             value = f"{row[metric]:.4f}" if row.get(metric) is not None else ""
             size = f"{row['artifact_bytes']:,} bytes" if row.get("artifact_bytes") is not None else ""
-            print(f"  {row['run_id']:{width}}  {row['status']:8}  {value:8}  {size}".rstrip())
+            setting = ", ".join(f"{axis} {row[axis]}" for axis in axes)
+            print(f"  {row['run_id']:{width}}  {row['status']:8}  {value:8}  {size:18}{setting}".rstrip())
     return 0
+
+
+def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of a sweep's own axes in which its runs differ."""
+    columns = [name for name in (rows[0] if rows else {}) if "." in name and not name.startswith("output.")]
+    return [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
 
 
 def best_command(args: argparse.Namespace) -> int:

@@ -56,7 +56,10 @@ def sweep_status(store: Store, name: str) -> dict[str, Any]:
     lease = read_lease(store.files, folder.lease_path)
     alive = lease is not None and not is_stale(lease)
     working = [found for id_ in nodes if id_ not in done and (found := _working(store, id_, nodes[id_]))]
-    counts = {status: sum(row["status"] == status for row in rows) for status in STATUSES}
+    counts = dict.fromkeys(STATUSES, 0)
+    for row in rows:  # the table is written now and then: what it calls pending may be done
+        finished = row["status"] == "pending" and _is_done(plan["runs"].get(row["run_id"], {}), done)
+        counts["done" if finished else row["status"]] += 1
     lengths = {id_: node["stop"] - node["start"] for id_, node in plan["segments"].items()}
     return {
         "sweep": name,
@@ -72,6 +75,12 @@ def sweep_status(store: Store, name: str) -> dict[str, Any]:
         "left_device_seconds": _left_seconds(nodes, done),
         "failures": {row["run_id"]: row["error"] for row in rows if row["status"] in ("failed", "diverged")},
     }
+
+
+def _is_done(run: Mapping[str, Any], done: Mapping[str, Outcome]) -> bool:
+    """Whether all of a run of a plan is committed."""
+    nodes = [*run.get("segments", ()), *run.get("stages", ())]
+    return bool(nodes) and all(id_ in done for id_ in nodes)
 
 
 def _working(store: Store, id_: str, node: Mapping[str, Any]) -> Working | None:

@@ -16,11 +16,12 @@ from analysis.effects.sparse import evaluate_every
 from analysis.effects.verdict import headline, warmdown_verdict
 from analysis.effects.warmdown import analyse
 from analysis.forecast.advise import Candidate
+from analysis.forecast.predict import predict
 from analysis.report import report
 from analysis.report.answer import answer, doubled, gain_of_doubling, measured_ratios
 from analysis.report.next_steps import launch, next_steps
 from analysis.report.plots import draw_all
-from analysis.report.study import Study, study
+from analysis.report.study import Study, cautioned, study
 from analysis.runs.errors import AnalysisError
 from analysis.runs.load import load
 from analysis.runs.sweepfile import SweepFile
@@ -93,6 +94,21 @@ def test_the_headline_says_how_long_and_how_much_warmdown(grid: Study) -> None:
     assert facts["Its cost"] == "Unknown: no run says how long it took."
 
 
+def test_a_prediction_repeats_the_reports_cautions() -> None:
+    table = finals({(40, 0.4): 2.40, (80, 0.4): 2.30, (120, 0.4): 2.45})
+    found = predict(table, steps=240, warmdown=96, metric="val_bpb")
+    (warning,) = (text for text in cautioned(found, table).warnings if text not in found.warnings)
+    assert warning.startswith("Longer was worse: the best run of 120 steps ends at 2.4500")
+
+
+def test_an_unstable_trunk_says_which_ratio_was_best() -> None:
+    told = study(finals({(1000, r): v for r, v in ((0.2, 2.3), (0.4, 2.2), (0.6, 2.1))}))
+    told = replace(told, unstable="The trunk is unstable.", forecast=None)
+    assert "of 0.20 to 0.60 at 1,000 steps 0.60 was best, but the trunk is too unstable to tell" in (
+        answer(told, SweepFile()).headline
+    )
+
+
 def test_ratios_within_the_noise_of_the_best_are_its_interval() -> None:
     """Relative noise .001 of 2: ratios are apart where they differ by .0047 or more."""
     wide = study(finals({(1000, r): 2.0 + 0.1 * (r - 0.4) ** 2 for r in (0.2, 0.4, 0.6, 0.9)}))
@@ -122,7 +138,9 @@ def test_longer_runs_that_were_worse_are_said_to_be_worse() -> None:
 
 def test_one_length_and_one_warmdown_are_undetermined() -> None:
     told = answer(study(finals({(1000, 0.4): 2.0})), SweepFile())
-    assert told.headline.startswith("Undetermined, how long and how much warmdown: all runs have 1,000 steps")
+    assert told.headline.startswith(
+        "How long to train, and how much of it as warmdown, is undetermined: all runs have 1,000 steps"
+    )
 
 
 KINDS: tuple[Origin, ...] = ("recipe", "script")
@@ -253,7 +271,7 @@ WEIRD = "<script>alert(1)</script> $\\frac{a$ 日本"
 @pytest.mark.parametrize(
     "name, columns, says",
     [
-        ("one", {"run_id": ["a"], "steps": [1000], "ttt_bpb": [1.2]}, "Undetermined, how long"),
+        ("one", {"run_id": ["a"], "steps": [1000], "ttt_bpb": [1.2]}, "How long to train, and how much"),
         ("html", {"run_id": [WEIRD, "b"], "steps": [1000, 2000], "float_bpb": [2.1, 2], "ttt_bpb": [2, 1.9]},
          "best of 2: 1.9000 val BPB after TTT"),
         ("partly", {"run_id": list("abc"), "steps": [1, 2, 3], "val_bpb": [3.0, 2.9, 2.8],

@@ -35,7 +35,10 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     page = (one / "report" / "report.html").read_text()
     assert f"python -m analysis {one}" in page
     assert "With one run, the steps cannot be told from the learning rate" in page
-    assert "Undetermined, how long and how much warmdown: all runs have 2,000 steps" in page
+    assert (
+        "How long to train, and how much of it as warmdown, is undetermined: all runs have 2,000 steps"
+        in page
+    )
 
 
 def test_predict_json_has_what_the_contract_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

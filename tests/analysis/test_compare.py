@@ -69,3 +69,15 @@ def test_a_trunk_that_one_side_shares_links_its_pairs() -> None:
     before, alone = branched(rng, 1), branched(rng, 1)
     anew = Table(tuple(Run(**{**vars(run), "trunk": run.run_id}) for run in alone.runs))
     assert compare(before, anew).summary[0].trainings == 1
+
+
+def test_other_validation_texts_are_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_sweep(tmp_path / name, steps=(2000,), ratios=(0.2, 0.4))
+    assert compare(load(tmp_path / "a"), load(tmp_path / "b")).notes == ()
+    for path in (tmp_path / "b" / "blocks").rglob("*.parquet"):
+        blocks = read_parquet(path)
+        blocks["bytes"] += 1
+        blocks.to_parquet(path)
+    (note,) = compare(load(tmp_path / "a"), load(tmp_path / "b")).notes
+    assert note.startswith("2 of 2 pairs were scored on different validation texts")

@@ -8,6 +8,7 @@ from gepa_core.config import ExecConfig, RunConfig
 from gepa_core.errors import ConfigError
 from gepa_core.yamlfile import parse
 from sweeps.spec.load import load_sweep, read_sweep
+from sweeps.spec.source import DataSource
 from sweeps.spec.sweep import TOP_KEYS, Resources, SpecError, Sweep
 from tests.tiny_sweep import opened
 
@@ -276,3 +277,16 @@ def test_the_documented_sweep_file_is_one() -> None:
 @pytest.mark.parametrize(("resources", "device"), [("", "cpu"), ("{gpus_per_run: 4}", "cuda")])
 def test_resources_decide_the_device(resources: str, device: str) -> None:
     assert read_sweep(f"{GRID}resources: {resources}\n").exec.device == device
+
+
+def test_a_data_folder_named_on_the_command_line_is_meant_as_it_is() -> None:
+    """The corpus that the file would prepare in its own folder is not prepared in a misspelt one."""
+    text = (
+        "{name: a, grid: {steps: [10]}, set: {warmdown_steps: 5, data.dir: data/a, data.corpus: docstrings}}"
+    )
+    for overrides, source in (
+        ((), DataSource("data/a", "docstrings")),
+        (("data.dir=data/mine",), DataSource("data/mine")),
+        (("data.dir=data/mine", "data.corpus=docstrings"), DataSource("data/mine", "docstrings")),
+    ):
+        assert read_sweep(text, overrides).sources == (source,)
