@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 COMMANDS = {
     "run": "plan, run, resume and report a sweep: what SWEEP.yaml alone does",
@@ -70,12 +71,22 @@ def mistaken(word: str) -> str | None:
     return f"{word}: neither a command nor a sweep file{hint}"
 
 
+class Parser(argparse.ArgumentParser):
+    """One that names the option that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        known = [text for action in self._actions for text in action.option_strings]
+        near = get_close_matches(words.split()[0].partition("=")[0], known, n=1) if unknown and words else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+
+
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written."""
 
 
 def sweep_parser(prog: str, description: str, *, with_commands: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=description,
         epilog=epilog() if with_commands else EXIT_CODES,
@@ -124,7 +135,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Of a sub-command other than `run`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"launch.py {name}",
         description=COMMANDS[name],
         epilog=EXPORT_CODES if name == "export" else None,

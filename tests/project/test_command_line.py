@@ -176,3 +176,10 @@ def test_completion_is_a_script_of_its_shell(shell: str) -> None:
 def test_all_commands_are_in_the_whole_parser() -> None:
     (commands,) = (a for a in whole_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert set(COMMANDS) <= set(commands.choices)
+
+
+def test_a_misspelt_option_names_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, meant in ((["sweep.yaml", "--plna"], "--plan"), (["status", "--jsn=1"], "--json")):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert f"did you mean {meant}?" in capsys.readouterr().err
