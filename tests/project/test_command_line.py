@@ -181,5 +181,5 @@ def test_all_commands_are_in_the_whole_parser() -> None:
 def test_a_misspelt_option_names_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     for words, meant in ((["sweep.yaml", "--plna"], "--plan"), (["status", "--jsn=1"], "--json")):
         with pytest.raises(SystemExit):
-            main(words)
+            launch.main(words)
         assert f"did you mean {meant}?" in capsys.readouterr().err
