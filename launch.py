@@ -85,7 +85,13 @@ def sweep(word: str, argv: list[str]) -> int:
 def manage(args: argparse.Namespace) -> int:
     from importlib import import_module
 
-    home = {"doctor": "doctor", "version": "doctor", "schema": "words", "completion": "words"}
+    home = {
+        "doctor": "doctor",
+        "version": "doctor",
+        "schema": "words",
+        "completion": "words",
+        "keys": "words",
+    }
     home |= dict.fromkeys(("status", "ls", "best", "logs", "stop"), "look")
     module: Any = import_module(f"sweeps.commands.{home.get(args.command, 'manage')}")
     return int(getattr(module, f"{args.command}_command")(args))

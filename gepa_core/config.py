@@ -38,7 +38,9 @@ class Length(Frozen):
     """How long a run is, and how much of that its learning rate falls."""
 
     steps: int = Field(ge=1, le=MAX_STEPS)
+    """Optimizer steps of the whole run."""
     warmdown_steps: int = Field(ge=0, le=MAX_STEPS)
+    """The last of them, in which the learning rate falls."""
 
     @model_validator(mode="after")
     def _warmdown_fits(self) -> Self:
@@ -72,6 +74,7 @@ class RunConfig(Length):
 
     numerics_version: int = Field(NUMERICS_VERSION, ge=NUMERICS_VERSION, le=NUMERICS_VERSION)
     schedule: str = "linear"
+    """Shape of the warmdown."""
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
     """Where the shape of the warmdown ends."""
     schedule_power: float = Field(1.0, gt=0, le=1000)
@@ -81,7 +84,9 @@ class RunConfig(Length):
     adam_warmdown_steps: int | None = Field(None, ge=0, le=MAX_STEPS)
     """Warmdown of what AdamW trains (embeddings, scalars); None = warmdown_steps, as of the matrices."""
     seed: int = Field(42, ge=0, le=2**63 - 1)
+    """Of the initial weights; the data is read in its own order."""
     ema_decay: float = Field(0.997, ge=0, lt=1)
+    """Of the averaged (EMA) weights, in each step; 0 = none."""
     ema_horizon: Literal["fixed", "lr"] = "fixed"
     """`lr`: an average reaches back no further than LR / |dLR/dstep|, nor than ema_decay says."""
     batch: BatchConfig = BatchConfig()

@@ -31,27 +31,46 @@ class ModelConfig(Frozen):
     """The GEPA transformer; defaults are the reference size, 27,030,107 parameters."""
 
     vocab_size: int = Field(1024, ge=8, le=65536)
+    """Pieces of the tokenizer."""
     num_layers: int = Field(11, ge=2, le=1024)
+    """Transformer blocks."""
     width: int = Field(512, ge=8, le=MAX_SIZE)
+    """Of the residual stream."""
     num_heads: int = Field(8, ge=1, le=1024)
+    """Attention heads of a block."""
     num_kv_heads: int = Field(4, ge=1, le=1024)
+    """Heads of keys and values, each shared by num_heads / num_kv_heads."""
     mlp_hidden: int = Field(1536, ge=1, le=4 * MAX_SIZE)
+    """Hidden units of a block's MLP."""
     bigram: Literal["poly", "xor"] = "poly"
+    """How a pair of tokens is hashed to a bucket of the bigram embedding."""
     bigram_buckets: int = Field(2048, ge=2, le=16_777_216)
+    """Rows of the bigram embedding."""
     bigram_dim: int = Field(128, ge=1, le=MAX_SIZE)
+    """Width of the bigram embedding, before its projection."""
     rope_dims: int = Field(16, ge=2, le=MAX_SIZE)
+    """Dimensions of a head that rotary positions turn; the others know no position."""
     rope_base: float = Field(10_000.0, gt=0, le=1e12)
+    """Of the rotary frequencies."""
     rope_train_seq_len: int = Field(2048, ge=1, le=1_048_576)
+    """Length of the sequences that the rotary frequencies are made for."""
     rope_precision: Literal["fp32", "bf16_published"] = "fp32"
+    """Of the rotary tables; `bf16_published` rounds as the published code does."""
     xsa_last_n: int = Field(4, ge=0, le=1024)
+    """The last blocks, so many, whose attention leaves out what points along a token's own value (XSA)."""
     ve_dim: int = Field(128, ge=1, le=MAX_SIZE)
+    """Width of the value embedding."""
     ve_layers: tuple[int, ...] = Field((9, 10), max_length=1024)
+    """Blocks that add it to their values, counted from 0."""
     document_start: int | None = Field(None, ge=0, le=65535)
     """Token that begins a document (1 in the challenge's data): there, smear and bigram look at no token
     before, as at position 0. None: they look across, as published."""
     logit_softcap: float = Field(30.0, gt=0, le=MAX_REAL)
+    """Logits x become c tanh(x / c)."""
     q_gain_init: float = Field(1.5, ge=-MAX_REAL, le=MAX_REAL)
+    """Initial gain of the queries."""
     embed_init_std: float = Field(0.005, gt=0, le=MAX_REAL)
+    """Standard deviation of the initial token embedding."""
     embedding_dtype: Literal["bf16", "fp32"] = "bf16"
     """Storage of tok_emb. The published recipe has no fp32 master for it."""
     compute_dtype: Literal["bf16", "fp32"] = "bf16"
@@ -110,8 +129,11 @@ class BatchConfig(Frozen):
     """A step reads `spans` spans in stream order; a span is `seqs_per_span` sequences and one more token."""
 
     seq_len: int = Field(2048, ge=2, le=1_048_576)
+    """Tokens of a training sequence."""
     seqs_per_span: int = Field(48, ge=1, le=1_048_576)
+    """Sequences of a span."""
     spans: int = Field(8, ge=1, le=65_536)
+    """Spans of a step, divided among the ranks."""
 
     @property
     def span_tokens(self) -> int:
@@ -132,29 +154,46 @@ class OptimConfig(Frozen):
     """Muon on block matrices, AdamW on the rest."""
 
     matrix_lr: float = Field(0.025, gt=0, le=MAX_REAL)
+    """Peak learning rate of the blocks' matrices (Muon)."""
     embed_lr: float = Field(0.035, gt=0, le=MAX_REAL)
+    """Of the embeddings (AdamW)."""
     scalar_lr: float = Field(0.025, gt=0, le=MAX_REAL)
+    """Of scales, gains and other small tensors (AdamW)."""
     decoder_lr_multiplier: float = Field(2.0, gt=0, le=MAX_REAL)
+    """Of all rates in the second half of the blocks."""
     muon_momentum: float = Field(0.99, ge=0, lt=1)
+    """Muon's momentum once it is warm."""
     muon_momentum_start: float = Field(0.92, ge=0, lt=1)
+    """Where it begins."""
     muon_momentum_warmup_steps: int = Field(1500, ge=0, le=MAX_COUNT)
+    """Steps from there to muon_momentum."""
     muon_ns_steps: int = Field(5, ge=1, le=1000)
+    """Newton-Schulz iterations of an update."""
     muon_ns_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of Newton-Schulz; the published recipe's is bf16."""
     muon_weight_decay: float = Field(0.04, ge=0, le=MAX_REAL)
+    """Decoupled, of the matrices."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
     adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's second moment."""
     adam_eps: float = Field(1e-8, gt=0, le=MAX_REAL)
+    """AdamW's epsilon."""
     adam_weight_decay: float = Field(0.04, ge=0, le=MAX_REAL)
+    """Decoupled, of what AdamW trains."""
     grad_clip: float = Field(0.3, gt=0, le=MAX_REAL)
+    """Largest norm of a step's whole gradient."""
 
 
 class DataConfig(Frozen):
     """Which data, by fingerprint ("sha256:..."); the paths are execution."""
 
     train: str = Field("", max_length=MAX_PLACE)
+    """Pattern of the training shards, in place of data.dir."""
     val: str = Field("", max_length=MAX_PLACE)
+    """Pattern of the validation shards."""
     tokenizer: str = Field("", max_length=MAX_PLACE)
+    """The SentencePiece model that made them."""
     val_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     """Validate on at most this many leading target tokens; None = all of them."""
 
@@ -167,13 +206,17 @@ class EvalConfig(Frozen):
     warmdown_points: int = Field(0, ge=0, le=MAX_COUNT)
     """Validations besides, at so many equal parts of the warmdown, so that a short one is seen as well."""
     ema_every: int = Field(2000, ge=1, le=MAX_COUNT)
+    """Steps between validations of the averaged weights; also at the end."""
     int6_every: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Steps between looks at what int6 would cost: raw and averaged weights, quantized and validated."""
     int6_method: Literal["reference", "per_row", "gptq"] = "reference"
     """Of those looks, whatever the run itself is quantized by: runs that differ in that share a training."""
     log_every: int = Field(100, ge=1, le=MAX_COUNT)
+    """Steps between lines with the training loss."""
     seq_len: int = Field(2048, ge=2, le=1_048_576)
+    """Tokens of an evaluation window."""
     stride: int = Field(64, ge=1, le=1_048_576)
+    """Tokens from one sliding window to the next."""
     counting: Literal["once", "reference"] = "once"
     """`reference` repeats the published double counting at the end of the data."""
     block_tokens: int = Field(32_768, ge=1, le=MAX_TOKENS)
@@ -190,7 +233,10 @@ class QuantConfig(Frozen):
     """Int6 quantization and the artifact's coding."""
 
     method: Literal["reference", "per_row", "gptq", "rd"] = "reference"
+    """`reference`: the published int6; `per_row`: its best clip for each row; `gptq`: errors are passed on to
+    the weights that follow; `rd`: integers chosen by their bits and their harm."""
     keep_float_max_numel: int = Field(65_536, ge=0, le=MAX_TOKENS)
+    """Matrices of at most so many elements stay in floating point."""
     budget_bytes: int | None = Field(None, ge=1, le=MAX_TOKENS)
     """`rd` only: size of the compressed model to aim at; None = the 16,000,000-byte cap less the code."""
     calibration_tokens: int = Field(131_072, ge=1, le=MAX_TOKENS)
@@ -240,10 +286,18 @@ class TTTConfig(Frozen):
     """Legal score-first test-time training."""
 
     chunk_tokens: int = Field(32_768, ge=1, le=MAX_TOKENS)
+    """Tokens that are scored, and then trained on, at a time."""
     epochs: int = Field(10, ge=0, le=1_000_000)
+    """Passes over a chunk once it is scored."""
     lr: float = Field(0.002, ge=0, le=MAX_REAL)
+    """Peak learning rate, over the chunks."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of its SGD."""
     batch_seqs: int = Field(32, ge=1, le=1_048_576)
+    """Sequences of an update."""
     grad_clip: float = Field(1.0, gt=0, le=MAX_REAL)
+    """Largest norm of an update's gradient."""
     freeze_blocks: int = Field(2, ge=0, le=1024)
+    """The first blocks, so many, that are not adapted."""
     warmup_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of the chunks in which its learning rate rises."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "mirror": "write a sweep's runs as TensorBoard event files or W&B runs",
     "gc": "delete states that neither a result nor an extension of a sweep needs",
     "doctor": "what this machine is good for, and what stands in the way",
+    "keys": "what a sweep file may set of its runs, with defaults and meanings",
     "schema": "print the JSON schema of a sweep file, for editors",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
@@ -232,6 +233,13 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
 
 
+def _keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("word", metavar="WORD", nargs="?", default="", help="only those that have it")
+    parser.add_argument(
+        "--recipe", metavar="NAME", default="gepa-11l", help="whose defaults (default: gepa-11l)"
+    )
+
+
 def _schema(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write it there (default: print it)")
 
@@ -260,6 +268,7 @@ _ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "mirror": _mirror,
     "gc": _gc,
     "doctor": _doctor,
+    "keys": _keys,
     "schema": _schema,
     "completion": _completion,
 }

@@ -1,4 +1,4 @@
-"""`launch.py schema` and `launch.py completion`: what editors and shells ask of the command line."""
+"""`launch.py keys`, `schema` and `completion`: what people, editors and shells ask of the command line."""
 
 import argparse
 import json
@@ -22,6 +22,52 @@ def schema_command(args: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return 0
+
+
+def keys_command(args: argparse.Namespace) -> int:
+    """`launch.py keys [WORD]`."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gepa_core.recipes import PRESETS
+    from sweeps.spec.keys import near_miss, run_vocabulary
+    from sweeps.spec.meanings import meanings
+
+    if args.recipe not in PRESETS:
+        raise ConfigError(f"--recipe {args.recipe}: no such recipe{near_miss(args.recipe, PRESETS)}")
+    keys, said = run_vocabulary().keys, meanings()
+    found = [name for name in keys if args.word.lower() in f"{name} {said[name]}".lower()]
+    if not found:
+        raise ConfigError(f"{args.word}: no key has that{near_miss(args.word, keys)}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "default", "what it is"):
+        table.add_column(heading, overflow="fold")
+    for name in found:
+        table.add_row(
+            name, _default(name, args.recipe), f"{said[name]} [dim]({escape(keys[name].allowed)})[/dim]"
+        )
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _default(name: str, recipe: str) -> str:
+    """Of a key in a recipe, '' where each run needs its own."""
+    from gepa_core.config import RunConfig
+    from gepa_core.recipes import PRESETS
+
+    given: Any = PRESETS[recipe]
+    model: Any = RunConfig
+    for part in name.split("."):
+        given = given.get(part) if isinstance(given, dict) else None
+        info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if info is None:
+            return ""
+        if given is None and not info.is_required():
+            given = info.default
+        model = info.annotation
+        given = given.model_dump() if hasattr(given, "model_dump") else given
+    return "" if given is None else str(given)
 
 
 def completion_command(args: argparse.Namespace) -> int:
@@ -85,6 +131,7 @@ def _run_keys() -> tuple[dict[str, Any], dict[str, Any]]:
     from pydantic import ConfigDict, TypeAdapter
 
     from sweeps.spec.keys import run_vocabulary
+    from sweeps.spec.meanings import meanings
 
     keys = run_vocabulary().keys
     leaves = [name.rpartition(".")[2] for name in keys]
@@ -92,7 +139,7 @@ def _run_keys() -> tuple[dict[str, Any], dict[str, Any]]:
     for name, key in keys.items():
         typed: Any = key.info.annotation
         schema = TypeAdapter(typed, config=ConfigDict(strict=True)).json_schema()
-        schema["description"] = key.allowed
+        schema["description"] = f"{said} ({key.allowed})" if (said := meanings().get(name)) else key.allowed
         for constraint in key.info.metadata:
             for bound, word in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum")):
                 if (limit := getattr(constraint, bound, None)) is not None and "type" in schema:

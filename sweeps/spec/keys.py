@@ -98,13 +98,17 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Key]:
     return found
 
 
-class _SweepOnly(BaseModel):
+class SweepOnly(BaseModel):
     """Keys of a sweep file that resolve to RunConfig fields."""
 
     warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of the steps that is warmdown; in place of warmdown_steps."""
     adam_warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    """The same of what AdamW trains; in place of adam_warmdown_steps."""
     dir: str = Field("", max_length=MAX_TEXT)
+    """A prepared folder: shards, tokenizer and manifest."""
     corpus: Literal["docstrings"] | None = None
+    """Text to prepare in data.dir where nothing is there yet: the docstrings of installed packages."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def run_vocabulary() -> Vocabulary:
     """That of a recipe: RunConfig's keys, and those that resolve to some of them."""
     keys = fields(RunConfig)
     del keys["numerics_version"]
-    only = _SweepOnly.model_fields
+    only = SweepOnly.model_fields
     shapes = Literal[tuple(SHAPES)]  # type: ignore[valid-type]
     keys["schedule"] = Key("schedule", FieldInfo(annotation=shapes))  # type: ignore[arg-type]
     for name in ("warmdown_ratio", "adam_warmdown_ratio"):

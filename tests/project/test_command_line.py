@@ -21,6 +21,8 @@ from sweeps.commands.doctor import problems_of
 from sweeps.commands.machine import examine
 from sweeps.commands.parser import COMMANDS, command_parser, sweep_parser, whole_parser
 from sweeps.commands.words import sweep_schema
+from sweeps.spec.keys import run_vocabulary
+from sweeps.spec.meanings import meanings
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,6 +142,16 @@ def test_doctor_examines_this_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(told.values()), "each problem has its remedy"
     assert found["torch"]["fp32_gflops"] > 0 and found["torch"]["bf16_gflops"] > 0
     assert found["memory"]["available_bytes"] > 0
+
+
+def test_every_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(run_vocabulary().keys) <= set(meanings())
+    assert launch.main(["keys", "matrix_lr", "--recipe", "gepa-nano"]) == 0
+    told = capsys.readouterr().out
+    assert "0.0075" in told or "0.025" in told
+    assert "Peak learning rate of the blocks' matrices (Muon)." in " ".join(told.split())
+    assert launch.main(["keys", "matrx_lr"]) == 2
+    assert "did you mean optim.matrix_lr?" in capsys.readouterr().err
 
 
 def test_shipped_sweeps_fit_the_schema_and_wrong_ones_do_not() -> None:
