@@ -62,7 +62,8 @@ def end(run: Training, vouched: bool, known: int | None) -> End:
     )
     if planned is not None and (steps >= planned or last_of_0):
         return End(steps, planned, DONE, "steps", seconds, badly)
-    if stop is None and planned is None and _last_epoch(run):
+    finished = any(isinstance(e, Mark) and e.kind == "finished" for e in run.after)
+    if stop is None and planned is None and crash is None and (finished or _last_epoch(run)):
         return End(steps, None, DONE, "", seconds, badly)
     if stop is not None:
         by = (

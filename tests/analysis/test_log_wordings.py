@@ -235,6 +235,13 @@ def test_ends(tmp_path: Path, end: str) -> None:
     assert (row(tmp_path, *CURVE)["status"], row(tmp_path, *CURVE, end)["status"]) == ("unfinished", "done")
 
 
+def test_what_is_done_on_the_way_is_no_end(tmp_path: Path) -> None:
+    """A state was saved; the run goes on, or was killed before the steps it was to make."""
+    found = row(tmp_path, "iterations: 2000", *CURVE, "saving", "done", "step 1500 val_bpb 1.1")
+    assert (found["steps"], found["status"]) == (1500, "unfinished")
+    assert row(tmp_path, "iterations: 2000", *CURVE, "saving", "done")["status"] == "unfinished"
+
+
 def test_the_last_of_the_epochs_is_the_end(tmp_path: Path) -> None:
     epochs = [f"Epoch {i}/3\n500/500 [====] - 91s - loss: 2.4 - val_loss: {3 - i / 2}" for i in (1, 2, 3)]
     assert row(tmp_path, *epochs[:2])["status"] == "unfinished"

@@ -43,10 +43,14 @@ _STOP_SAID = re.compile(
 """The same in a sentence."""
 _OVER = re.compile(
     r"(?:\[\w+\])?\s*training\W+(?:is\W+|has\W+)?(?:completed?|finished|done|ended)\b(?!\s*[:=]\s*(?:false|0|\d+\s*%))"
-    r"|\W*(?:all\W)?(?:finished|done|bye)\W*$|\s*(?:total )?training[ _]time\s*[:=]|.*\btrain_runtime\b"
+    r"|.*\btrain_runtime\b"
     r"|\W*Trainer\.fit\W+stopped:\W+max_(?:steps|epochs)=\d+\W+reached",
     re.IGNORECASE,
 )
+_FINISHED = re.compile(
+    r"\W*(?:all\W)?(?:finished|done|bye)\W*$|\s*(?:total )?training[ _]time\s*[:=]", re.IGNORECASE
+)
+"""The end of a run, or of whatever was at work: it tells where no number of steps does."""
 _STOPPED_AT = re.compile(
     r"\b(?:step\s*[:=]|at (?:step|iter\w*)|final (?:step|iteration)\W?|after)\s*"
     r"(\d[\d,]*)(?![\d.])(?:/(\d[\d,]*))?",
@@ -132,6 +136,8 @@ def marks(line: Line) -> Iterator[Mark]:
         yield mark
     elif (kind := next((kind for kind, tells in _SAID if tells(text)), None)) is not None:
         yield Mark(at, kind, said)
+    if _FINISHED.match(text):
+        yield Mark(at, "finished", said)
     if _RESTORED.search(text) or _OWN_AGAIN.search(text):
         yield Mark(at, "restored", said)
     if resumed := _RESUMED.search(text):
