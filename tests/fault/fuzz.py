@@ -449,7 +449,10 @@ def main() -> int:
         print(f"{fault.reader}: {fault.what}\n  {fault.data[:200]!r}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        readers = [reader for reader in make_readers(Path(folder)) if args.readers in reader.name]
+        known = list(make_readers(Path(folder)))
+        readers = [reader for reader in known if args.readers in reader.name]
+        if not readers:
+            parser.error(f"--readers {args.readers}: none of {', '.join(reader.name for reader in known)}")
         result = campaign(readers, args.seconds, args.seed, say)
     print(json.dumps(result, indent=1))
     return 1 if result["faults"] else 0
