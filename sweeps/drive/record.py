@@ -94,6 +94,10 @@ class SweepRecorder:
 
     def _commit_unseen(self, node: str) -> None:
         for outcome in self.store.finished_attempts(node):
+            if altered := self.store.altered(outcome):
+                text = f"{altered} was altered since it was written: that attempt does not count"
+                self.note("say", "", text=text)
+                continue
             with contextlib.suppress(CommitError):
                 self.commit(outcome)
                 return

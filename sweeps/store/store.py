@@ -174,6 +174,12 @@ class Store:
         )
         return [outcome for outcome in found if outcome and outcome.status == "finished"]
 
+    def altered(self, outcome: Outcome) -> str | None:
+        """The first file of an attempt that is not as its outcome says; None where all are."""
+        base = self.attempt_path(outcome.id, outcome.attempt)
+        name = next((name for name in outcome.files if not self._is_as_committed(outcome, name)), None)
+        return None if name is None else self.files.describe(f"{base}/{name}")
+
     def saved_states(self, id_: str) -> list[SavedState]:
         """Checkpoints inside the segment's attempts, the furthest first."""
         found = [

@@ -129,3 +129,19 @@ def test_the_log_may_be_a_file(tmp_path: Path) -> None:
     folder = write_script(tmp_path / "work", source)
     assert launch(sweep_text(folder, {"log": "logs/*.txt"}), tmp_path / "out").exit_code == 0
     assert rows(tmp_path / "out")[0]["float_bpb"] == 0.5
+
+
+def test_an_attempt_that_was_altered_before_it_was_committed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a driver leaves it that died first, on a disk that did not keep what was written."""
+    text = sweep_text(write_script(tmp_path / "work", "curve()"))
+    assert launch(text, tmp_path / "out").exit_code == 0
+    before = rows(tmp_path / "out")[0]["float_bpb"]
+    (done,) = (tmp_path / "out").glob("segments/*/DONE.json")
+    (printed,) = done.parent.glob("attempts/*/script.log")
+    done.unlink()
+    printed.write_bytes(printed.read_bytes().replace(b"val_bpb", b"val_bpx"))
+    assert launch(text, tmp_path / "out").exit_code == 0
+    assert f"{printed} was altered since it was written" in capsys.readouterr().err
+    assert rows(tmp_path / "out")[0]["float_bpb"] == before
