@@ -336,7 +336,7 @@ def data_use(plan: Plan) -> list[str]:
         least = min((n for n in scored if n is not None), default=data.val_tokens)
         if least < data.val_tokens:
             said.append(
-                f"{least:,} of its {data.val_tokens:,} validation tokens are scored "
+                f"{least:,} of {data.val_tokens:,} validation tokens are scored "
                 "(data.val_tokens; null scores all)"
             )
     return list(dict.fromkeys(said))
