@@ -90,10 +90,10 @@ def study(table: Table) -> Study:
 
 
 def cautioned(result: Prediction, table: Table) -> Prediction:
-    """A prediction with what the report finds to warn of in the runs that it is made from."""
+    """A prediction with what the report finds to warn of in its runs, and what of them could not be used."""
     worse, default = longer_worse(table, result.metric), default_metric(table)
     found = (worse.sentence(result.metric) if worse else "", unstable_trunk(table, default))
-    return replace(result, warnings=(*result.warnings, *(text for text in found if text)))
+    return replace(result, warnings=(*result.warnings, *(text for text in found if text), *table.notes))
 
 
 def relative_noise(table: Table, metric: str) -> float | None:

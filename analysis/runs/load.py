@@ -146,6 +146,9 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple
     parts = {part.stem: read_parquet(part) for part in sorted((folder / "trajectory").glob("*.parquet"))}
     curves = []
     for run_id, segments in made_of.items():
+        there = [segment in parts for segment in segments]  # what was adopted begins without
+        if not all(there[there.index(True) :] if True in there else ()):
+            continue  # a curve with a gap would pass for another one
         rows = [parts[segment] for segment in segments if segment in parts and len(parts[segment])]
         if rows:
             curves.append(pd.concat(rows).assign(run_id=run_id).drop_duplicates("step"))

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from gepa_core import files
 from gepa_core.config import DataPaths, ExecConfig, RunConfig
 from gepa_core.data.tokenizer import load_tokenizer
 from gepa_core.errors import ArtifactError, ConfigError, DataError
@@ -22,6 +23,8 @@ from gepa_core.model.gepa import GEPA
 from gepa_core.quantization.artifact import check_fits, num_weights, read_artifact
 from gepa_core.sections import ModelConfig
 from gepa_core.training.trained import JOB, Job, open_run, open_trained, read_job
+
+_MODEL = "model.int6"
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,25 @@ def find_stored(text: str, store: Path) -> Stored | None:
     for sweep, id_, config in meant:
         artifact = sweep / "artifacts" / f"{id_}.int6"
         if artifact.is_file():
+            _check_committed(artifact, sweep, id_)
             return Stored(artifact, _described(sweep, id_, config))
     raise ArtifactError(f"{ids[0]}: has no artifact in {meant[0][0]}; is the run done, and was it quantized?")
+
+
+def _check_committed(artifact: Path, sweep: Path, run_id: str) -> None:
+    """Raises ArtifactError where a run's artifact is not the one that was made, as far as records tell."""
+    try:
+        plan = json.loads((sweep / "plan.json").read_bytes())
+        stages = plan["runs"][run_id]["stages"]
+        done = [json.loads((sweep.parent / "segments" / id_ / "DONE.json").read_bytes()) for id_ in stages]
+        made = [record["files"][_MODEL]["sha256"] for record in done if _MODEL in record["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # copied out of its store, say
+    if made and files.sha256(artifact) not in made:
+        raise ArtifactError(
+            f"{artifact}: not the one that {run_id} made; delete it, and the sweep's launch.py command puts "
+            "it there again"
+        )
 
 
 def _runs(sweep: Path) -> Iterator[tuple[str, str]]:

@@ -81,7 +81,9 @@ class SweepRecorder:
                 self._write_blocks(run_id)
         if not retry_failed:
             for row in self._rows():
-                if row["status"] in ("failed", "diverged") and row["run_id"] in self.plan.runs:
+                if row["status"] not in ("failed", "diverged") or row["run_id"] not in self.plan.runs:
+                    continue
+                if not self.done.keys() >= set(self.plan.nodes_of(row["run_id"])):
                     self.given_up[row["run_id"]] = row["status"], row["error"] or ""
 
     def _rows(self) -> list[dict[str, Any]]:

@@ -73,11 +73,14 @@ def _named(names: list[str], most: int = 5) -> str:
 
 
 def publish_files(store: Store, sweep: Sweep) -> None:
-    """Puts the script's files into the store, where they are not yet. Raises ConfigError if they change."""
+    """Puts the script's files into the store, where they are not yet as they are here.
+
+    Raises ConfigError if they change.
+    """
     assert sweep.files is not None
-    path = archive_path(sweep)
-    if not store.files.exists(path):
-        store.files.put(path, sweep.files.archive())
+    path, archive = archive_path(sweep), sweep.files.archive()
+    if store.files.read(path) != archive:
+        store.files.put(path, archive)
 
 
 def script_how(sweep: Sweep) -> ScriptHow:

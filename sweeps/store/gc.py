@@ -75,15 +75,16 @@ def find_waste(store: Store, *, states: bool = False) -> list[Waste]:
 
 def _plan(store: Store, sweep: str) -> dict[str, Any]:
     folder = store.sweep(sweep)
-    folder.read_json("sweep.json")
     folder.read_runs()
-    if (plan := folder.read_json("plan.json")) is None:
-        where = store.files.describe(f"{sweep}/plan.json")
-        raise RecordError(
-            f"{where}: missing, so that it cannot be told what the sweep needs; its launch.py command "
-            f"writes it anew, or delete {store.files.describe(sweep)} with all its results"
-        )
-    return plan
+    found = {name: folder.read_json(name) for name in ("sweep.json", "plan.json")}
+    for name, record in found.items():
+        if record is None:
+            where = store.files.describe(f"{sweep}/{name}")
+            raise RecordError(
+                f"{where}: missing, so that it cannot be told what the sweep needs; its launch.py command "
+                f"writes it anew, or delete {store.files.describe(sweep)} with all its results"
+            )
+    return found["plan.json"] or {}
 
 
 def collect(store: Store, waste: list[Waste]) -> None:
@@ -124,7 +125,11 @@ def _kept(store: Store, keep: str) -> set[str]:
 
 def _beside(store: Store, done: Outcome, *, checkpoints: bool) -> Iterator[Waste]:
     """Other attempts at something finished, and the checkpoints on the way of the committed one."""
-    for attempt in store.attempts(done.id):
+    attempts = store.attempts(done.id)
+    if attempts and done.attempt not in attempts:
+        where = store.files.describe(f"segments/{done.id}/DONE.json")
+        raise RecordError(f"{where}: names an attempt that is not there; move it away")
+    for attempt in attempts:
         if attempt != done.attempt:
             yield _waste(store, store.attempt_path(done.id, attempt), "not the attempt that was committed")
     if checkpoints:

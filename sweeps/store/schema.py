@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gepa_core.sections import MAX_STEPS
 from sweeps.kinds.stages import MEASURED
 from sweeps.store.records import NAME, RecordError
 
@@ -160,6 +161,8 @@ def from_parquet(
     for row in rows:
         if fault := next(_faults_of(row, schema), None):
             raise RecordError(f"{where}: damaged or foreign ({fault}); {remedy}".rstrip("; "))
+    if schema is RUNS and len(twice := [row["run_id"] for row in rows]) > len(set(twice)):
+        raise RecordError(f"{where}: damaged or foreign (a run stands in it twice); {remedy}".rstrip("; "))
     return rows
 
 
@@ -171,6 +174,11 @@ def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
         names, needed = ("run_id", "sweep"), ("run_id", "sweep", "status")
         if row["status"] not in STATUSES:
             yield f"status {str(row['status'])[:40]!r} is not one of {', '.join(STATUSES)}"
+        for name, value in row.items():
+            if name.endswith("_bpb") and value is not None and not 0 <= value < _MOST_BPB:
+                yield f"{name} {value:g} of {row['run_id']} is no number of bits per byte"
+        if not 0 <= (row.get("steps") or 0) <= MAX_STEPS:
+            yield f"steps {row['steps']:,} of {row['run_id']}"
     else:
         names = ("segment_id", "run_id") if schema is TRAJECTORY else ()
         # An attempt's own table does not say its segment: the driver enters it where it publishes one.
@@ -183,6 +191,7 @@ def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
             yield f"{name} {row[name][:80]!r} is no name that this project gives"
 
 
+_MOST_BPB = 1e6
 MAX_ROWS = 5_000_000
 _MAX_UNPACKED_BYTES = 1 << 30
 _MAX_COLUMNS = 500

@@ -134,7 +134,9 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if driver := status["driver"]:
         lines.append(f"  driver: process {driver['pid']} on {driver['host']}")
     elif status["nodes_done"] < status["nodes"]:
-        lines.append("  no driver is at work: the same launch.py command continues it")
+        failed = status["runs"]["failed"] + status["runs"]["diverged"]
+        again = "with --retry-failed it tries those again" if failed and not status["runs"]["pending"] else ""
+        lines.append(f"  no driver is at work: {again or 'the same launch.py command continues it'}")
     for working in status["working"]:
         words = f"  {working['what']}"
         if working["step"] is not None:

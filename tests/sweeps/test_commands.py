@@ -98,6 +98,14 @@ def test_a_model_by_its_runs_id(store: Path, capsys: pytest.CaptureFixture[str])
     assert evaluate_command([run_id, "--store", str(store), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["val_bpb"] == rows(store)[run_id]["int6_bpb"]
+    artifact = store / "tiny" / "artifacts" / f"{run_id}.int6"
+    whole = artifact.read_bytes()
+    artifact.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        assert evaluate_command([run_id, "--store", str(store)]) == 2
+        assert f"not the one that {run_id} made; delete it" in capsys.readouterr().err
+    finally:
+        artifact.write_bytes(whole)
 
 
 def test_a_run_without_an_artifact_is_told(data: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from gepa_core import files
 from gepa_core.errors import UserError
 from sweeps.kinds.kind import FINAL_STATE, OUTPUTS, SCRIPT_LOG, TRAJECTORY
 from sweeps.kinds.script import FIGURES, ScriptRun, fill
@@ -69,7 +70,7 @@ def run(at: Attempt) -> Outcome:
         for line in resumed.continue_log(at.workdir.path / SCRIPT_LOG):
             curve.read(line)
     curve.on_report = on_report
-    packed = resumed.state if resumed else at.source() if job.start else None
+    packed = resumed.state if resumed else _as_committed(at) if job.start else None
     for stop in stops(begun_at, job.until, how.every):
         saves = is_trunk or stop < job.until
         with copied(at, "run") as place:
@@ -90,6 +91,21 @@ def run(at: Attempt) -> Outcome:
     rows = [{key: report.get(key) for key in COLUMNS.names} for _, report in sorted(curve.reports.items())]
     at.workdir.write(TRAJECTORY, to_parquet(rows, COLUMNS))
     return outcome
+
+
+def _as_committed(at: Attempt) -> Path:
+    """A copy of the state that the job starts from. Raises DamagedError where it was altered since."""
+    folder, segment = at.source(), (at.job.start or "").split("/")[1]
+    done = at.job.store.done(segment)
+    for name, facts in done.files.items() if done else ():
+        if name.startswith(f"{FINAL_STATE}/"):
+            path = folder / name.removeprefix(f"{FINAL_STATE}/")
+            if not path.is_file() or files.sha256(path) != facts["sha256"]:
+                from gepa_core.training.checkpoint import DamagedError
+
+                where = at.job.store.files.describe(f"{at.job.start}/{path.name}")
+                raise DamagedError(f"{where}: altered since it was committed")
+    return folder
 
 
 def _run_beside(at: Attempt, config: ScriptRun) -> Outcome:
