@@ -1,6 +1,7 @@
 """What `launch.py` does with a store beside running sweeps: status, gc, export, import, mirror."""
 
 import argparse
+import contextlib
 import json
 import shutil
 import time
@@ -21,7 +22,7 @@ def gc_command(args: argparse.Namespace) -> int:
     from sweeps.store.status import locate
 
     store, _ = locate(args.dir)
-    with all_leases(store):
+    with contextlib.nullcontext() if args.dry_run else all_leases(store):
         waste = find_waste(store, states=args.states)
         if not args.dry_run:
             collect(store, waste)

@@ -51,9 +51,7 @@ def changed_files(store: Store, files: ScriptFiles, path: str) -> list[str]:
         "gone": [name for name in was if name not in now],
     }
     told = [f"{word} {_named(names)}" for word, names in parts.items() if names]
-    return [
-        f"the script's files: {'; '.join(told)} (a file that is no part of it: name it under script.ignore)"
-    ]
+    return [f"the script's files: {'; '.join(told)}. All runs are new; leftovers belong under script.ignore"]
 
 
 def _contents(archive: bytes) -> dict[str, tuple[str, bool]]:

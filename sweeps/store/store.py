@@ -134,7 +134,10 @@ class Store:
         return outcome
 
     def ids(self) -> list[str]:
-        """Every segment and stage the store has a folder of."""
+        """Every segment and stage the store has a folder of. Raises RecordError where that is none."""
+        if self.files.local and (self.files.local / "segments").is_file():
+            where = self.files.describe("segments")
+            raise records.RecordError(f"{where}: a file, where the folder of results should be; move it away")
         return self._folders("segments")
 
     def all_done(self, ids: Iterable[str] | None = None) -> dict[str, Outcome]:

@@ -165,6 +165,20 @@ def test_a_lease_of_nobody_is_told(
         path.unlink()
 
 
+def test_a_file_where_the_results_should_be_alters_nothing(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(whole / "tiny", copy / "tiny")
+    (copy / "segments").write_bytes(b"")
+    before = (copy / "tiny" / "runs.parquet").read_bytes()
+    for command in ("status", "gc"):
+        assert "segments: a file, where the folder of results should be" in one_line(
+            capsys, command, str(copy)
+        )
+    assert (copy / "tiny" / "runs.parquet").read_bytes() == before
+
+
 def with_bpb(table: Any, value: float) -> Any:
     import pyarrow as pa
 

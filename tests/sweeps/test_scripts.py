@@ -377,7 +377,7 @@ def test_what_changed_in_the_scripts_folder_is_said(tmp_path: Path) -> None:
     (folder / "train.log").write_text("left over")
     (folder / "train.py").write_text((folder / "train.py").read_text() + "# a remark\n")
     files, runs = changed(plan_of(sweep_text(folder), tmp_path / "out"), str(tmp_path / "out"))
-    assert files.startswith("the script's files: changed train.py; new train.log (")
+    assert files.startswith("the script's files: changed train.py; new train.log. All runs")
     assert runs == "0 runs still match and are kept, 1 new, 1 left out"
 
 
