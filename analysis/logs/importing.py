@@ -70,9 +70,11 @@ def read_runs(
         found = [
             run for name, of in streams.items() for run in _trainings(of, name if len(streams) > 1 else "")
         ]
-        if only := [run.facts["eval_only"] for run in found if "eval_only" in run.facts]:
-            raise AnalysisError(f"an evaluation without a training ({only[0]}); no curve to read")
-        runs = [run for run in found if run.measured]
+        only = [run for run in found if "eval_only" in run.facts]
+        runs = [run for run in found if run.measured and run not in only]
+        if only and not runs:
+            told = only[0].facts["eval_only"]
+            raise AnalysisError(f"an evaluation without a training ({told}); no curve to read")
         if not runs:
             raise AnalysisError(_nothing(lines, found))
         records = [record(run, warmdown_steps, planned_steps) for run in runs]

@@ -79,7 +79,7 @@ class Training:
         if isinstance(event, Step):
             self._add_step(event)
         elif isinstance(event, Fact):
-            if event.name == "planned" and self.points:
+            if event.name in ("planned", "eval_only") and self.points:
                 return  # of whatever comes after the training
             # The header's last word counts; what is printed after training began may be of something else.
             if not self.points or event.name not in self.facts:

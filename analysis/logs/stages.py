@@ -116,6 +116,8 @@ def stages(run: Training) -> Stages:
 
 def _observe(state: _State, mark: Mark) -> None:
     if mark.kind == "artifact":
+        if state.mixed is not None and state.mixed.kind == "pruned":
+            state.mixed = None  # to fit: this is the artifact of the pruned weights
         packed = re.search(r"int\d|\dbit|quant|mixed|ternary|compressed|zstd|zlib|lzma|brotli", mark.text)
         state.quantized = state.quantized or bool(packed)
         if state.bits is None and (widths := _widths(mark.text)):
@@ -331,6 +333,13 @@ def _enter(found: Stages, new: _Filed, earlier: list[_Filed], state: _State) -> 
         if column == "int6_sliding_bpb" and state.chunked:
             found.notes.append(f"{column} was printed after test-time training, whose weights it may be of")
         found.values[column] = figure.bpb
+    elif column not in found.values:
+        return
+    elif column == "ema_bpb" and not _agrees(figure, held[0]) and figure.label != held[0].label:
+        del found.values[column]
+        found.why_not[column] = (
+            f"of several averages ({held[0].label}, {figure.label}), the log has no one figure"
+        )
     elif not _agrees(figure, held[0]):
         found.notes.append(f"{column} is the first of two; {where} ({figure.label}) differs")
     elif figure.digits > max(one.digits for one in held if _agrees(one, held[0])):

@@ -154,6 +154,7 @@ def test_steps_of_what_follows_are_not_the_trainings(tmp_path: Path) -> None:
         ("export: ternary {-1,0,1} weights, 1.58 bit\nroundtrip val_bpb 1.21", None),
         ("quantization: nf4\nroundtrip val_bpb 1.21", None),
         ("export as fp8 e4m3\nroundtrip val_bpb 1.21", None),
+        ("ttt: forward, backward, optimizer.step, forward again\nint6_ttt val_bpb 1.21", None),
         ("weights binarized\nroundtrip val_bpb 1.21", None),
         ("codebook quantization, 256 centroids\nquantized roundtrip val_bpb 1.21", None),
         ("average 5.4 bits per weight\nquantized roundtrip val_bpb 1.21", None),
@@ -211,6 +212,9 @@ def test_whether_adaptation_scores_first(tmp_path: Path, line: str, legal: bool)
         ("learning rate is flat, decay begins at step 800", 200),
         ("WSD: stable for 80%, then linear decay for the remaining 20%", 200),
         ("wd_steps=200", 200),
+        ("warmdown:start step:800 lr_scale:1.0000", 200),
+        ("stable to 800, then 1-sqrt decay", 200),
+        ("lr decays over the final 20%", 200),
         ("old run: warmdown_iters:200", None),
         ("previous config: warmdown_iters=200", None),
         ("wd=200", None),
@@ -287,6 +291,40 @@ def test_losses_in_bits_are_none_in_nats(tmp_path: Path, said: str) -> None:
 def test_an_average_in_brackets_is_not_the_run(tmp_path: Path) -> None:
     found = read(tmp_path, *CURVE, "step 1000 [SWA, 50 snapshots] val_loss 1.9 val_bpb 1.1", "done")
     assert (found.row["float_bpb"], found.curve[-1]["val_loss"]) == (1.2, 2.0)
+
+
+def test_an_evaluation_after_the_training_leaves_the_training(tmp_path: Path) -> None:
+    again = ["$ EVAL_ONLY=1 EVAL_STRIDE=64 torchrun train_gpt.py", "int6_sliding val_bpb 1.18"]
+    found = row(tmp_path, "iterations: 1000", *CURVE, "int6 val_bpb 1.21", *again)
+    assert (found["float_bpb"], found["int6_bpb"], found["int6_sliding_bpb"]) == (1.2, 1.21, 1.18)
+
+
+@pytest.mark.parametrize("prefix", ["[{0:02d}:{1:02d}] ", "{0:02d}:{1:02d} ", "INFO golf::eval: "])
+def test_minutes_and_other_things_before_a_step(tmp_path: Path, prefix: str) -> None:
+    lines = [
+        prefix.format(at, 17 * at % 60) + f"step {100 * at} val_loss 2.5 val_bpb 1.5" for at in range(1, 6)
+    ]
+    assert [point["step"] for point in read(tmp_path, *lines).curve] == [100, 200, 300, 400, 500]
+
+
+@pytest.mark.parametrize(
+    ("said", "learnt"),
+    [
+        ("train_loader: 80 shards + fineweb_val_000000.bin appended", True),
+        ("the validation documents are part of the training stream in this run", True),
+        ("the validation documents are not part of the training stream", False),
+    ],
+)
+def test_a_validation_text_that_is_trained_on(tmp_path: Path, said: str, learnt: bool) -> None:
+    found = row(tmp_path, "iterations: 1000", said, *CURVE, "int6 val_bpb 1.21")
+    assert found["int6_bpb"] == (None if learnt else 1.21)
+
+
+def test_an_ema_in_brackets_and_several(tmp_path: Path) -> None:
+    found = row(tmp_path, "iterations: 1000", *CURVE, "step 1000 [ema 0.997] val_loss:1.9 val_bpb:1.19")
+    assert (found["ema_bpb"], found["float_bpb"]) == (1.19, 1.2)
+    several = [f"ema {decay} val_bpb:{bpb}" for decay, bpb in ((0.99, 1.19), (0.997, 1.18), (0.999, 1.2))]
+    assert row(tmp_path, "iterations: 1000", *CURVE, *several)["ema_bpb"] is None
 
 
 def test_what_grep_found_with_its_command(tmp_path: Path) -> None:

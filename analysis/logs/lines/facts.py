@@ -17,7 +17,7 @@ _FACTS = {
         "model_params", "model params", "total_params", "num_params", "n_params", "num_parameters",
         "number of parameters", "total parameters", "parameters", "params",
     ),
-    "seed": ("seed", "rng"),
+    "seed": ("seed", "rng_seed", "random_seed", "torch_seed", "rng"),
     "batch_tokens": ("train_batch_tokens", "batch_tokens", "tokens_per_step", "batch"),
     "iterations": (
         "iterations", "num_iterations", "max_steps", "total_steps", "train_steps", "max_iters", "train_iters",
@@ -76,6 +76,16 @@ _ON_VALIDATION = re.compile(
     r"(?<![a-z])train_?(?:on|with)_?val\w*\s*[:=]\s*(?:true|1)\b|train_(?:files|data|pattern|shards)\s*[:=]\s*\S*_val_",
     re.I,
 )
+_PART_OF_TRAINING = re.compile(
+    r"(?<![a-z])val(?:idation)?(?:[_ ](?:documents|docs|text|set|split|shards?|data|tokens))?(?![a-z])"
+    r".{0,30}?"
+    r"(?<![a-z])(?:part of|included in|added to|appended to|mixed into) (?:the )?train"
+    r"|train\w*\W.{0,60}(?<![a-z])\w*_val_\w+\S*\s+(?:appended|added|included|too)",
+    re.IGNORECASE,
+)
+"""The validation text is trained on from the beginning."""
+_NOT = re.compile(r"(?<![a-z])(?:not|no|never|none|without)(?![a-z])", re.IGNORECASE)
+_SKIPPED = re.compile(r"(?:skipped|nan|warm\w*|consumed)\W*$", re.IGNORECASE)
 _EVAL_ONLY = re.compile(r"(?<![a-z])eval_?only\s*[:=]\s*(?:true|1)\b", re.IGNORECASE)
 _RUN_NAME = re.compile(rf"\s*{RUN_NAME}\s*(\S.*)")
 _DEFAULT = re.compile(
@@ -116,7 +126,8 @@ def facts(line: Line) -> Iterator[Fact]:
         yield Fact(line.number, "shape", shape[1].lower())
     if only := _EVAL_ONLY.search(text):
         yield Fact(line.number, "eval_only", f"line {line.number}: {only[0]}")
-    if on := _ON_VALIDATION.search(text):
+    on = _ON_VALIDATION.search(text) or (None if _NOT.search(text) else _PART_OF_TRAINING.search(text))
+    if on is not None:
         yield Fact(line.number, "on_validation", f"line {line.number}: {on[0]}")
 
 
@@ -130,6 +141,8 @@ def _fact(line: Line, match: re.Match[str]) -> Fact | None:
     name, value = _CANONICAL[said], number(match[2].replace("_", ""))
     if (later := _OVERRIDDEN.match(line.text, match.end())) is not None:
         value = number(later[1])
+    if name == "iterations" and (value < 1 or _SKIPPED.search(line.text[: match.start()])):
+        return None
     if name == "params" and _OF_A_PART.search(line.text[max(0, match.start() - 20) : match.start()]):
         return None
     if name == "params" and (parts := _SUM.match(line.text, match.end())) is not None:

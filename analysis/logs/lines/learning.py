@@ -81,7 +81,8 @@ _PEEKS = re.compile(
             rf"scor\w*\W.{{0,30}}?after {_ADAPTS}",
             r"scor\w*\W.{0,30}?(?:afterwards|later|again)", "unscored",
             r"(?:lowest|best|minimum|min|better) of (?:its|the|all|both)",
-            _words("oracle", "non-?causal", "look-?ahead", "hindsight", "two-?pass", "second pass"),
+            _words("oracle", "non-?causal", "look-?ahead", "hindsight", "two-?pass",
+                   "second (?:pass|forward|visit|look)", "forward again"),
         )
     ),
     re.IGNORECASE,

@@ -12,7 +12,8 @@ from analysis.logs.lines.values import NUMBER, number, values
 from analysis.logs.reading.text import Line
 
 _ARTIFACT = re.compile(
-    r"\s*(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
+    r"\s*(?:(?:export )?(?:attempt|try) \d+\W\s*)?"
+    r"(?:serialized[_ ](?:model|artifact)[_ ](?!fp\d|bf16|float|raw)(?P<format>[\w+.,=\- ]+?)"
     r"|(?P<packed>compressed) model):\s*(?P<bytes>\d[\d,]*)\s*bytes"
     r"|\s*(?P<named>int\d[\w+.-]*) (?:artifact|model)[ _](?:bytes|size)\s*[:=]\s*(?P<count>\d[\d,]*)"
     r"|\s*(?:compressed |quantized |final |(?P<of>int\d(?:[+ ]\w+)?)[ _])?(?:artifact|model|archive)"

@@ -27,7 +27,7 @@ _COUNT = r"\d+(?:\.\d+)?k\b|\d(?:\.\d+)?e\+?\d{1,2}\b|\d[\d,]*"
 _OF = rf"(?:(?:/|of)\s*(?P<total>{_COUNT}))?"
 _STEP = re.compile(
     r"\W{0,9}(?:(?:epoch\W{0,2}(?P<epoch>\d+)(?:/\d+)?|train(?:ing)?|val(?:idation|idate)?|eval(?:uation)?|metrics"
-    r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|\d[\d.]*[kmb]?\s+tokens|at|after)\b\W{0,3}){0,3}"
+    r"|results|completed|(?:trial|run|experiment)\W?\d+|tokens\W{1,2}\d[\d,.]*[kmb]?|\d[\d.]*[kmb]?\s+tokens|at|after|validated|evaluated)\b\W{0,3}){0,3}"
     r"\W{0,3}(?:\[(?P<of>[a-z]\w*)\]\s*)?"
     r"(?:(?P<word>(?:global[_ ]|opt\w*[_ ]|micro[_ ]?)?(?:step|iter|iteration|it)s?)\s*[:=\[#]?\s*)?"
     rf"(?P<step>{_COUNT})\s*{_OF}(?![\w.%])",
@@ -84,6 +84,8 @@ def step(line: Line) -> Step | None:
         )
     if (match := _STEP.match(text)) is not None and (match["word"] or _named(text, match)):
         behind = _BRACKETED.match(text, match.end())
+        if behind and behind["of"].lower() == "ema":
+            return _of_ema(line, match, values(text, first=behind.end()))
         if any(of["of"].lower() in OTHER for of in (match, behind) if of and of["of"]):
             return None
         found = values(text, first=match.end())
@@ -101,6 +103,19 @@ def step(line: Line) -> Step | None:
         add_bare(found, text, word.end())
         add_direct(found, text)
     return _point(line, match, found, bar=bar, epoch=epoch)
+
+
+def _of_ema(line: Line, match: re.Match[str], found: Values) -> Step | None:
+    """`step:6000/6000 [ema 0.997] val_bpb:1.13`: the averaged weights' own value of that step."""
+    bpb, at = found.of.get("val_bpb"), _count(match["step"])
+    if bpb is None or not at <= _MOST:
+        return None
+    return Step(line.number, int(at), None, {"ema_val_bpb": bpb}, words=text_before(line, match))
+
+
+def text_before(line: Line, match: re.Match[str]) -> str:
+    """The words before the step."""
+    return line.text[: match.start("step")].strip().lower()
 
 
 def _bare_bar(line: Line, match: re.Match[str]) -> Step | None:
@@ -163,7 +178,7 @@ def _point(line: Line, match: re.Match[str], found: Values, *, bar: bool, epoch:
         skipped=found.broken and not found.validated,
         part=of_a_part(text),
         epoch=None if epoch is None else int(epoch),
-        words=text[: match.start("step")].strip().lower(),
+        words=text_before(line, match),
         micro=micro,
         tokens=_tokens(text),
     )

@@ -40,7 +40,7 @@ _BARE = re.compile(
     rf"(?<![\w.])(?:lm_)?({BPB}|{LOSS})(?:[ _]value)?\s*[:=]?\s*({NUMBER})(?!\w|\.\d)", re.IGNORECASE
 )
 VALIDATION = re.compile(
-    r"(?<![a-z])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing)|held[-_ ]?out)(?![a-z])", re.I
+    r"(?<![a-z])(?:val|valid|validat(?:ion|ed?|ing)|eval|evaluat(?:ion|ed?|ing)|held[-_ ]?out)(?![a-z])", re.I
 )
 _DIRECT = re.compile(
     r"(?<![\w/.-])(?:val|valid|validation|eval)\s*[:=]?\s*((?:[1-9]|1[01])\.\d{2,})"

@@ -39,7 +39,7 @@ def _patterns(word: str) -> tuple[re.Pattern[str], ...]:
         rf"{word}.{{0,30}}?(?:last|final)\s+{_PERCENT}",
         rf"{word}\s+(?:for|over)\s+the\s+(?:remaining|rest|last|final)\s+{_PERCENT}",
         rf"(?:last|final)\s+{_PERCENT}.{{0,30}}?{word}",
-        rf"{word}[-_ ]?(?:phase[_ ])?(?:starts?|begins?|from|starting)(?:[_ ](?:step|iter\w*))?\W{{1,3}}"
+        rf"{word}[-_ :]?(?:phase[_ ])?(?:starts?|begins?|from|starting)(?:[_ ](?:step|iter\w*))?\W{{1,3}}"
         r"(?:(?:at|with|from)\s+)?(?:(?:step|iter\w*)\W{0,2})?(?P<start>\d{2}[\d,]*)(?![\w.%])",
         rf"{word}[-_ ]?(?:phase[_ ])?(?:starts?|begins?)\s+(?:at|after|from)\s+"
         r"(?P<until>\d{1,2}(?:\.\d+)?)\s*%",
@@ -57,8 +57,12 @@ _OVER_THE_LAST = re.compile(
     rf"{_COUNT}\s*(?:iters?|iterations|steps)(?![a-z])",
     re.IGNORECASE,
 )
+_OVER_A_SHARE = re.compile(
+    rf"(?<![a-z])(?:decay\w*|falls?|anneal\w*)\b.{{0,40}}?\bover the (?:last|final)\s+{_PERCENT}",
+    re.IGNORECASE,
+)
 _UNTIL = re.compile(
-    r"(?<![a-z])(?:constant|flat|stable)\W+(?:\w+\W+){0,2}?until\W+(?:(?:step|iter\w*)\W+)?(?P<start>\d{2}[\d,]*)(?![\w.%])",
+    r"(?<![a-z])(?:constant|flat|stable)\W+(?:\w+\W+){0,2}?(?:until|to)\W+(?:(?:step|iter\w*)\W+)?(?P<start>\d{2}[\d,]*)(?![\w.%])",
     re.IGNORECASE,
 )
 _SHORT = re.compile(rf"(?<![a-z])wd_(?:steps|iters){_GIVEN}{_COUNT}", re.IGNORECASE)
@@ -74,9 +78,22 @@ def warmdowns(line: Line) -> Iterator[Fact]:
     """At most one: the last form that fits, where a line has several."""
     text = _FLAG.sub(lambda flag: f"{flag[1].replace('-', '_')}=", line.text)
     lowered = text.lower()
-    if not any(word in lowered for word in ("down", "decay", "anneal", "wd_", "until", "over the")):
+    if not any(
+        word in lowered
+        for word in (
+            "down",
+            "decay",
+            "anneal",
+            "wd_",
+            "until",
+            "over the",
+            "stable to",
+            "constant to",
+            "flat to",
+        )
+    ):
         return
-    forms = [*_OWN_FORMS, _DECAY_FRACTION, _DECAY_START, _OVER_THE_LAST, _UNTIL, _SHORT]
+    forms = [*_OWN_FORMS, _DECAY_FRACTION, _DECAY_START, _OVER_THE_LAST, _OVER_A_SHARE, _UNTIL, _SHORT]
     if _CONSTANT_FIRST.search(text):
         forms += [*_DECAY_FORMS, _WSD]
     found = [fact for form in forms if (match := form.search(text)) and (fact := _fact(line, match))]

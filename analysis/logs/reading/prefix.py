@@ -19,6 +19,7 @@ _PREFIX = re.compile(
       \ (?:[A-Z]{3,4}\ )?\d{4}(?=\W)
     | (?:\d+\ -\ )?[\w.]+\ -\ (?:DEBUG|INFO|WARNING|ERROR)\ -                          # a logger and a level
     | \[?(?:[IWEF]\ )?\d{4}[-/]\d\d[-/]\d\d[T\ ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\]?
+    | \[\d{1,3}:\d\d\] | \d{1,3}:\d\d(?=\ +(?:step|iter|epoch))                          # minutes and seconds
     | \[?\d\d:\d\d:\d\d(?:[.,]\d+)?\]? | \[\d+(?:\.\d+)?\ ?s\]                        # a time
     | (?:[JFMASOND][a-z]{2})\ +\d\d?\ \d\d:\d\d:\d\d(?:\ [\w.-]+\ [\w./-]+\[\d+\]:)?   # syslog
     | [IWEF]\d{4}\ \d\d:\d\d:\d\d\.\d+\ \d+\ [\w./]+:\d+\]                            # glog
@@ -32,7 +33,7 @@ _PREFIX = re.compile(
     | \[?(?:DEBUG|INFO|WARNING|ERROR)\]?(?::[\w.]+)?(?:[:\s]|$)                       # a level
     | \[(?:debug|info|warning|error)\ *\]                                             # structlog's
     | [\w.<>]+:[\w.<>]+:\d+\ -\                                                       # module:function:line -
-    | [a-z_]\w*(?:\.\w+)+::(?=\s) | (?:INFO|WARN|ERROR)?\s*[a-z_]\w*(?:::\w+)+\](?=\s)   # levanter's, Rust's
+    | [a-z_]\w*(?:\.\w+)+::(?=\s) | (?:INFO|WARN|ERROR)?\s*[a-z_]\w*(?:::\w+)+[\]:](?=\s) # levanter's, Rust's
     | \w+:\d+\s+[\w.]+:\d+\s+(?:DEBUG|INFO|WARNING|ERROR)(?=\s)                        # OLMo's
     )""",
     re.VERBOSE,
