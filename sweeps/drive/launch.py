@@ -151,11 +151,14 @@ def _carry_out(
     record: Mapping[str, Any],
     start_cluster: ClusterFactory,
 ) -> tuple[Ending, Driver | None]:
-    recorder.folder.remove_temporaries()
-    recorder.load(options.retry_failed)
-    recorder.folder.write_json("sweep.json", {**sweep_record(plan, recorder.store), **record})
-    recorder.folder.write_json("plan.json", plan.record())
-    recorder.write_runs()
+    try:
+        recorder.folder.remove_temporaries()
+        recorder.load(options.retry_failed)
+        recorder.folder.write_json("sweep.json", {**sweep_record(plan, recorder.store), **record})
+        recorder.folder.write_json("plan.json", plan.record())
+        recorder.write_runs()
+    except StorageError as error:
+        raise UserError(f"{error}; nothing was started") from error
     wanted = {
         node for run_id in selected if run_id not in recorder.given_up for node in plan.nodes_of(run_id)
     }
