@@ -41,10 +41,17 @@ def answer(study: Study, sweep: SweepFile) -> Answer:
         ("Warmdown", warmdown_share(study)),
         ("Twice as long", doubling(study)),
         ("Its cost", price_of_doubling(study, sweep)),
-        ("Acceleration", study.headline or study.verdict[0]),
+        ("Acceleration", acceleration(study)),
         ("Compressors", compressors(study, sweep)),
     ]
     return Answer(headline(study), tuple((label, text) for label, text in facts if text))
+
+
+def acceleration(study: Study) -> str:
+    """Whether improvement accelerates in the warmdown: a comparison that an unstable trunk does not carry."""
+    if study.unstable:
+        return "Undetermined: slopes on an unstable trunk say little; the section below has them."
+    return study.headline or study.verdict[0]
 
 
 def headline(study: Study) -> str:
