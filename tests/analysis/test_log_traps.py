@@ -1,4 +1,4 @@
-"""Lines that hold the words of a step, a stage, a warmdown or an end, and are of none: they change nothing."""
+"""Lines that hold the words of a step, a stage or an end, and are of none: they change nothing."""
 
 from pathlib import Path
 
