@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from analysis.effects.slopes import Estimate
-from analysis.runs.blocks import paired_effect, read_blocks, same_text
+from analysis.runs.blocks import StageBlocks, paired_effect, read_blocks, same_text
 from analysis.runs.errors import AnalysisError
 from analysis.runs.rows import UNKNOWN
 from analysis.runs.strictjson import plain
@@ -24,6 +25,9 @@ METRICS = (*STAGES, "val_bpb", "val_loss", "artifact_bytes", "train_seconds")
 TRAININGS, TEXT = "trainings", "text, of these two trainings"
 _STEPS_APART, _RATIO_APART = 1.2, 0.02
 _IGNORED = ("data_fingerprint",)  # differs where the comparison is of data
+
+
+_Blocks = Mapping[str, StageBlocks]
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
             f"no run of {before.source} has the plan of one of {after.source} (steps, or for runs ended by "
             f"wall clock the cap; warmdown, schedule, seed{''.join(f', {name}' for name in sorted(shared))})"
         )
-    frame = pd.DataFrame([row for a, b in pairs for row in _rows(before, a, after, b)])
+    blocks = [(_blocks(before, a), _blocks(after, b)) for a, b in pairs]
+    frame = pd.DataFrame([row for (a, b), of in zip(pairs, blocks, strict=True) for row in _rows(a, b, *of)])
     if frame.empty:
         raise AnalysisError(f"{before.source} and {after.source} have no metric in common")
     summary = tuple(
@@ -134,7 +139,7 @@ def compare(before: Table, after: Table, level: float = 0.9) -> Comparison:
     )
     paired = {id(run) for pair in pairs for run in pair}
     alone = [run.run_id for table in (before, after) for run in table.runs if id(run) not in paired]
-    notes = (*_text_notes(before, after, pairs), *_clock_notes(pairs))
+    notes = (*_text_notes(blocks), *_clock_notes(pairs))
     return Comparison(frame, summary, tuple(alone), notes)
 
 
@@ -221,17 +226,19 @@ def _same_clock(a: Run, b: Run, shared: set[str]) -> bool:
     return abs(a.warmdown_ratio - b.warmdown_ratio) <= _RATIO_APART
 
 
-def _text_notes(before: Table, after: Table, pairs: list[tuple[Run, Run]]) -> list[str]:
-    other = 0
-    for a, b in pairs:
-        ours, theirs = (
-            read_blocks(t.folder, r.run_id) if t.folder else {} for t, r in ((before, a), (after, b))
-        )
-        other += any(not same_text(ours, theirs, stage) for stage in ours.keys() & theirs.keys())
+def _blocks(table: Table, run: Run) -> _Blocks:
+    return read_blocks(table.folder, run.run_id) if table.folder else {}
+
+
+def _text_notes(blocks: list[tuple[_Blocks, _Blocks]]) -> list[str]:
+    other = sum(
+        any(not same_text(ours, theirs, stage) for stage in ours.keys() & theirs.keys())
+        for ours, theirs in blocks
+    )
     if not other:
         return []
     return [
-        f"{other} of {len(pairs)} pairs were scored on different validation texts: their differences are of "
+        f"{other} of {len(blocks)} pairs were scored on different validation texts: their differences are of "
         "the texts as well as of the models, and of one training they have no interval"
     ]
 
@@ -249,8 +256,7 @@ def _clock_notes(pairs: list[tuple[Run, Run]]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]]:
-    blocks = [read_blocks(t.folder, r.run_id) if t.folder else {} for t, r in ((before, a), (after, b))]
+def _rows(a: Run, b: Run, ours: _Blocks, theirs: _Blocks) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for metric in METRICS:
         x, y = a.final(metric), b.final(metric)
@@ -258,8 +264,8 @@ def _rows(before: Table, a: Run, after: Table, b: Run) -> list[dict[str, object]
             continue
         stage = metric.removesuffix("_bpb")
         error = None
-        if same_text(blocks[0], blocks[1], stage):
-            effect = paired_effect(blocks[0][stage], blocks[1][stage])
+        if same_text(ours, theirs, stage):
+            effect = paired_effect(ours[stage], theirs[stage])
             error = effect.error if effect else None
         rows.append(
             {

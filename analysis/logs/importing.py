@@ -71,7 +71,7 @@ def read_runs(
             run for name, of in streams.items() for run in _trainings(of, name if len(streams) > 1 else "")
         ]
         only = [run for run in found if "eval_only" in run.facts]
-        runs = [run for run in found if run.measured and run not in only]
+        runs = [run for run in found if run.measured and "eval_only" not in run.facts]
         if only and not runs:
             told = only[0].facts["eval_only"]
             raise AnalysisError(f"an evaluation without a training ({told}); no curve to read")

@@ -27,7 +27,7 @@ _NEUTRAL = {
     "gzip", "bz", "bzip", "lz", "ans", "rans", "arithcode", "huffman",
     "the", "with", "after", "of", "reaches", "is", "at", "chunk", "result", "results", "bpb", "average",
     "pergroup", "per", "group", "row", "mixed", "lite", "full", "phased", "lora", "score", "first", "done",
-    "sgd", "causal", "chunked", "online", "packed", "prequantization", "quantization", "weights", "applied",
+    "sgd", "causal", "chunked", "online", "prequantization", "quantization", "weights", "applied",
     "s", "v", "applying", "using", "we", "get", "ours", "our", "this", "run", "context", "ctx", "averaged",
     "live", "float", "unquantized", "prequential", "on", "and", "then", "",
 }  # fmt: skip

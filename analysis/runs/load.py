@@ -36,7 +36,7 @@ _SAME_MODEL = 1e-3  # relative difference in parameters
 
 
 def load(path: str | Path, trajectories: str | Path | None = None, schedules: bool = True) -> Table:
-    """Runs of a results folder (runs.parquet, plan.json, trajectory/), or of a CSV and one of their curves.
+    """Runs of a results folder (or the runs.parquet in it), or of a CSV and one of their curves.
 
     Args:
         schedules: leave runs of an unknown warmdown out, with a note. Otherwise their schedule is
@@ -47,6 +47,8 @@ def load(path: str | Path, trajectories: str | Path | None = None, schedules: bo
             mixed, or no finished run is left.
     """
     source = Path(path)
+    if source.name == "runs.parquet":
+        source = source.parent
     if source.is_dir():
         frame, curves, axes, trunks = _read_folder(source)
         if trajectories is not None:

@@ -100,6 +100,8 @@ class _Lease:
     outcomes: list[Outcome | str] = field(default_factory=list)
     """Of the ranks that ended the present job: what they say, or why they cannot."""
     failed_at: float | None = None
+    stopped: bool = False
+    """Asked to stop its present job."""
     placed_at: float = 0.0
     """When it was last seen without a place, or asked for."""
 
@@ -243,7 +245,7 @@ class RayCluster:
 
     def start(self, lease: str, job: Job) -> None:
         held = self._leases[lease]
-        held.job, held.outcomes, held.failed_at = job, [], None
+        held.job, held.outcomes, held.failed_at, held.stopped = job, [], None, False
         if self.sweep.spread:
             self._expect(lease, "meeting", [held.workers[0].meeting.remote()])
         else:
@@ -253,6 +255,7 @@ class RayCluster:
         self._expect(lease, "run", [worker.run.remote(held.job, meeting) for worker in held.workers])
 
     def stop(self, lease: str) -> None:
+        self._leases[lease].stopped = True
         for worker in self._leases[lease].workers:
             worker.stop.remote()
 
@@ -317,6 +320,8 @@ class RayCluster:
             answer = _one_line(error)
         if what == "run" or (what == "meeting" and isinstance(answer, str)):
             return self._rank_ended(lease, held, answer)
+        if what == "meeting" and held.stopped:
+            return [Ended(lease, None, "stopped before it began")]
         if what == "meeting":
             self._run(lease, held, answer)
             return []

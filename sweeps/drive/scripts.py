@@ -17,7 +17,7 @@ from sweeps.plan.tree import Node
 from sweeps.spec.sweep import Sweep
 from sweeps.spec.workdir import ScriptFiles
 from sweeps.store.schema import TRAJECTORY as COLUMNS
-from sweeps.store.schema import from_parquet
+from sweeps.store.schema import from_parquet, is_bpb
 from sweeps.store.store import Outcome, Store
 from sweeps.work.job import ScriptHow
 
@@ -140,7 +140,12 @@ def with_figures(store: Store, node: Node, outcome: Outcome, read_log: ReadLog) 
     if left := outcome.result.get("left_behind"):
         notes.append(f"it left {left} processes behind, which were ended")
     known = {key: value for key, value in outcome.result.items() if value is not None}
-    return replace(outcome, result={**outcome.result, **found, **known, "notes": notes, "said": said})
+    result = {**outcome.result, **found, **known}
+    for name in [key for key in FIGURES if key.endswith("_bpb")]:
+        if (value := result.get(name)) is not None and not is_bpb(value):
+            said.append(f"{name} {value:g} is no number of bits per byte, and left out")
+            result[name] = None
+    return replace(outcome, result={**result, "notes": notes, "said": said})
 
 
 def with_curve(

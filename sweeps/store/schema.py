@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gepa_core.sections import MAX_STEPS
 from sweeps.kinds.stages import MEASURED
 from sweeps.store.records import NAME, RecordError
 
@@ -175,9 +174,9 @@ def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
         if row["status"] not in STATUSES:
             yield f"status {str(row['status'])[:40]!r} is not one of {', '.join(STATUSES)}"
         for name, value in row.items():
-            if name.endswith("_bpb") and value is not None and not 0 <= value < _MOST_BPB:
+            if name.endswith("_bpb") and value is not None and not is_bpb(value):
                 yield f"{name} {value:g} of {row['run_id']} is no number of bits per byte"
-        if not 0 <= (row.get("steps") or 0) <= MAX_STEPS:
+        if not 0 <= (row.get("steps") or 0) <= _MOST_STEPS:
             yield f"steps {row['steps']:,} of {row['run_id']}"
     else:
         names = ("segment_id", "run_id") if schema is TRAJECTORY else ()
@@ -191,7 +190,14 @@ def _faults_of(row: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
             yield f"{name} {row[name][:80]!r} is no name that this project gives"
 
 
+def is_bpb(value: float) -> bool:
+    """Whether a number can be one of bits per byte."""
+    return 0 <= value < _MOST_BPB
+
+
 _MOST_BPB = 1e6
+_MOST_STEPS = 10**9
+"""As many as a script's log is read up to."""
 MAX_ROWS = 5_000_000
 _MAX_UNPACKED_BYTES = 1 << 30
 _MAX_COLUMNS = 500

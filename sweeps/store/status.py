@@ -135,8 +135,9 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(f"  driver: process {driver['pid']} on {driver['host']}")
     elif status["nodes_done"] < status["nodes"]:
         failed = status["runs"]["failed"] + status["runs"]["diverged"]
-        again = "with --retry-failed it tries those again" if failed and not status["runs"]["pending"] else ""
-        lines.append(f"  no driver is at work: {again or 'the same launch.py command continues it'}")
+        only_failed = failed and not status["runs"]["pending"]
+        what = "with --retry-failed tries the failed runs again" if only_failed else "continues it"
+        lines.append(f"  no driver is at work: the same launch.py command {what}")
     for working in status["working"]:
         words = f"  {working['what']}"
         if working["step"] is not None:

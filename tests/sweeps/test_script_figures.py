@@ -29,6 +29,27 @@ def test_figures_from_a_file_and_from_lines(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("figure", ["-1.5", "1e9"])  # one that is not finite ends the run
+@pytest.mark.parametrize("told_by", ["importer", "lines", "file"])
+def test_a_figure_that_cannot_be_is_left_out_and_said(
+    told_by: str, figure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"lines": {"lines": {"int6_bpb": "my_final"}}, "file": {"file": "f.json"}}.get(told_by)
+    name = "my_final" if told_by == "lines" else "final_int6_roundtrip"
+    if told_by == "file":
+        tell = f"""open("f.json", "w").write('{{"int6_bpb": {figure}}}')"""
+    else:
+        tell = f'print("{name} val_loss:1.5 val_bpb:{figure}")'
+    folder = write_script(tmp_path / "work", f"curve(); {tell}")
+    text = sweep_text(folder, {"figures": figures} if figures else None)
+    assert launch(text, tmp_path / "out").exit_code == 0
+    (row,) = rows(tmp_path / "out")
+    assert (row["int6_bpb"], row["float_bpb"]) == (None, 0.5)
+    (run,) = load(tmp_path / "out" / "tiny").runs
+    assert run.final("int6_bpb") is None
+    assert "left out" in capsys.readouterr().err
+
+
 def test_a_script_without_bits_per_byte_is_judged_by_its_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ _SPELLINGS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], st
     ), _measured),
     ("raw", re.compile(rf"val_bpb\s*:?\s*raw[=: ]\s*({_N}),?\s*ema[=: ]\s*({_N})", re.IGNORECASE),
      r"val_bpb \1 ema_val_bpb \2"),
-    ("b", re.compile(
+    (")", re.compile(
         rf"(?<![a-z])(val_loss\s*[:=]?\s*{_N})\s*\(\s*({_N})\s*(?:bpb|bits per byte)\s*\)", re.IGNORECASE
     ), r"\1 val_bpb \2"),
     ("...", re.compile(r"(\.{3,}\s*\d+)\.{3,}[a-z]+\s*$"), r"\1"),
