@@ -100,8 +100,6 @@ class _Lease:
     outcomes: list[Outcome | str] = field(default_factory=list)
     """Of the ranks that ended the present job: what they say, or why they cannot."""
     failed_at: float | None = None
-    stopped: bool = False
-    """Asked to stop its present job."""
     placed_at: float = 0.0
     """When it was last seen without a place, or asked for."""
 
@@ -245,7 +243,7 @@ class RayCluster:
 
     def start(self, lease: str, job: Job) -> None:
         held = self._leases[lease]
-        held.job, held.outcomes, held.failed_at, held.stopped = job, [], None, False
+        held.job, held.outcomes, held.failed_at = job, [], None
         if self.sweep.spread:
             self._expect(lease, "meeting", [held.workers[0].meeting.remote()])
         else:
@@ -255,9 +253,12 @@ class RayCluster:
         self._expect(lease, "run", [worker.run.remote(held.job, meeting) for worker in held.workers])
 
     def stop(self, lease: str) -> None:
-        self._leases[lease].stopped = True
-        for worker in self._leases[lease].workers:
-            worker.stop.remote()
+        self._stop(self._leases[lease])
+
+    def _stop(self, held: _Lease) -> list[Any]:
+        if held.job is None:  # it has ended, which the driver is about to hear
+            return []
+        return [worker.stop.remote(held.job.attempt) for worker in held.workers]
 
     def close(self, lease: str) -> None:
         held = self._leases.pop(lease)
@@ -293,7 +294,7 @@ class RayCluster:
     def _overdue(self) -> list[Event]:
         """Leases that have their place and whose workers still do not answer."""
         events: list[Event] = []
-        starting = {lease for lease, what in self._waiting.values() if what != "run"}
+        starting = {lease for lease, what in self._waiting.values() if what in ("hello", "join")}
         now = time.monotonic()
         for name in starting:
             held = self._leases[name]
@@ -320,8 +321,6 @@ class RayCluster:
             answer = _one_line(error)
         if what == "run" or (what == "meeting" and isinstance(answer, str)):
             return self._rank_ended(lease, held, answer)
-        if what == "meeting" and held.stopped:
-            return [Ended(lease, None, "stopped before it began")]
         if what == "meeting":
             self._run(lease, held, answer)
             return []
@@ -349,7 +348,7 @@ class RayCluster:
             held.failed_at = held.failed_at or time.monotonic()
         elif self.sweep.spread and answer.files:  # a script's first node speaks for all
             with contextlib.suppress(RayError):
-                ray.get([worker.stop.remote() for worker in held.workers], timeout=_GRACE_SECONDS)
+                ray.get(self._stop(held), timeout=_GRACE_SECONDS)
         return []
 
     def _end(self, lease: str) -> list[Event]:

@@ -24,7 +24,9 @@ class Worker:
     def __init__(self, rank: int, world: int, torch: bool = True) -> None:
         """In the process's main thread, where signal handlers are set. `torch`: whether its jobs need it."""
         self.rank, self.world, self.torch = rank, world, torch
-        self._wish: Observed | None = None
+        self._preempted = False
+        self._stopped: str | None = None
+        """The attempt that is to end, which may not have begun."""
         self._at_stage = False
         self._watch_sigterm()
 
@@ -56,16 +58,20 @@ class Worker:
 
     def run(self, job: Job, meeting: tuple[str, int] | None = None) -> Outcome:
         """Executes a job; this rank's outcome. `meeting`: address and port for a script on several nodes."""
-        self._wish = Observed.PREEMPTED if self._wish is Observed.PREEMPTED else None
         self._at_stage = not KINDS[job.kind].trains
         try:
-            return execute(job, self.rank, self.world, lambda: self._wish, own_scratch(), meeting)
+            return execute(job, self.rank, self.world, lambda: self._wish(job), own_scratch(), meeting)
         finally:
             self._at_stage = False
 
-    def stop(self) -> None:
-        """Have training write a checkpoint and end."""
-        self._wish = self._wish or Observed.STOPPED
+    def _wish(self, job: Job) -> Observed | None:
+        if self._preempted:
+            return Observed.PREEMPTED
+        return Observed.STOPPED if job.attempt == self._stopped else None
+
+    def stop(self, attempt: str) -> None:
+        """Have training write a checkpoint and end. May be heard before the attempt is."""
+        self._stopped = attempt
 
     def leave(self) -> None:
         """Delete what this worker keeps on its node."""
@@ -84,7 +90,7 @@ class Worker:
         def wait() -> None:
             while signal.SIGTERM not in os.read(read, 64):
                 pass
-            self._wish = Observed.PREEMPTED
+            self._preempted = True
             if self._at_stage:  # has nothing to save
                 self.leave()
                 os._exit(128 + signal.SIGTERM)

@@ -8,7 +8,9 @@ import pytest
 from gepa_core.errors import ConfigError
 from launch import read_log
 from sweeps.drive.launch import RunOptions, SweepResult, run_sweep
+from sweeps.drive.ray_cluster import RayCluster
 from sweeps.plan.estimate import Machine, places, refusal
+from sweeps.work.job import Job
 from tests.fault.local_cluster import LocalCluster, ray_nodes
 from tests.script_sweep import log, plan_of, read, result, rows, sweep_text, write_script
 
@@ -81,6 +83,26 @@ def test_a_node_that_fails_ends_the_run_on_all_and_it_is_made_again(
     assert "step:4/4" in log(tmp_path / "out")
     (second,) = (tmp_path / "out").glob(f"segments/*/attempts/{result(tmp_path / 'out').attempt}/node1.txt")
     assert "heard b'done' over 2 nodes with 1 each" in second.read_text()
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_stop_is_heard_by_a_job_that_has_not_begun(
+    nodes: int, cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = RayCluster.start
+
+    def start_and_stop(leases: RayCluster, lease: str, job: Job) -> None:
+        start(leases, lease, job)
+        leases._leases[lease].placed_at = -1e9  # a lease of long ago may wait for its nodes to meet
+        assert leases._overdue() == []
+        leases.stop(lease)
+
+    monkeypatch.setattr(RayCluster, "start", start_and_stop)
+    command = "python train.py {node_rank} {master_addr} {port}" if nodes > 1 else "python train.py"
+    work = write_script(tmp_path / "script", "time.sleep(1000)")
+    text = sweep_text(work, {"nodes": nodes, "command": command}, exec={"ranks": nodes, "threads": 1})
+    result = launch(text, tmp_path / "out", cluster)
+    assert (result.runs["pending"], result.executed) == (1, 0)
 
 
 @pytest.mark.slow
