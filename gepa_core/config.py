@@ -263,18 +263,25 @@ class ExecConfig(Frozen):
     """How a run is executed. Nothing here changes results beyond rounding. `None` chooses well by device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; in a sweep `resources.gpus_per_run` decides."""
     ranks: int = Field(1, ge=1, le=4096)
+    """Processes that share a training, each with its part of every batch; on GPUs one a GPU."""
     threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads a rank; None = 1 on CPU."""
     micro_batch_seqs: int | None = Field(None, ge=1, le=1_048_576)
     """Sequences per forward pass in training; None = a span on a GPU, what fits the cache on a CPU."""
     eval_batch_seqs: int | None = Field(None, ge=1, le=1_048_576)
+    """Windows per forward pass where a text is scored."""
     compile: bool | None = None
+    """Whether passes go through torch.compile; None = on a GPU."""
     attention: Literal["flash", "cudnn", "efficient", "math"] | None = None
+    """The attention kernel that is tried first on a GPU."""
     deterministic: bool = False
+    """On a GPU: only kernels that give the same bits every time, some of them slower."""
     checkpoint_every: int | None = Field(None, ge=1, le=MAX_COUNT)
     """Steps between checkpoints inside a segment; None = by time, see checkpoint_seconds."""
     checkpoint_seconds: float = Field(600.0, gt=0, le=MAX_COUNT)
+    """Seconds between checkpoints inside a segment, where checkpoint_every is not given."""
 
     @staticmethod
     def without_retired(recorded: Any) -> Any:

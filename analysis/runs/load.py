@@ -117,6 +117,9 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
         raise AnalysisError(f"{path}: over {_MAX_CSV_BYTES >> 20} MiB; leave out rows that no law needs")
     try:
         frame = pd.read_csv(path, dtype={"run_id": str})
+    except UnicodeDecodeError:
+        told = "no text, and so no CSV; of a sweep give its results folder, in which runs.parquet is"
+        raise AnalysisError(f"{path}: {told}") from None
     except Exception as error:  # pandas raises many types for a damaged file
         raise AnalysisError(f"{path}: not a readable CSV ({' '.join(str(error).split())[:300]})") from None
     missing = [name for name in needed if name not in frame.columns]

@@ -20,7 +20,7 @@ COMMANDS = {
     "mirror": "write a sweep's runs as TensorBoard event files or W&B runs",
     "gc": "delete states that neither a result nor an extension of a sweep needs",
     "doctor": "what this machine is good for, and what stands in the way",
-    "keys": "what a sweep file may set of its runs, with defaults and meanings",
+    "keys": "what a sweep file may set, with defaults and meanings",
     "schema": "print the JSON schema of a sweep file, for editors",
     "completion": "print a completion script for bash, zsh or tcsh",
 }

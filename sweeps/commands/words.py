@@ -1,11 +1,17 @@
 """`launch.py keys`, `schema` and `completion`: what people, editors and shells ask of the command line."""
 
+from __future__ import annotations
+
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gepa_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sweeps.spec.keys import Key
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -31,12 +37,12 @@ def keys_command(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from gepa_core.recipes import PRESETS
-    from sweeps.spec.keys import near_miss, run_vocabulary
-    from sweeps.spec.meanings import meanings
+    from sweeps.spec.keys import near_miss
+    from sweeps.spec.meanings import all_keys, meanings
 
     if args.recipe not in PRESETS:
         raise ConfigError(f"--recipe {args.recipe}: no such recipe{near_miss(args.recipe, PRESETS)}")
-    keys, said = run_vocabulary().keys, meanings()
+    keys, said = all_keys(), meanings()
     found = [name for name in keys if args.word.lower() in f"{name} {said[name]}".lower()]
     if not found:
         raise ConfigError(f"{args.word}: no key has that{near_miss(args.word, keys)}")
@@ -44,30 +50,23 @@ def keys_command(args: argparse.Namespace) -> int:
     for heading in ("key", "default", "what it is"):
         table.add_column(heading, overflow="fold")
     for name in found:
-        table.add_row(
-            name, _default(name, args.recipe), f"{said[name]} [dim]({escape(keys[name].allowed)})[/dim]"
-        )
+        default = default_of(keys[name], args.recipe)
+        told = "" if default is None else escape(str(default))
+        table.add_row(name, told, f"{escape(said[name])} [dim]({escape(keys[name].allowed)})[/dim]")
     Console(highlight=False).print(table)
     return 0
 
 
-def _default(name: str, recipe: str) -> str:
-    """Of a key in a recipe, '' where each run needs its own."""
-    from gepa_core.config import RunConfig
+def default_of(key: Key, recipe: str) -> Any:
+    """Of a key in a recipe; None where each run needs its own, or there is none."""
     from gepa_core.recipes import PRESETS
 
     given: Any = PRESETS[recipe]
-    model: Any = RunConfig
-    for part in name.split("."):
-        given = given.get(part) if isinstance(given, dict) else None
-        info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if info is None:
-            return ""
-        if given is None and not info.is_required():
-            given = info.default
-        model = info.annotation
-        given = given.model_dump() if hasattr(given, "model_dump") else given
-    return "" if given is None else str(given)
+    for part in key.name.split("."):
+        given = given.get(part) if isinstance(given, Mapping) else None
+    if given is None and not key.info.is_required():
+        given = key.info.get_default(call_default_factory=True)
+    return given
 
 
 def completion_command(args: argparse.Namespace) -> int:
@@ -87,11 +86,10 @@ def sweep_schema() -> dict[str, Any]:
 
     Looser than the reader in what takes several keys to judge, and in the keys of nested mappings.
     """
-    from gepa_core.config import ExecConfig
     from gepa_core.recipes import PRESETS
-    from sweeps.kinds.script import Script
     from sweeps.kinds.table import STAGES
-    from sweeps.spec.sweep import KEEPS, TOP_KEYS, Resources
+    from sweeps.spec.meanings import SECTIONS, meanings
+    from sweeps.spec.sweep import KEEPS, TOP_KEYS
 
     settings, axes = _run_keys()
     described: dict[str, dict[str, Any]] = {
@@ -101,17 +99,23 @@ def sweep_schema() -> dict[str, Any]:
         "points": {"type": "array", "items": settings, "description": "single runs beside the grid"},
         "set": {**settings, "description": "what all runs have in common"},
         "stages": {"type": "array", "items": {"enum": list(STAGES)}, "description": "what is measured"},
-        "resources": {**Resources.model_json_schema(), "description": "what a run asks of the cluster"},
-        "exec": {**ExecConfig.model_json_schema(), "description": "how runs are executed: changes no result"},
         "share": {"type": "boolean", "description": "false: every run is trained alone"},
         "keep": {
             "enum": list(KEEPS),
             "description": "states that stay: those on trunks; also the runs' final ones; all checkpoints",
         },
     }
-    script = Script.model_json_schema()
-    parts = script.pop("$defs")
-    described["script"] = {**script, "description": "in place of recipe: any training script"}
+    parts: dict[str, Any] = {}
+    for section, said in (
+        ("resources", "what a run asks of the cluster"),
+        ("exec", "how runs are executed: changes no result"),
+        ("script", "in place of recipe: any training script"),
+    ):
+        schema = SECTIONS[section].model_json_schema()
+        for name, key in schema["properties"].items():
+            key["description"] = meanings().get(f"{section}.{name}", key.get("description", ""))
+        parts |= schema.pop("$defs", {})
+        described[section] = {**schema, "description": said}
     of_runs = {key: described.pop(key) for key in ("grid", "points", "set")}  # a script has keys of its own
     return {
         "$schema": DRAFT,

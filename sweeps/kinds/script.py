@@ -110,6 +110,7 @@ class Script(BaseModel):
     command: str | tuple[str, ...] = Field(
         "", description="a command line for the shell, or a list of its words"
     )
+    """What starts the script, in its copy of the workdir; {placeholders} stand for a run's own values."""
     workdir: str = "."
     """The script's folder, relative to the sweep file; copied for every attempt."""
     ignore: tuple[str, ...] = ()
@@ -117,10 +118,12 @@ class Script(BaseModel):
     links: dict[str, str] = Field(default_factory=dict)
     """Name in the copy -> an existing file or folder, too large to copy, on every machine that runs it."""
     max_workdir_mb: float = Field(100.0, gt=0)
+    """A larger workdir is refused: data and checkpoints belong under `links` or `ignore`."""
     env: dict[str, Scalar] = Field(
         default_factory=dict,
         description="a mapping of names of variables to text, numbers, true, false or null",
     )
+    """Environment variables of the script; {placeholders} stand for a run's own values."""
     pass_env: tuple[str, ...] = ()
     """Variables of this command's own environment that are passed on (keys, say), neither hashed nor kept."""
     data: tuple[str, ...] = ()

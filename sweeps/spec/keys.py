@@ -91,19 +91,27 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Key]:
     """Every leaf of a (nested) model by dotted name."""
     found: dict[str, Key] = {}
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= fields(info.annotation, f"{prefix}{name}.")
+        if model_below := nested(info):
+            found |= fields(model_below, f"{prefix}{name}.")
         else:
             found[prefix + name] = Key(prefix + name, info)
     return found
 
 
+def nested(info: FieldInfo) -> type[BaseModel] | None:
+    """The model whose fields are below this one, which may be left out."""
+    for kind in (info.annotation, *get_args(info.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 class SweepOnly(BaseModel):
     """Keys of a sweep file that resolve to RunConfig fields."""
 
-    warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    warmdown_ratio: float = Field(ge=0, le=1)
     """Share of the steps that is warmdown; in place of warmdown_steps."""
-    adam_warmdown_ratio: float = Field(0.0, ge=0, le=1)
+    adam_warmdown_ratio: float = Field(ge=0, le=1)
     """The same of what AdamW trains; in place of adam_warmdown_steps."""
     dir: str = Field("", max_length=MAX_TEXT)
     """A prepared folder: shards, tokenizer and manifest."""
@@ -159,7 +167,8 @@ def run_vocabulary() -> Vocabulary:
     del keys["numerics_version"]
     only = SweepOnly.model_fields
     shapes = Literal[tuple(SHAPES)]  # type: ignore[valid-type]
-    keys["schedule"] = Key("schedule", FieldInfo(annotation=shapes))  # type: ignore[arg-type]
+    default = RunConfig.model_fields["schedule"].default
+    keys["schedule"] = Key("schedule", FieldInfo(annotation=shapes, default=default))  # type: ignore[arg-type]
     for name in ("warmdown_ratio", "adam_warmdown_ratio"):
         keys[name] = Key(name, only[name])
     keys["data.dir"] = Key("data.dir", only["dir"])

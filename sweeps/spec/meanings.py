@@ -7,8 +7,21 @@ from functools import cache
 
 from pydantic import BaseModel
 
-from gepa_core.config import RunConfig
-from sweeps.spec.keys import SweepOnly
+from gepa_core.config import ExecConfig, RunConfig
+from sweeps.kinds.script import Script
+from sweeps.spec.keys import Key, SweepOnly, fields, nested, run_vocabulary
+from sweeps.spec.sweep import Resources
+
+SECTIONS: dict[str, type[BaseModel]] = {"exec": ExecConfig, "resources": Resources, "script": Script}
+"""Sections of a sweep file beside its runs' own keys."""
+
+
+def all_keys() -> dict[str, Key]:
+    """What a sweep file may set: of its runs, and below each section."""
+    found = dict(run_vocabulary().keys)
+    for name, model in SECTIONS.items():
+        found |= fields(model, f"{name}.")
+    return found
 
 
 @cache
@@ -16,14 +29,17 @@ def meanings() -> dict[str, str]:
     """Dotted key -> one sentence or two."""
     only = {name: text for name, text in _documented(SweepOnly).items() if name.endswith("ratio")}
     data = {f"data.{name}": text for name, text in _documented(SweepOnly).items() if name not in only}
-    return {**_below(RunConfig), **only, **data}
+    found = {**_below(RunConfig), **only, **data}
+    for name, model in SECTIONS.items():
+        found |= _below(model, f"{name}.")
+    return found
 
 
 def _below(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     found = {prefix + name: text for name, text in _documented(model).items()}
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= _below(info.annotation, f"{prefix}{name}.")
+        if model_below := nested(info):
+            found |= _below(model_below, f"{prefix}{name}.")
     return found
 
 

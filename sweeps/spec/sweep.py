@@ -74,7 +74,9 @@ class Resources(BaseModel):
     cpus_per_run: float | None = Field(None, gt=0, le=1e6)
     """None = a CPU a rank and thread."""
     memory_gb_per_run: float | None = Field(None, gt=0, le=1e6)
+    """Main memory that Ray sets aside for a run."""
     price_per_gpu_hour: float | None = Field(None, ge=0, le=1e9)
+    """In any currency: the plan and the report then tell costs."""
     cluster_gpus: int | None = Field(None, ge=1, le=1_000_000)
     """GPUs to reckon with in `--plan` where no cluster is at hand."""
     node_labels: dict[str, str] = Field(default_factory=dict)

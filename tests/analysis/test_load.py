@@ -95,6 +95,13 @@ def test_runs_that_cannot_be_used(tmp_path: Path, broken: str, told: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_out_of_its_folder_is_told_where_it_belongs(tmp_path: Path) -> None:
+    copied = tmp_path / "mine.parquet"
+    pd.DataFrame({"run_id": ["a"], "steps": [7000]}).to_parquet(copied)
+    with pytest.raises(AnalysisError, match=r"mine\.parquet: no text.* its results folder"):
+        load(copied)
+
+
 B_CURVE = curve_of("b", 12000)
 
 

@@ -1,13 +1,16 @@
 """The command line as people meet it: help, near misses, commands to paste, doctor, schema, completion."""
 
 import argparse
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -17,12 +20,14 @@ import analysis.__main__
 import gepa_core.data.__main__
 import launch
 from gepa_core import invocation
+from gepa_core.config import RunConfig
+from gepa_core.recipes import PRESETS
 from sweeps.commands.doctor import problems_of
 from sweeps.commands.machine import examine
 from sweeps.commands.parser import COMMANDS, command_parser, sweep_parser, whole_parser
-from sweeps.commands.words import sweep_schema
-from sweeps.spec.keys import run_vocabulary
-from sweeps.spec.meanings import meanings
+from sweeps.commands.words import default_of, sweep_schema
+from sweeps.spec.keys import fields, run_vocabulary
+from sweeps.spec.meanings import all_keys, meanings
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,13 +150,24 @@ def test_doctor_examines_this_machine(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(run_vocabulary().keys) <= set(meanings())
+    assert set(all_keys()) <= set(meanings())
     assert launch.main(["keys", "matrix_lr", "--recipe", "gepa-nano"]) == 0
     told = capsys.readouterr().out
-    assert "0.0075" in told or "0.025" in told
+    assert re.search(r"^optim\.matrix_lr +0\.025 ", told, re.MULTILINE)
     assert "Peak learning rate of the blocks' matrices (Muon)." in " ".join(told.split())
     assert launch.main(["keys", "matrx_lr"]) == 2
     assert "did you mean optim.matrix_lr?" in capsys.readouterr().err
+    assert launch.main(["keys", "silence"]) == 0
+    assert re.search(r"^script\.silence_minutes +30\.0 ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_the_defaults_that_are_told_are_those_of_a_run(recipe: str) -> None:
+    run: Any = RunConfig(steps=10, warmdown_steps=5, **PRESETS[recipe])
+    for name in (set(fields(RunConfig)) & set(run_vocabulary().keys)) - {"steps", "warmdown_steps"}:
+        wanted = functools.reduce(getattr, name.split("."), run)
+        assert default_of(run_vocabulary().keys[name], recipe) == wanted, name
+    assert {default_of(all_keys()[name], recipe) for name in ("steps", "warmdown_ratio")} == {None}
 
 
 def test_shipped_sweeps_fit_the_schema_and_wrong_ones_do_not() -> None:

@@ -45,7 +45,7 @@ def test_a_figure_that_cannot_be_is_left_out_and_said(
     assert launch(text, tmp_path / "out").exit_code == 0
     (row,) = rows(tmp_path / "out")
     assert (row["int6_bpb"], row["float_bpb"]) == (None, 0.5)
-    (run,) = load(tmp_path / "out" / "tiny").runs
+    (run,) = load(tmp_path / "out" / "tiny" / "runs.parquet").runs  # as good as its folder
     assert run.final("int6_bpb") is None
     assert "left out" in capsys.readouterr().err
 
