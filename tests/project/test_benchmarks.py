@@ -10,7 +10,7 @@ import sentencepiece as spm
 import torch
 import zstandard
 
-from benchmarks import gpu, quantize, sharing, step, ttt
+from benchmarks import gpu, quantize, rounding, sharing, step, ttt
 from benchmarks.baseline import PlainTrainer, PlainTTT, plain_int6
 from gepa_core.config import RunConfig
 from gepa_core.data.tokenizer import byte_table
@@ -105,6 +105,12 @@ def test_ttt(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert abs(result["bpb_difference"]) < 1e-5
     assert result["bpb"]["sliding"] == pytest.approx(result["bpb"]["sliding baseline"], abs=1e-5)
     assert json.loads((tmp_path / "results" / "ttt.json").read_text()) == result
+
+
+def test_rounding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rounding.main(SMALL) == 0
+    far = answer(capsys)["difference"]
+    assert abs(far["fp32 ours, uncompiled"]) < 1e-6 < abs(far["bf16 published"]) < 1e-3
 
 
 def test_quantize(capsys: pytest.CaptureFixture[str]) -> None:
