@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from sweeps.commands.sweep import open_data, over_store
-from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, run_sweep
+from sweeps.drive.protocols import Ended, Event, LeaseReady
 from sweeps.drive.ray_cluster import RayCluster
 from sweeps.kinds.table import SEGMENT
 from sweeps.plan.planner import make_plan

@@ -15,8 +15,8 @@ from gepa_core.data.folder import Dataset
 from gepa_core.data.shards import ShardSet
 from gepa_core.sections import DataConfig
 from sweeps.commands.sweep import data_record, open_data, over_store
-from sweeps.drive.driver import Ended, Event, LeaseReady
 from sweeps.drive.launch import RunOptions, SweepResult, run_sweep
+from sweeps.drive.protocols import Ended, Event, LeaseReady
 from sweeps.plan.tree import Plan
 from sweeps.spec.load import read_sweep
 from sweeps.spec.sweep import Sweep

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MEASURES = ("val_loss", "val_bpb")
+"""What a validation measures."""
+
 
 @dataclass(slots=True)
 class Step:

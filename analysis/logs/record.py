@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import log
 
 from analysis.logs.ends import DONE, End, end
+from analysis.logs.events import MEASURES
 from analysis.logs.split import Training
 from analysis.logs.stages import FINALS, Stages, stages
 from analysis.logs.warmdown import Warmdown, clock, warmdown
@@ -118,7 +119,7 @@ def record(run: Training, given: int | None = None, planned: int | None = None) 
 def _drop_other_units(run: Training) -> list[str]:
     """Leaves out losses that the log says are in bits, and bits per byte that are in nats."""
     notes = []
-    for name in ("val_loss", "val_bpb"):
+    for name in MEASURES:
         if said := run.facts.get(f"{name}_unit"):
             notes.append(f"{name} is of another unit and left out ({said})")
             for values in run.points.values():

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gepa_core.errors import ConfigError, UserError
-from sweeps.drive.driver import Cluster, ClusterError, Driver, Ending, Interrupts, Options
+from sweeps.drive.driver import Driver, Ending, Interrupts, Options
 from sweeps.drive.fresh import forget
 from sweeps.drive.notify import Notifier, NotifyingView
+from sweeps.drive.protocols import Cluster, ClusterError
 from sweeps.drive.record import SweepRecorder
 from sweeps.drive.scripts import ReadLog, archive_path, check_passed_on, publish_files
 from sweeps.drive.session import remove_dead

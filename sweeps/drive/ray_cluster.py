@@ -43,7 +43,7 @@ from ray.util.placement_group import (  # noqa: E402
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
 
-from sweeps.drive.driver import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
+from sweeps.drive.protocols import ClusterError, Ended, Event, LeaseGone, LeaseReady  # noqa: E402
 from sweeps.drive.service_thread import ServiceThread  # noqa: E402
 from sweeps.drive.session import LOOPBACK, change_environment, new_folder, private_environment  # noqa: E402
 from sweeps.plan.estimate import Machine, places, refusal  # noqa: E402

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gepa_core.config import ExecConfig, RunConfig
-from sweeps.drive.driver import ClusterError, Driver, Ended, Ending, Event, LeaseGone, LeaseReady, Options
+from sweeps.drive.driver import Driver, Ending, Options
+from sweeps.drive.protocols import ClusterError, Ended, Event, LeaseGone, LeaseReady
 from sweeps.kinds.table import USUAL_STAGES
 from sweeps.plan.planner import make_plan
 from sweeps.plan.tree import Plan

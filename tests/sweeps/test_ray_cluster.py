@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.drive.driver import ClusterError
+from sweeps.drive.protocols import ClusterError
 from sweeps.drive.ray_cluster import RayCluster
 from sweeps.spec.load import read_sweep
 from sweeps.store.store import Store
