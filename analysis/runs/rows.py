@@ -36,7 +36,9 @@ def _number(row: dict, name: str, where: str) -> float | None:
     try:
         value = float(cell)
     except (TypeError, ValueError):
-        raise AnalysisError(f"{where}: {name} is {cell!r}, not a number") from None
+        raise AnalysisError(f"{where}: {name} is {str(cell)[:80]!r}, not a number") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        value = float("inf")
     if not np.isfinite(value):
         raise AnalysisError(f"{where}: {name} is {value}; leave unknown cells empty, drop diverged runs")
     return value

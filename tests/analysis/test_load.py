@@ -75,6 +75,7 @@ def test_runs_without_trajectories_are_used_by_their_finals(tmp_path: Path) -> N
         (RUNS.replace("peak_steps,warmdown_steps", "x,y"), "give peak_steps, warmdown_steps, or"),
         (RUNS.replace("\nb,", "\na,"), "run 'a' appears more than once"),
         (RUNS.replace("1.1268", "fast"), "run 'b': float_bpb is 'fast', not a number"),
+        (RUNS.replace("1.1268", "9" * 400), "float_bpb is inf; leave unknown cells empty"),
         (RUNS.replace("1.1268", "inf"), "float_bpb is inf; leave unknown cells empty"),
         (RUNS.replace("1.1268", "1.9026"), "float_bpb of run 'b' is 1.9026, but runs of like steps"),
         (RUNS.replace("float_bpb", "val_bpb").replace("1.1268", "1.9026"), "val_bpb of run 'b' is 1.9026"),
